@@ -1,0 +1,71 @@
+"""What a user can get wrong, or a disk can do to a store.
+
+* StoreError
+  - StoreNotFoundError
+  - StoreFormatError
+  - StoreWriteError
+  - SchemaMismatchError
+  - CommitCorruptError
+  - ShardMissingError
+  - ShardCorruptError
+  - UnknownQueryError
+  - QueryRefusedError
+  - PairSetError
+  - SourceError
+  - ModelError
+
+Each takes its message and nothing else, so that it survives the trip out of a worker process.
+The command line prints the message as one line and leaves with exit code 1.
+"""
+
+
+class StoreError(Exception):
+    """Base class of every error of files; its message is fit to show to a user."""
+
+
+class StoreNotFoundError(StoreError):
+    """The folder is missing, or is no store."""
+
+
+class StoreFormatError(StoreError):
+    """The store was written by a version of the format that this version cannot read."""
+
+
+class StoreWriteError(StoreError):
+    """The file system refused a write: read-only, full, or out of quota."""
+
+
+class SchemaMismatchError(StoreError):
+    """A table's columns differ from the schema this version writes."""
+
+
+class CommitCorruptError(StoreError):
+    """A commit record's bytes do not match the hash in its name."""
+
+
+class ShardMissingError(StoreError):
+    """A live shard is not on disk."""
+
+
+class ShardCorruptError(StoreError):
+    """A shard's bytes do not match the hash in its name."""
+
+
+class UnknownQueryError(StoreError):
+    """No query of that name is kept with the package."""
+
+
+class QueryRefusedError(StoreError):
+    """The SQL is not a single SELECT, or DuckDB could not run it."""
+
+
+class PairSetError(StoreError):
+    """The store has no such pair set, or it cannot be used as asked."""
+
+
+class SourceError(StoreError):
+    """A source file cannot be read, or holds no column that this version knows."""
+
+
+class ModelError(StoreError):
+    """A model or tokenizer folder is missing, incomplete, or does not fit the store."""
