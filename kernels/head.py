@@ -1,0 +1,36 @@
+"""The output head: how a last hidden state becomes the logits of the next token.
+
+Letters in shape comments: T tokens, V vocabulary, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputHead:
+    """``logits = softcap * tanh((hidden @ weight.T + bias) * scale / softcap)``, in that order.
+
+    ``scale`` multiplies: Granite divides by its ``logits_scaling``, so its scale is the inverse;
+    Cohere multiplies by its ``logit_scale``. ``softcap`` is Gemma 2's ``final_logit_softcapping``.
+    """
+
+    weight: Tensor  # [V, H]
+    """The matrix of the output embedding, tied or not."""
+    bias: Tensor | None = None  # [V]
+    """Added to the product before scale and softcap."""
+    scale: float = 1.0
+    """Multiplies product and bias; greater than 0."""
+    softcap: float | None = None
+    """Bound of the logits' magnitude, greater than 0; None where the model has none."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the weight, padding of the vocabulary included."""
+        return self.weight.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of columns of the weight."""
+        return self.weight.shape[1]
