@@ -1,0 +1,385 @@
+"""Language models as scorers: loaded from a folder, run on packed rows, with or without gradient.
+
+``ScoringModel`` is the one forward pass of scoring and of training. It runs the backbone on packed
+rows, keeps only the positions whose next token belongs to a completion, and hands those to the
+kernels together with the output head, so that whole logits never exist.
+
+Which of three routes it takes is decided by a self-check when the model is loaded:
+
+* ``packed``: completions share their prompt's row, kept apart by a mask;
+* ``separate``: one completion a row, without masks (ALiBi, recurrent models);
+* ``logits``: the model's own forward pass, row by row, where its head is not a known one.
+
+Letters in shape comments: R rows, L tokens of the longest row, T completion tokens, H hidden size,
+V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from ..kernels.head import OutputHead
+from ..kernels.linear import linear_logits, linear_token_scores
+from ..stores.errors import ModelError
+from .batches import PackedBatch, collate_rows, separate_rows
+from .heads import HeadConvention, head_conventions
+from .masks import mask_rule
+from .packing import LengthSwitch, PackedRow
+from .selfcheck import PackingReport, check_packing
+
+Precision = Literal["float32", "bf16", "bf16-autocast", "float64"]
+Route = Literal["packed", "separate", "logits"]
+_DTYPES = {
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bf16-autocast": torch.float32,
+    "float64": torch.float64,
+}
+
+
+class TokenScores(NamedTuple):
+    """What a forward pass says of each completion token; None for what was not wanted.
+
+    A tuple, because FSDP2 looks for tensors that need gradients inside tuples, not in dataclasses.
+    """
+
+    sequence_index: Tensor
+    """The caller's number of the sequence that each token belongs to, [T] int64."""
+    token_logps: Tensor | None = None
+    """Log-probability in nats, [T] float32 (float64 where the model is float64)."""
+    entropy: Tensor | None = None
+    """Entropy of the distribution that the token was drawn from, in nats, [T]."""
+    hidden: Tensor | None = None
+    """Input of the output head, [T, H], in the dtype of the model."""
+    logits: Tensor | None = None
+    """All logits, [T, V]: for checks of a few tokens."""
+
+
+class ScoringModel(nn.Module):
+    """A causal language model that scores the completions of packed rows."""
+
+    def __init__(
+        self, model: nn.Module, *, precision: Precision = "float32", route: Route = "packed"
+    ) -> None:
+        """Wrap a transformers model; nothing is checked, see :func:`load_scoring_model`.
+
+        Args:
+            model: Any of transformers' models for causal language modelling.
+            precision: ``bf16-autocast`` runs the backbone under autocast; the others take the
+                dtype that the weights have.
+            route: How rows are computed, see the module's docstring.
+        """
+        super().__init__()
+        self.model: Any = model  # transformers' classes have no common type with what is used here
+        self.precision = precision
+        self.route: Route = route
+        self.convention: HeadConvention = head_conventions(self.config)[0]
+        self.mask_rule = mask_rule(self.config, attention=self.attention)
+        if self.mask_rule is None and route == "packed":
+            self.route = "separate"
+        self.report: PackingReport | None = None
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the language model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation, ``sdpa`` or ``eager`` unless another was asked for."""
+        return str(self.config._attn_implementation)
+
+    @property
+    def packs(self) -> bool:
+        """Whether completions of one prompt share a row."""
+        return self.route == "packed"
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return int(self.config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of columns of the output head."""
+        return self.head.hidden_size
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the configuration names; None where it names none."""
+        value = getattr(self.config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def windows(self) -> list[int]:
+        """Sizes of the sliding windows of its layers; empty where every layer sees everything."""
+        rule = self.mask_rule
+        return [] if rule is None else [window for window in rule.windows.values() if window]
+
+    @property
+    def length_switch(self) -> LengthSwitch | None:
+        """The length at which rotary embeddings change for a whole batch, None for most models."""
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        nested = [value for value in parameters.values() if isinstance(value, dict)]
+        for rope in nested or [parameters]:
+            kind = rope.get("rope_type", "default")
+            if kind == "longrope":
+                return LengthSwitch(boundary=int(rope["original_max_position_embeddings"]))
+            if "dynamic" in kind:
+                boundary = int(self.config.max_position_embeddings)
+                return LengthSwitch(boundary=boundary, is_gradual=True)
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def head(self) -> OutputHead:
+        """The output head as it is now: under FSDP2 whole only inside the forward pass.
+
+        Raises:
+            ModelError: If the model has no output embedding of the usual form.
+        """
+        layer = self.model.get_output_embeddings()
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.ndim != 2:
+            raise ModelError(
+                f"{type(self.model).__name__} has no output embedding that is a matrix"
+            )
+        return OutputHead(
+            weight=weight,
+            bias=getattr(layer, "bias", None),
+            scale=self.convention.scale,
+            softcap=self.convention.softcap,
+        )
+
+    def collate(self, rows: Sequence[PackedRow], *, multiple_of: int = 1) -> PackedBatch:
+        """Return the tensors of some rows; where the model does not pack, one completion a row."""
+        rows = rows if self.packs else separate_rows(rows)
+        return collate_rows(rows, multiple_of=multiple_of)
+
+    def forward(self, batch: PackedBatch, want: Sequence[str] = ("token_logps",)) -> TokenScores:
+        """Return what is wanted of each completion token of a batch on the model's device.
+
+        Args:
+            batch: As :meth:`collate` makes it.
+            want: Names of the fields of :class:`TokenScores`.
+        """
+        if self.route == "logits":
+            return self._forward_logits(batch, want)
+        with self._autocast():
+            hidden_rows = self._backbone(batch)
+        hidden = hidden_rows.flatten(0, 1).index_select(0, batch.gather_index)
+        head = self.head
+        kernel_want = [name for name in want if name in ("token_logps", "entropy")]
+        scores = linear_token_scores(hidden, head, batch.labels, want=kernel_want)
+        return TokenScores(
+            sequence_index=batch.sequence_index,
+            hidden=hidden if "hidden" in want else None,
+            logits=linear_logits(hidden, head) if "logits" in want else None,
+            **scores,
+        )
+
+    def _backbone(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+        self._reset_rotary()
+        # Padding comes last and attention looks back: without a mask it changes nothing either.
+        arguments: dict[str, Any] = {}
+        if self.route == "packed":
+            assert self.mask_rule is not None
+            masks = self.mask_rule.masks(batch.segments, batch.position_ids, self.dtype)
+            arguments = {"attention_mask": masks, "position_ids": batch.position_ids}
+        output = self.model.base_model(input_ids=batch.input_ids, **arguments)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _forward_logits(self, batch: PackedBatch, want: Sequence[str]) -> TokenScores:
+        """Score one row at a time the plain way, with whole logits of that row only."""
+        rows, kept = [], []
+        row_length = batch.input_ids.shape[1]
+        for r in range(batch.input_ids.shape[0]):
+            length = int((batch.segments[r] >= 0).sum())  # On a GPU this waits for the device.
+            places = batch.gather_index[batch.gather_index // row_length == r] % row_length
+            self._reset_rotary()
+            with self._autocast():
+                logits = self.model(input_ids=batch.input_ids[r : r + 1, :length]).logits[0]
+            rows.append(_label_scores(logits[places], batch.input_ids[r, places + 1]))
+            if "logits" in want:
+                kept.append(logits[places])
+        return TokenScores(
+            sequence_index=batch.sequence_index,
+            token_logps=torch.cat([logps for logps, _ in rows]) if "token_logps" in want else None,
+            entropy=torch.cat([entropy for _, entropy in rows]) if "entropy" in want else None,
+            logits=torch.cat(kept) if kept else None,
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision != "bf16-autocast":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _reset_rotary(self) -> None:
+        """Forget the longest sequence seen so far: dynamic NTK scaling would depend on it."""
+        switch = self.length_switch
+        if switch is None or not switch.is_gradual:
+            return
+        for module in self.model.modules():
+            if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
+                module.max_seq_len_cached = switch.boundary
+                module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
+
+
+def load_scoring_model(
+    model_dir: str | Path,
+    *,
+    precision: Precision = "float32",
+    device: str | torch.device = "cpu",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    experts: str | None = None,
+    mesh: DeviceMesh | None = None,
+    check: bool = True,
+) -> ScoringModel:
+    """Return a model from a local folder, without dropout, ready to score.
+
+    Args:
+        model_dir: A folder with ``config.json`` and weights as safetensors.
+        precision: Dtype of weights and activations; logits are float32 in any case.
+        device: Where the model goes; ignored where ``mesh`` is given.
+        attention: ``sdpa`` or ``eager``; None takes sdpa where the model supports it.
+        trust_remote_code: Whether Python code in the folder may run.
+        experts: Implementation of mixtures of experts, None for transformers' choice.
+        mesh: Devices to split the weights over with FSDP2, None for one device.
+        check: Whether the self-check decides how rows are computed; without it the packed route
+            is taken on trust.
+
+    Raises:
+        ModelError: If folder, configuration or weights are missing or do not fit.
+        ValueError: If the precision is unknown.
+    """
+    if precision not in _DTYPES:
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    with _quiet_transformers():
+        model = _load(Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code)
+        scoring_model = ScoringModel(model, precision=precision).eval()
+        if mesh is None:
+            scoring_model.to(device)
+        else:
+            shard_model(scoring_model, mesh)
+        if check:
+            check_packing(scoring_model)
+    return scoring_model
+
+
+def shard_model(scoring_model: ScoringModel, mesh: DeviceMesh) -> None:
+    """Split the weights over the devices of a mesh, layer by layer, with FSDP2.
+
+    Each process then holds one layer and the root's embeddings whole, and its share of the rest.
+    All processes have to run the same number of forward passes.
+    """
+    names = set(getattr(scoring_model.model, "_no_split_modules", None) or ())
+    for module in list(scoring_model.model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh)
+    fully_shard(scoring_model, mesh=mesh)
+
+
+def score_rows(
+    scoring_model: ScoringModel, rows: Sequence[PackedRow]
+) -> dict[int, NDArray[np.float32]]:
+    """Return the token log-probs of each sequence, by its number, from one forward pass."""
+    batch = scoring_model.collate(rows).to(scoring_model.device)
+    with torch.no_grad():
+        scores = scoring_model(batch)
+    return batch.split(scores.token_logps.cpu().numpy())
+
+
+def _label_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # -> [T], [T]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logps = torch.log_softmax(wide, dim=-1)
+    entropy = -(logps.exp() * logps).sum(dim=-1)
+    return logps.gather(-1, labels[:, None]).squeeze(-1), entropy
+
+
+def _load(
+    model_dir: Path,
+    dtype: torch.dtype,
+    attention: str | None,
+    experts: str | None,
+    trust_remote_code: bool,
+) -> Any:
+    if not (model_dir / "config.json").is_file():
+        raise ModelError(f"{model_dir} is no model folder: it has no config.json")
+    if not any(model_dir.glob("*.safetensors")):
+        other = (
+            " (its *.bin files are not read: convert them)" if any(model_dir.glob("*.bin")) else ""
+        )
+        raise ModelError(f"{model_dir} has no weights as *.safetensors{other}")
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    if experts is not None:
+        options["experts_implementation"] = experts
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            model_dir, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        _without_dropout(config)
+        auto: Any = transformers.AutoModelForCausalLM  # typed without output_loading_info
+        model, found = auto.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load the model in {model_dir}: {reason}") from error
+    if absent := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
+        raise ModelError(
+            f"{model_dir} lacks {len(absent)} of the model's tensors, {absent[0]} among them"
+        )
+    return model
+
+
+def _without_dropout(config: Any) -> None:
+    """Set every dropout of a configuration to 0: a score is not a matter of chance."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+                setattr(part, name, 0.0)
+            if name == "layerdrop":
+                setattr(part, name, 0.0)
+        part.use_cache = False
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and notes off stderr."""
+    log: Any = transformers.utils.logging  # untyped
+    verbosity, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if has_bars:
+            log.enable_progress_bar()
