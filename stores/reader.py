@@ -1,0 +1,166 @@
+"""Random access: rows by key, from memory-mapped shards, touching only the row groups they lie in.
+
+Cost: 24 bytes of index a live row, built from the key columns alone; then one row group read for
+each that holds a wanted row. A table whose rows are large has one row per group (schema.py).
+"""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .errors import ShardMissingError, StoreError
+from .known import Keys, check_equal, find_keys, key_column, rows_equal, to_keys
+from .schema import ROW_HASH
+from .shards import Shard, clear_read_errors, empty_rows, open_parquet, table_schema, to_memory
+from .store import Store
+
+_MAX_OPEN_FILES = 64
+
+
+class RowReader:
+    """Reads rows of one partition by key; any number of threads may share it.
+
+    >>> # reader = RowReader(store, "sequences", fingerprint, columns=["ids"])
+    >>> # reader.rows(keys).column("ids")
+    """
+
+    def __init__(
+        self, store: Store, table: str, partition: str, *, columns: Sequence[str], **equal: object
+    ) -> None:
+        """Build the index from the live key columns.
+
+        Args:
+            store: The store, as it was last refreshed.
+            table: Name of the table.
+            partition: Name of the partition.
+            columns: Names of the columns to return.
+            equal: Values of the other columns of the table's key (``k=64`` for topk).
+
+        Raises:
+            ShardMissingError: If a live shard is gone, and not because it was compacted.
+        """
+        self._store = store
+        self._table = table_schema(table)
+        self._partition = partition
+        self._columns = list(columns)
+        self._equal = dict(equal)
+        self._open = threading.local()  # a ParquetFile belongs to the thread that opened it
+        self._lock = threading.Lock()
+        check_equal(self._table, equal)
+        self._index = self._build_index()
+
+    def rows(self, keys: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """Return the rows of ``keys``, in their order; a key may be asked for more than once.
+
+        Args:
+            keys: Keys, ``fixed_size_binary(16)`` [N], without nulls.
+
+        Raises:
+            StoreError: If the partition has no row of a key.
+            ShardMissingError: If a live shard is gone, and not because it was compacted.
+        """
+        wanted = to_keys(keys)
+        index = self._index
+        try:
+            return self._rows(wanted, index)
+        except ShardMissingError:
+            with self._lock:
+                if self._index is index:  # else another thread has done it
+                    if not self._store.refresh():
+                        raise
+                    self._index = self._build_index()
+            return self._rows(wanted, self._index)
+
+    def _rows(self, wanted: Keys, index: "_Index") -> pa.Table:
+        places, is_there = find_keys(wanted, index.keys)
+        if not is_there.all():
+            absent = wanted[~is_there]
+            raise StoreError(
+                f"{self._table.name}/{self._partition} has no row of {len(absent)} of"
+                f" {len(wanted)} keys, the first being {absent[0].ljust(16, bytes(1)).hex()}"
+            )
+        if not len(wanted):
+            return empty_rows(self._table, self._columns)
+        shards, positions = index.shards[places], index.positions[places]
+        order = np.lexsort((positions, shards))
+        parts = []
+        for shard in np.unique(shards):
+            chosen = order[shards[order] == shard]
+            parts.append(self._rows_of_shard(index.files[shard], positions[chosen]))
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.concat_tables(parts).take(pa.array(back))
+
+    def _rows_of_shard(self, shard: Shard, positions: NDArray[np.int64]) -> pa.Table:
+        """The rows at ascending ``positions`` of ``shard``."""
+        size = self._table.rows_per_group
+        parts = []
+        with clear_read_errors(shard):
+            file = self._file(shard)
+            for group in np.unique(positions // size):
+                rows = file.read_row_group(int(group), columns=self._columns, use_threads=False)
+                inside = positions[positions // size == group] - group * size
+                parts.append(to_memory(rows.select(self._columns)).take(pa.array(inside)))
+        return pa.concat_tables(parts)
+
+    def _file(self, shard: Shard) -> pq.ParquetFile:
+        files: dict[str, pq.ParquetFile] = self._open.__dict__.setdefault("files", {})
+        if shard.name not in files:
+            if len(files) >= _MAX_OPEN_FILES:
+                files.pop(next(iter(files))).close()
+            files[shard.name] = open_parquet(shard.path)
+        return files[shard.name]
+
+    def _build_index(self) -> "_Index":
+        try:
+            return self._read_index()
+        except ShardMissingError:
+            if not self._store.refresh():
+                raise
+            return self._read_index()
+
+    def _read_index(self) -> "_Index":
+        column = key_column(self._table)
+        shards = self._store.shards(self._table.name, self._partition)
+        keys, hashes, numbers, positions = [np.empty(0, "S16")], [np.empty(0, np.uint64)], [], []
+        for number, shard in enumerate(shards):
+            with clear_read_errors(shard):
+                names = [column, *self._equal, ROW_HASH.name]
+                with open_parquet(shard.path) as file:
+                    rows = to_memory(file.read(columns=names))
+            place = np.arange(rows.num_rows, dtype=np.int64)
+            mask = rows_equal(rows, self._equal)
+            if mask is not None:
+                rows, place = rows.filter(mask), place[np.asarray(mask)]
+            keys.append(to_keys(rows.column(column)))
+            hashes.append(rows.column(ROW_HASH.name).to_numpy())
+            numbers.append(np.full(rows.num_rows, number, np.int64))
+            positions.append(place)
+        return _Index(shards, np.concatenate(keys), np.concatenate(hashes), numbers, positions)
+
+
+class _Index:
+    """Where each key's row is: of duplicates, the one that counts."""
+
+    def __init__(
+        self,
+        files: list[Shard],
+        keys: Keys,
+        hashes: NDArray[np.uint64],
+        numbers: list[NDArray[np.int64]],
+        positions: list[NDArray[np.int64]],
+    ) -> None:
+        none = [np.empty(0, np.int64)]
+        order = np.lexsort((hashes, keys))
+        keys = keys[order]
+        is_first = np.ones(len(keys), np.bool_)
+        is_first[1:] = keys[1:] != keys[:-1]
+        order = order[is_first]
+        self.files = files
+        self.keys = keys[is_first]
+        self.shards = np.concatenate(none + numbers)[order]
+        self.positions = np.concatenate(none + positions)[order]

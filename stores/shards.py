@@ -1,0 +1,241 @@
+"""One shard: a Parquet file that is written once, named after its bytes, and never changed.
+
+On disk a key is a Parquet UUID and the last column is ``row_hash``; in memory a key is
+``fixed_size_binary(16)``, because pyarrow can neither sort nor filter UUIDs. Rows are sorted by
+the table's order and unique in its key. Floats are byte-split and never dictionary-encoded, which
+halves log-probs; ids are plain, so that every DuckDB reads them; pages carry checksums.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from blake3 import blake3
+
+from .crash import crash_at
+from .errors import SchemaMismatchError, ShardCorruptError, ShardMissingError
+from .keys import KEY_BYTES
+from .placing import clear_write_errors, move_synced, sync_file
+from .rowhash import row_hashes
+from .rows import in_order, resolve_duplicates
+from .schema import FORMAT_VERSION, KEY, ROW_HASH, TABLES, TableSchema
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A shard as its commit record names it."""
+
+    table: str
+    """Name of the table."""
+
+    partition: str
+    """Name of the partition."""
+
+    name: str
+    """BLAKE3 of the file's bytes, 32 hexadecimal digits; the file's name."""
+
+    num_rows: int
+    """Rows in it."""
+
+    num_bytes: int
+    """Size of the file."""
+
+    path: Path
+    """Where the file is."""
+
+
+def shard_path(root: Path, table: str, partition: str, name: str) -> Path:
+    """Return where the store at ``root`` keeps a shard; 256 folders keep listings short."""
+    return root / "data" / table / partition / name[:2] / f"{name}.parquet"
+
+
+def disk_schema(table: TableSchema) -> pa.Schema:
+    """Return the columns of a shard of ``table``: keys as UUIDs, ``row_hash`` last."""
+    fields = [field.with_type(pa.uuid()) if field.type == KEY else field for field in table.schema]
+    return pa.schema([*fields, ROW_HASH])
+
+
+def check_schema(rows: pa.Table, table: TableSchema) -> None:
+    """Check that ``rows`` are rows of ``table``.
+
+    Raises:
+        SchemaMismatchError: If a column is missing, unknown, of another type or out of place, or
+            has nulls where there may be none.
+    """
+    expected = {field.name: field for field in table.schema}
+    problems = [f"{name} is missing" for name in expected if name not in rows.schema.names]
+    for field in rows.schema:
+        if field.name not in expected:
+            problems.append(f"{field.name} is unknown")
+        elif field.type != expected[field.name].type:
+            problems.append(f"{field.name} is {field.type}, not {expected[field.name].type}")
+        elif not expected[field.name].nullable and rows.column(field.name).null_count:
+            problems.append(f"{field.name} has nulls")
+    if not problems and rows.schema.names != list(expected):
+        problems.append(f"columns are in the order {rows.schema.names}, not {list(expected)}")
+    if problems:
+        raise SchemaMismatchError(f"rows do not fit the table {table.name}: {'; '.join(problems)}")
+
+
+def write_shard(
+    rows: pa.Table, table: TableSchema, partition: str, root: Path, provenance: Mapping[str, object]
+) -> Shard:
+    """Write ``rows`` as one shard, place it and return it; it is not live before its commit.
+
+    Args:
+        rows: Rows in the table's memory schema, in any order, repeated or not.
+        table: The table.
+        partition: The partition.
+        root: Folder of the store.
+        provenance: Kept in the file's metadata; not hashed into anything but the file's name.
+
+    Raises:
+        StoreWriteError: If the file system refuses; nothing is left behind.
+    """
+    rows = rows.cast(table.schema).append_column(ROW_HASH, pa.array(row_hashes(rows)))
+    rows = in_order(resolve_duplicates(rows, table.key), table.order)
+    metadata = {
+        "offpref.format_version": str(FORMAT_VERSION),
+        "offpref.table": table.name,
+        "offpref.partition": partition,
+        "offpref.write_id": uuid4().hex,  # no two files are equal, so a removal is for ever
+        "offpref.provenance": json.dumps(provenance, sort_keys=True),
+    }
+    partial = root / "tmp" / f"{uuid4().hex}.parquet"
+    with clear_write_errors(partial):
+        try:
+            _write_parquet(rows.cast(disk_schema(table)), table, metadata, partial)
+            crash_at("shard-written")
+            sync_file(partial)
+            name, num_bytes = file_name(partial), partial.stat().st_size
+            path = shard_path(root, table.name, partition, name)
+            move_synced(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    crash_at("shard-placed")
+    return Shard(
+        table=table.name, partition=partition, name=name,
+        num_rows=rows.num_rows, num_bytes=num_bytes, path=path,
+    )  # fmt: skip
+
+
+def read_shard(shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """Return the rows of ``shard``, keys as they are in memory, page checksums verified.
+
+    Raises:
+        ShardMissingError: If the file is gone.
+        ShardCorruptError: If it cannot be read.
+    """
+    with clear_read_errors(shard):
+        with open_parquet(shard.path) as file:
+            rows = file.read(columns=list(columns))
+        return to_memory(rows.select(columns))
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a shard, mapped into memory; pages are checked as they are read."""
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+def to_memory(rows: pa.Table) -> pa.Table:
+    """Return ``rows`` with UUIDs as ``fixed_size_binary(16)``; nothing is copied."""
+    fields = [field.with_type(KEY) if field.type == pa.uuid() else field for field in rows.schema]
+    return rows.cast(pa.schema(fields))
+
+
+def empty_rows(table: TableSchema, columns: Sequence[str]) -> pa.Table:
+    """Return no rows of ``table``, with the types of ``columns``."""
+    schema = pa.schema([*table.schema, ROW_HASH])
+    return pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def file_name(path: Path) -> str:
+    """Return the name that a file's bytes give it: BLAKE3, 32 hexadecimal digits."""
+    return blake3().update_mmap(path).hexdigest(KEY_BYTES)
+
+
+@contextmanager
+def clear_read_errors(shard: Shard) -> Iterator[None]:
+    """Say of a shard that cannot be read which one it is and why, in one line.
+
+    Raises:
+        ShardMissingError: If the file is gone.
+        ShardCorruptError: If it cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ShardMissingError(
+            f"{shard.path} is gone, though a commit names it; run `offpref store verify`"
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ShardCorruptError(
+            f"{shard.path} cannot be read: {reason}; run `offpref store verify`"
+        ) from error
+
+
+def _write_parquet(
+    rows: pa.Table, table: TableSchema, metadata: Mapping[str, str], path: Path
+) -> None:
+    rows = rows.replace_schema_metadata(metadata)
+    with pq.ParquetWriter(
+        os.fspath(path),
+        rows.schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=_leaves(table, pa.types.is_string),
+        column_encoding=dict.fromkeys(_leaves(table, pa.types.is_floating), "BYTE_STREAM_SPLIT"),
+        write_page_checksum=True,
+        write_page_index=True,
+    ) as writer:
+        writer.write_table(rows, row_group_size=table.rows_per_group)
+
+
+def _leaves(table: TableSchema, is_wanted: Callable[[pa.DataType], bool]) -> list[str]:
+    """The Parquet paths of the columns whose values, or elements, are of the wanted kind."""
+    paths = []
+    for field in table.schema:
+        if pa.types.is_map(field.type):
+            if is_wanted(field.type.key_type):
+                paths.append(f"{field.name}.key_value.key")
+            if is_wanted(field.type.item_type):
+                paths.append(f"{field.name}.key_value.value")
+        elif pa.types.is_list(field.type):
+            if is_wanted(field.type.value_type):
+                paths.append(f"{field.name}.list.element")
+        elif is_wanted(field.type):
+            paths.append(field.name)
+    return paths
+
+
+def table_schema(name: str) -> TableSchema:
+    """Return the schema of the table called ``name``.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    if name not in TABLES:
+        raise ValueError(f"no table is called {name!r}; there are: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def check_name(name: str) -> None:
+    """Check that ``name`` can be a folder's or a file's name everywhere.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        raise ValueError(
+            f"expected 1 to 120 letters, digits, '.', '_' and '-', no '.' first, got {name!r}"
+        )
