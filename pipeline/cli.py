@@ -1,0 +1,340 @@
+"""The command line. Parsing and printing only; the work is in the stages' own modules.
+
+Each command imports what it needs when it runs: help and queries start without torch, and so does
+a ``score`` that finds everything in the store.
+"""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..stores.errors import StoreError
+
+if TYPE_CHECKING:
+    from .pair_sets import PairSet
+    from .pairs import AddSettings
+    from .score import ScoreSummary
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PRECISIONS = ("float32", "bf16", "bf16-autocast")
+GRACE_DAYS = 7.0
+
+
+class StageGroup(click.Group):
+    """Shows the errors a user can fix as one line, and lets every other error through."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except StoreError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Take the defaults of a command's options from a TOML file."""
+    if path is None:
+        return
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path}: expected a TOML file, got: {error}") from error
+    # A file may serve several commands, each with a table of its own.
+    own = settings.get(ctx.info_name or "", settings)
+    known = {each.name for each in ctx.command.params if isinstance(each, click.Option)}
+    given = {name.replace("-", "_"): value for name, value in own.items()}
+    if unknown := sorted(set(given) - known):
+        raise click.BadParameter(
+            f"{path}: {unknown[0]!r} is no option of {ctx.info_name}; "
+            f"there are: {', '.join(sorted(str(name) for name in known))}"
+        )
+    ctx.default_map = {**(ctx.default_map or {}), **given}
+
+
+def config_option(command: Command) -> Command:
+    """Add ``--config``, whose values are defaults of the other options."""
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        callback=_read_config,
+        is_eager=True,
+        expose_value=False,
+        help="TOML file with values for these options; what is given here wins.",
+    )(command)
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that say how data becomes a pair set."""
+    options = [
+        click.option("--split-column", help="Column that names the split of each row."),
+        click.option(
+            "--eval-fraction",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Share of the prompts held out as split 'eval', by a hash of the prompt.",
+        ),
+        click.option(
+            "--max-length",
+            type=int,
+            help="Longest sequence in tokens, prompt and completion.  [default: as many as the "
+            "model in the tokenizer's folder has positions]",
+        ),
+        click.option(
+            "--truncation",
+            type=click.Choice(["drop", "keep-start"]),
+            default="drop",
+            show_default=True,
+            help="Reject a longer row, or cut its completion's end off.",
+        ),
+        *(
+            click.option(f"--{part}-column", help=f"Column of the {part}, if not called as usual.")
+            for part in ("prompt", "chosen", "rejected", "completion", "label", "weight")
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+store_argument = click.argument("store", type=click.Path(file_okay=False, path_type=Path))
+
+
+@click.group(cls=StageGroup)
+@click.version_option(package_name="offpref")
+def main() -> None:
+    """Score preference pairs once, train from the scores, ask questions in SQL."""
+
+
+@main.command()
+@store_argument
+@click.option(
+    "--data", required=True, multiple=True, help="File, folder or address; may be repeated."
+)
+@click.option("--pair-set", required=True, help="Name for the pairs.")
+@click.option(
+    "--tokenizer",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with the tokenizer; a model's folder will do.",
+)
+@data_options
+@config_option
+def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **options: Any) -> None:
+    """Put pairs, prompts with completions, or unpaired labels into STORE."""
+    from ..stores.store import Store
+    from .pairs import add_pairs, plan_add
+    from .progress import RowBar
+
+    settings = _add_settings(data, pair_set, tokenizer, options)
+    opened = Store.create(store)
+    planned = plan_add(opened, settings)
+    with RowBar("add") as bar:
+        found, is_new = add_pairs(opened, planned, bar.advance)
+    _print_pair_set(opened, found, is_new=is_new)
+
+
+@main.command()
+@store_argument
+@click.option("--pair-set", required=True, help="Name of the pairs, or NAME@FINGERPRINT.")
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the reference, in Hugging Face form with safetensors.",
+)
+@click.option("--data", multiple=True, help="Add this first; as for add.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="Of weights and activations; logits are float32 always.",
+)
+@click.option(
+    "--max-batch-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens of a batch, padding included.  [default: 4096 on a CPU, 65536 on a GPU]",
+)
+@click.option("--device", help="As torch names it.  [default: a GPU if there is one]")
+@click.option(
+    "--shard-model",
+    is_flag=True,
+    help="Under torchrun: split the model over the processes (FSDP2), for one that fits no device.",
+)
+@click.option(
+    "--commit-seconds",
+    type=click.FloatRange(min=0, max=60),
+    default=20.0,
+    show_default=True,
+    help="Seconds of work between commits: what a kill can cost.",
+)
+@data_options
+@config_option
+def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **options: Any) -> None:
+    """Stage one: write the reference's log-probs of every sequence that has none."""
+    from ..stores.store import Store
+    from .progress import TokenBar
+    from .score import ScoreSettings
+    from .score import score as run
+
+    added = _taken_data_options(options)
+    if not data and any(value for value in added.values()):
+        given = next(name for name, value in added.items() if value)
+        raise click.UsageError(f"--{given.replace('_', '-')} takes no effect without --data")
+    settings = ScoreSettings(
+        model=model,
+        pair_set=None if data else pair_set,
+        data=_add_settings(data, pair_set, model, added) if data else None,
+        **options,
+    )
+    opened = Store.create(store) if data else Store.open(store)
+    with TokenBar("score") as bar:
+        summary = run(opened, settings, bar)
+    if data:
+        _print_pair_set(opened, summary.pair_set, is_new=summary.is_added)
+    _print_scores(summary)
+
+
+@main.command()
+@store_argument
+@click.argument("question", metavar="NAME|SQL")
+@click.option("--limit", default=20, show_default=True, help="Rows to print at most.")
+def query(store: Path, question: str, limit: int) -> None:
+    """Stage three: answer a named question, or one SELECT, on STORE."""
+    from ..stores.catalog import open_catalog
+
+    with open_catalog(store) as catalog:
+        click.echo(catalog.table_text(question, limit=limit))
+
+
+@main.group(name="store", cls=StageGroup)
+def store_group() -> None:
+    """Look after a store: list, verify, compact, collect garbage."""
+
+
+@store_group.command(name="ls")
+@store_argument
+def list_store(store: Path) -> None:
+    """List what STORE holds: rows, bytes and shards of every table and partition."""
+    from ..stores.listing import list_contents
+    from ..stores.store import Store
+
+    for line in list_contents(Store.open(store)):
+        click.echo(line)
+
+
+@store_group.command()
+@store_argument
+def verify(store: Path) -> None:
+    """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
+    from ..stores.verify import verify_store
+
+    report = verify_store(store)
+    for problem in report.problems:
+        click.echo(problem)
+    click.echo(report.summary, err=bool(report.problems))
+    if report.problems:
+        raise SystemExit(1)
+
+
+@store_group.command()
+@store_argument
+def compact(store: Path) -> None:
+    """Merge the small shards of STORE; writers and readers may go on meanwhile."""
+    from ..stores.compact import compact_store
+    from ..stores.store import Store
+
+    click.echo(compact_store(Store.open(store)))
+
+
+@store_group.command()
+@store_argument
+@click.option(
+    "--grace-days",
+    type=click.FloatRange(min=0),
+    default=GRACE_DAYS,
+    show_default=True,
+    help="How long a file that nothing names is kept for readers that still do.",
+)
+def gc(store: Path, grace_days: float) -> None:
+    """Delete the files of STORE that no commit names, or that were removed, after a grace."""
+    from ..stores.collect import collect_garbage
+    from ..stores.store import Store
+
+    click.echo(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))
+
+
+def _taken_data_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `data_options` out of ``options``."""
+    names = ["split_column", "eval_fraction", "max_length", "truncation"]
+    names += [name for name in options if name.endswith("_column") and name not in names]
+    taken = {name: options.pop(name) for name in names}
+    return taken
+
+
+def _add_settings(
+    data: tuple[str, ...], pair_set: str, tokenizer: Path, options: dict[str, Any]
+) -> "AddSettings":
+    from .fingerprints import default_max_length
+    from .pairs import AddSettings
+
+    columns = {
+        name.removesuffix("_column"): value
+        for name, value in options.items()
+        if name.endswith("_column") and name != "split_column" and value
+    }
+    try:
+        return AddSettings(
+            data=data,
+            pair_set=pair_set,
+            tokenizer=tokenizer,
+            max_length=options["max_length"] or default_max_length(tokenizer),
+            truncation=options["truncation"],
+            split_column=options["split_column"],
+            eval_fraction=options["eval_fraction"],
+            columns=columns,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _print_pair_set(store: Any, found: "PairSet", *, is_new: bool) -> None:
+    from .pair_sets import reject_counts
+
+    state = "added" if is_new else "unchanged, nothing was read"
+    click.echo(f"pair set   {found}: {state}")
+    click.echo(f"form       {found.form}")
+    click.echo(
+        f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
+    )
+    for reason, number in reject_counts(store, found).items():
+        click.echo(f"  rejected {number:,}: {reason}")
+    if found.num_eos_lost:
+        click.echo(f"truncated  {found.num_eos_lost:,} completions lost their end of sequence")
+    if found.num_merges:
+        click.echo(
+            f"boundary   {found.num_merges:,} completions would begin with another token if "
+            "tokenised together with their prompt"
+        )
+
+
+def _print_scores(summary: "ScoreSummary") -> None:
+    click.echo(f"reference  {summary.model}@{summary.scorer[:12]} ({summary.precision})")
+    click.echo(
+        f"sequences  {summary.num_sequences:,}: {summary.num_new:,} new, "
+        f"{summary.num_cached:,} cached"
+    )
+    if not summary.num_new:
+        click.echo("computed   nothing: no model was loaded")
+        return
+    click.echo(
+        f"computed   {summary.num_tokens:,} tokens as {summary.num_computed_tokens:,} "
+        f"(shared prompts once) in {summary.seconds:.1f} s: "
+        f"{summary.num_tokens / summary.seconds:,.0f} tokens/s"
+    )
+    click.echo(f"written    {summary.num_bytes:,} bytes")

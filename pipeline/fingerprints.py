@@ -1,0 +1,185 @@
+"""Say exactly which model a score comes from, without loading it.
+
+The weights are hashed tensor by tensor straight from the safetensors files, so that neither the
+number of files nor their order matters; what was hashed once is remembered by the file's path,
+size, time of change and inode. Nothing here imports torch or transformers.
+"""
+
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from ..stores.errors import ModelError
+from ..stores.keys import KEY_BYTES, canonical_json, fingerprint
+from ..stores.store import Store
+
+PRECISIONS = ("float32", "bf16", "bf16-autocast", "float64")
+MASK_RULE = "a completion sees its prompt and itself; window by position"
+
+# What a config says of training, saving or generating, and what names no weights.
+IRRELEVANT = {
+    "_name_or_path", "_commit_hash", "architectures", "auto_map", "torch_dtype", "dtype",
+    "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+    "initializer_range", "initializer_factor", "id2label", "label2id", "num_labels",
+    "problem_type", "output_attentions", "output_hidden_states", "return_dict", "torchscript",
+    "gradient_checkpointing", "use_bfloat16", "chunk_size_feed_forward", "task_specific_params",
+    "router_aux_loss_coef", "output_router_logits", "pretraining_tp", "finetuning_task",
+    "is_encoder_decoder", "cross_attention_hidden_size", "add_cross_attention",
+    "tie_encoder_decoder",
+}  # fmt: skip
+TRAINING_ENDINGS = ("dropout", "_pdrop", "_dropout_prob", "_dropout_rate", "dropout_p")
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """Return the model's ``config.json``.
+
+    Raises:
+        ModelError: If the folder holds none, or one that cannot be read.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: expected a folder with a model, found no such folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: expected a model's config.json, found none") from error
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: expected a JSON object, got: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def max_positions(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions the model was made for; None if its config does not say."""
+    text = config.get("text_config") or config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+        if isinstance(value := text.get(name), int) and value > 0:
+            return value
+    return None
+
+
+def default_max_length(folder: Path) -> int | None:
+    """Return the positions of the model beside a tokenizer; None where there is no model."""
+    if not (folder / "config.json").is_file():
+        return None
+    return max_positions(model_config(folder))
+
+
+def scorer_spec(
+    folder: Path, *, precision: str, vocabulary: str | None, store: Store
+) -> dict[str, object]:
+    """Return everything that the model's scores depend on; its fingerprint names them.
+
+    Args:
+        folder: A model in Hugging Face form, weights in safetensors.
+        precision: One of ``PRECISIONS``.
+        vocabulary: Hash of its tokenizer's tokens and ids, None if it has no tokenizer.
+        store: Remembers the hashes of the weights.
+
+    Raises:
+        ModelError: If the folder holds no such model.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    config = model_config(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder}: expected whole weights, found an adapter; merge it first")
+    return {
+        "kind": "scorer",
+        "weights": weights_hash(folder, store),
+        "adapter": None,
+        "config": _relevant(config),
+        "vocabulary": vocabulary,
+        "numerics": {"precision": precision, "logits": _logits_dtype(precision)},
+        "mask": MASK_RULE,
+    }
+
+
+def scorer_fingerprint(spec: Mapping[str, object]) -> str:
+    """Return the fingerprint under which a scorer's scores lie."""
+    return fingerprint(spec)
+
+
+def weights_hash(folder: Path, store: Store) -> str:
+    """Return the hash of all tensors: their names, dtypes, shapes and bytes."""
+    leaves: dict[str, str] = {}
+    for path in weight_files(folder):
+        known = store.recall("tensors", path)
+        if known is None:
+            known = canonical_json(_tensor_hashes(path))
+            store.remember("tensors", path, known)
+        leaves |= json.loads(known)
+    return blake3(canonical_json(leaves).encode()).hexdigest(KEY_BYTES)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the model's safetensors files, those its index names if it has one.
+
+    Raises:
+        ModelError: If there are none, or one that the index names is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / name for name in names]
+        if missing := [path.name for path in files if not path.exists()]:
+            raise ModelError(f"{folder}: its index names {missing[0]}, which is not there")
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{folder}: expected weights in safetensors, found none; other formats are not read "
+            "because loading them can run code"
+        )
+    return files
+
+
+def _tensor_hashes(path: Path) -> dict[str, str]:
+    """Return the hash of each tensor in a safetensors file."""
+    with path.open("rb") as file:
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _hash_tensors(memoryview(data))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: expected a safetensors file, got: {error}") from error
+
+
+def _hash_tensors(data: memoryview) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    if length > len(data) - 8:
+        raise ValueError("a header longer than the file")
+    header = json.loads(bytes(data[8 : 8 + length]))
+    body, hashes = data[8 + length :], {}
+    for name, tensor in sorted(header.items()):
+        if name == "__metadata__":
+            continue
+        start, end = tensor["data_offsets"]
+        if end > len(body):
+            raise ValueError(f"a file cut short: tensor {name} ends beyond it")
+        hasher = blake3(canonical_json([tensor["dtype"], tensor["shape"]]).encode(),
+                        max_threads=blake3.AUTO)  # fmt: skip
+        hasher.update(body[start:end])
+        hashes[name] = hasher.hexdigest(KEY_BYTES)
+    # Views into a mapping must be gone before it can be closed.
+    body.release()
+    data.release()
+    return hashes
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the part of a config that a forward pass depends on."""
+    kept: dict[str, object] = {}
+    for name, value in config.items():
+        if value is None or name in IRRELEVANT or name.endswith(TRAINING_ENDINGS):
+            continue
+        kept[name] = _relevant(value) if isinstance(value, dict) else value
+    return kept
+
+
+def _logits_dtype(precision: str) -> str:
+    return "float64" if precision == "float64" else "float32"

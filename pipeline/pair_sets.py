@@ -1,0 +1,80 @@
+"""Find the versions of pair sets that a store holds.
+
+``NAME`` means the newest version of a pair set, ``NAME@FINGERPRINT`` a given one.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from ..stores.errors import PairSetError
+from ..stores.schema import PAIR_SETS, REJECTS
+from ..stores.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSet:
+    """A complete version of a pair set, as its row in ``pair_sets`` describes it."""
+
+    name: str
+    fingerprint: str
+    tokenizer: str
+    form: str
+    num_rows: int
+    num_pairs: int
+    num_rejects: int
+    num_eos_lost: int
+    num_merges: int
+    settings: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.fingerprint[:12]}"
+
+
+def pair_sets(store: Store) -> list[PairSet]:
+    """Return all complete versions of all pair sets, oldest first."""
+    found = []
+    for tokenizer in store.partitions(PAIR_SETS.name):
+        for row in store.read(PAIR_SETS.name, tokenizer).to_pylist():
+            counts = {name: row[name] for name in row if name.startswith("num_")}
+            described = PairSet(
+                name=row["pair_set"],
+                fingerprint=row["pair_set_fingerprint"],
+                tokenizer=tokenizer,
+                form=row["form"],
+                settings=row["settings"],
+                **counts,
+            )
+            found.append((row["created_at"], described))
+    return [described for _, described in sorted(found, key=lambda each: each[0])]
+
+
+def find_pair_set(store: Store, name: str) -> PairSet:
+    """Return the newest version of a pair set, or the one that ``NAME@FINGERPRINT`` names.
+
+    Raises:
+        PairSetError: If there is none, or more than one that begins with the fingerprint.
+    """
+    wanted, _, version = name.partition("@")
+    known = pair_sets(store)
+    found = [s for s in known if s.name == wanted and s.fingerprint.startswith(version)]
+    if not found:
+        names = ", ".join(str(each) for each in known) or "none"
+        raise PairSetError(f"{store.path}: no pair set is called {name!r}; there are: {names}")
+    if version and len({each.fingerprint for each in found}) > 1:
+        raise PairSetError(f"{name}: more than one version begins so: {', '.join(map(str, found))}")
+    return found[-1]
+
+
+def reject_counts(store: Store, pair_set: PairSet) -> dict[str, int]:
+    """Return how many rows of the pair set could not be used, by reason, most frequent first."""
+    if not pair_set.num_rejects:
+        return {}
+    rejects = store.read(
+        REJECTS.name,
+        pair_set.tokenizer,
+        columns=["reason"],
+        filters=pc.field("pair_set_fingerprint") == pair_set.fingerprint,
+    )
+    return dict(Counter(rejects["reason"].to_pylist()).most_common())

@@ -1,0 +1,64 @@
+"""Bars on standard error: how much is done, how fast, and how long it will take."""
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from .scoring import Progress
+
+
+class _Bar:
+    """A tqdm bar that appears with the first thing done, so that a cached run shows none."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title = title
+        self._unit = unit
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _advance(self, num_done: int, num_total: int | None) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=self._title, unit=self._unit, unit_scale=True, file=sys.stderr, leave=False
+            )
+        self._bar.total = num_total
+        self._bar.update(num_done)
+
+
+class RowBar(_Bar):
+    """Counts rows of a source, whose number is not known before."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title, " rows")
+
+    def advance(self, num_rows: int) -> None:
+        """Count rows done since the last call."""
+        self._advance(num_rows, None)
+
+
+class TokenBar(_Bar, Progress):
+    """Counts tokens; tells the rate and the time left."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title, " tokens")
+
+    def note(self, message: str) -> None:
+        """Print a line that a person should see."""
+        print(message, file=sys.stderr)
+
+    def advance(self, num_tokens: int, num_total: int) -> None:
+        """Count tokens done since the last call."""
+        self._advance(num_tokens, num_total)

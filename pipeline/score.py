@@ -1,0 +1,115 @@
+"""Stage one: write what the reference says of every sequence of a pair set, once.
+
+Only sequences that this scorer has not scored are computed; if there are none, no model is loaded,
+and neither torch nor transformers is imported. Scores are committed as they come, so a killed run
+goes on from its last commit.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..stores.errors import ModelError
+from ..stores.store import Store
+from .fingerprints import model_config, scorer_fingerprint, scorer_spec
+from .pair_sets import PairSet
+from .scoring import Progress, Scorer, ScoreSettings
+from .tokenization import TokenizerSpec, tokenizer_spec
+from .wanted import Wanted
+from .workers import Worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSummary:
+    """What a run of stage one did."""
+
+    pair_set: PairSet
+    is_added: bool
+    """Whether this run added the pair set."""
+    model: str
+    """Name of the reference's folder."""
+    scorer: str
+    """Fingerprint under which the scores lie."""
+    precision: str
+    num_sequences: int
+    num_new: int
+    num_tokens: int
+    """Tokens of the new sequences, prompts counted for each."""
+    num_computed_tokens: int
+    """Tokens that went through the model: prompts once a row, without padding."""
+    seconds: float
+    num_bytes: int
+    """Bytes written."""
+    notes: tuple[str, ...]
+
+    @property
+    def num_cached(self) -> int:
+        """Sequences whose scores were there, or came from another worker meanwhile."""
+        return self.num_sequences - self.num_new
+
+
+def score(store: Store, settings: ScoreSettings, progress: Progress | None = None) -> ScoreSummary:
+    """Score what is missing of a pair set.
+
+    Raises:
+        ModelError: If the model is missing, incomplete, or does not fit the pair set.
+        PairSetError: If the store has no such pair set.
+        SourceError: If the data cannot be read.
+        StoreError: If the store cannot be read or written.
+    """
+    progress = progress or Progress()
+    started = time.monotonic()
+    model_tokenizer = _model_tokenizer(settings.model, store)
+    spec = scorer_spec(
+        settings.model,
+        precision=settings.precision,
+        vocabulary=model_tokenizer.vocabulary if model_tokenizer else None,
+        store=store,
+    )
+    worker = Worker.from_environment(is_sharded=settings.shard_model)
+    source = Wanted(store, settings.pair_set, settings.data, is_adder=worker.rank == 0)
+    _check_tokenizer(settings.model, model_tokenizer, source)
+    store.write_spec(spec, name=settings.model.resolve().name)
+    scorer = Scorer(store, settings, scorer_fingerprint(spec), source, worker, progress)
+    scorer.run()
+    return ScoreSummary(
+        pair_set=source.pair_set(),
+        is_added=source.is_added,
+        model=settings.model.resolve().name,
+        precision=settings.precision,
+        scorer=scorer.fingerprint,
+        num_sequences=len(source.wanted()),
+        num_new=scorer.num_new,
+        num_tokens=scorer.num_tokens,
+        num_computed_tokens=scorer.num_computed_tokens,
+        seconds=time.monotonic() - started,
+        num_bytes=scorer.num_bytes,
+        notes=tuple(scorer.notes),
+    )
+
+
+def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:
+    """Return the spec of the model's own tokenizer; None if its folder has none."""
+    model_config(folder)  # says so if the folder is no model
+    has_tokenizer = any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    )
+    return tokenizer_spec(folder, store) if has_tokenizer else None
+
+
+def _check_tokenizer(folder: Path, ours: TokenizerSpec | None, source: Wanted) -> None:
+    """Refuse a model whose tokenizer gives other ids than the pair set's, naming what differs."""
+    theirs, template = source.tokenizer_fields()
+    if ours is None:
+        return
+    differing = [
+        name for name, value in ours.without_template().items() if theirs.get(name) != value
+    ]
+    if template is not None and ours.template not in (None, template):
+        differing.append("template")
+    if differing:
+        raise ModelError(
+            f"{folder}: expected the tokenizer of pair set {source.name}, "
+            f"its {', '.join(differing)} differs; add the data with --tokenizer {folder}"
+        )

@@ -1,0 +1,363 @@
+"""Compute and commit the scores that are missing: the part of stage one that needs torch.
+
+Reading ids, computing and committing overlap; what is computed is kept on Ctrl-C, and what was
+committed on kill -9.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..stores.errors import ModelError
+from ..stores.reader import RowReader
+from ..stores.schema import LOGPS, SEQUENCES
+from ..stores.store import Store
+from .fingerprints import max_positions, model_config
+from .packing import cut_batches, fill_rows, plan_rows
+from .pairs import AddSettings
+from .read_ahead import read_ahead
+from .wanted import Wanted
+from .workers import Worker, circle, leading_numbers
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .batches import PackedBatch
+    from .models import ScoringModel
+
+WINDOW_SEQUENCES = 4096
+COMMIT_SECONDS = 20.0
+LOOK_SECONDS = 1.0  # how often a worker looks at the commits of others
+READ_AHEAD_BATCHES = 4
+BATCH_TOKENS = {False: 4096, True: 65536}  # on a CPU what its cache holds, on a GPU what fills it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSettings:
+    """What is scored, by which model, and how."""
+
+    model: Path
+    """Folder of the reference, in Hugging Face form."""
+
+    pair_set: str | None = None
+    """Name of a pair set in the store, or ``NAME@FINGERPRINT``; None if ``data`` is given."""
+
+    data: AddSettings | None = None
+    """Data to add first."""
+
+    precision: str = "float32"
+    """``float32``, ``bf16``, ``bf16-autocast``; part of the scorer's fingerprint."""
+
+    max_batch_tokens: int | None = None
+    """Tokens of a batch, padding included; None for what suits the device."""
+
+    device: str | None = None
+    """As torch names it; None for a GPU if there is one."""
+
+    shard_model: bool = False
+    """Whether the processes of torchrun hold one model together (FSDP2)."""
+
+    commit_seconds: float = COMMIT_SECONDS
+    """Seconds of work between commits: what a kill can cost."""
+
+
+class Progress:
+    """What a caller may show while scoring goes on; this one shows nothing."""
+
+    def note(self, message: str) -> None:
+        """Take a line that a person should see."""
+
+    def advance(self, num_tokens: int, num_total: int) -> None:
+        """Take the tokens done since the last call, and how many there are in all."""
+
+
+class Scorer:
+    """Computes and commits what is missing."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: ScoreSettings,
+        fingerprint: str,
+        source: Wanted,
+        worker: Worker,
+        progress: Progress,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.num_new = self.num_tokens = self.num_computed_tokens = self.num_bytes = 0
+        self.notes: list[str] = []
+        self._store = store
+        self._settings = settings
+        self._source = source
+        self._worker = worker
+        self._start = worker.start
+        self._progress = progress
+        self._model: ScoringModel | None = None
+        self._results: dict[bytes, np.ndarray[Any, Any]] = {}
+        self._committer = ThreadPoolExecutor(1, "commit")
+        self._commit: Future[int] | None = None
+        self._in_flight: tuple[_Batch, Any] | None = None
+        self._provenance: dict[str, object] = {}
+        self._total = 0
+        self._last_commit = self._last_look = time.monotonic()
+
+    def run(self) -> None:
+        """Work until every sequence of the pair set has scores."""
+        if self._source.is_complete and not len(self._missing()):
+            return
+        load = _import_models()  # before the other thread imports transformers, too
+        self._source.begin()
+        if self._worker.is_sharded:
+            while not self._source.is_complete:
+                self._source.wait(0.1)
+        self._model = self._load(load)
+        try:
+            self._rounds()
+        finally:
+            # Ctrl-C as well: what is computed is kept.
+            self._flush()
+            self._committer.shutdown()
+
+    def _rounds(self) -> None:
+        while True:
+            # Asked first: what is added between the two questions belongs to the next round.
+            is_complete = self._source.is_complete
+            self._store.refresh()
+            missing = self._worker.agree(self._missing().to_pylist())
+            if missing:
+                self._round(missing)
+            elif is_complete:
+                return
+            else:
+                self._source.wait(0.2)
+
+    def _missing(self) -> pa.Array:
+        wanted = self._source.wanted()
+        return wanted.filter(self._store.missing(LOGPS.name, self.fingerprint, wanted))
+
+    def _round(self, missing: list[bytes]) -> None:
+        """Score what is missing now, window by window from this worker's start on."""
+        todo = self._described(missing)
+        order = circle(
+            leading_numbers(todo["prompt_key"].to_pylist()),
+            leading_numbers(todo["sequence_key"].to_pylist()),
+            self._start,
+        )
+        todo = todo.take(pa.array(order))
+        lengths = pc.add(todo["num_prompt_tokens"], todo["num_completion_tokens"])
+        self._check_lengths(lengths)
+        self._total = self.num_tokens + pc.sum(lengths).as_py()
+        for batch in read_ahead(self._batches(todo), READ_AHEAD_BATCHES):
+            if self._worker.is_sharded or not self._is_done(batch.keys):
+                self._score(batch)
+        self._flush()
+
+    def _described(self, missing: list[bytes]) -> pa.Table:
+        """Return keys and lengths of sequences."""
+        table = self._store.read(
+            SEQUENCES.name,
+            self._source.tokenizer,
+            columns=["sequence_key", "prompt_key", "num_prompt_tokens", "num_completion_tokens"],
+        )
+        is_missing = pc.is_in(table["sequence_key"], pa.array(missing, pa.binary(16)))
+        return table.filter(is_missing)
+
+    def _check_lengths(self, lengths: pa.ChunkedArray) -> None:
+        limit = max_positions(model_config(self._settings.model))
+        longest = pc.max(lengths).as_py()
+        if limit is not None and longest > limit:
+            too_long = pc.sum(pc.greater(lengths, limit)).as_py()
+            raise ModelError(
+                f"{self._settings.model}: expected sequences of at most {limit} tokens, "
+                f"{too_long} of {self._source.name} are longer (up to {longest}); "
+                f"add the data with --max-length {limit}"
+            )
+
+    def _batches(self, todo: pa.Table) -> Iterator["_Batch"]:
+        """Yield the batches of each window. Runs in a thread of its own."""
+        model = self._loaded()
+        budget = self._settings.max_batch_tokens or BATCH_TOKENS[model.device.type == "cuda"]
+        reader = RowReader(
+            Store.open(self._store.path),
+            SEQUENCES.name,
+            self._source.tokenizer,
+            columns=["ids", "num_prompt_tokens"],
+        )
+        for start in range(0, todo.num_rows, WINDOW_SEQUENCES):
+            window = todo.slice(start, WINDOW_SEQUENCES).combine_chunks()
+            keys = window["sequence_key"].to_pylist()
+            _, labels = np.unique(
+                leading_numbers(window["prompt_key"].to_pylist()), return_inverse=True
+            )
+            plan = plan_rows(
+                labels,
+                window["num_prompt_tokens"].to_numpy(),
+                window["num_completion_tokens"].to_numpy(),
+                packed=model.packs,
+                length_switch=model.length_switch,
+            )
+            rows = reader.rows(window["sequence_key"])
+            sequences = _id_slices(rows)
+            for batch, is_kept in self._worker.share(cut_batches(plan, max_batch_tokens=budget)):
+                packed = model.collate(fill_rows(plan, batch, sequences))
+                yield _Batch(
+                    keys=[keys[i] for i in packed.sequence_indices],
+                    packed=packed.pin_memory() if model.device.type == "cuda" else packed,
+                    num_tokens=sum(len(sequences[i][0]) for i in packed.sequence_indices),
+                    is_kept=is_kept,
+                )
+
+    def _is_done(self, keys: list[bytes]) -> bool:
+        """Look at the commits of others, now and then; return whether they did all of this."""
+        if (now := time.monotonic()) - self._last_look > LOOK_SECONDS:
+            self._store.refresh()
+            self._last_look = now
+        mask = self._store.missing(LOGPS.name, self.fingerprint, pa.array(keys, pa.binary(16)))
+        return not pc.any(mask).as_py()
+
+    def _score(self, batch: "_Batch") -> None:
+        """Compute one batch, and hand the one before to the host while the device works."""
+        import torch
+
+        model = self._loaded()
+        with torch.inference_mode():
+            scores = model(batch.packed.to(model.device, non_blocking=True))
+        if batch.is_kept:
+            self._take_in_flight()
+            self._in_flight = (batch, scores.token_logps)
+
+    def _take_in_flight(self) -> None:
+        """Keep the scores of the batch whose forward pass was started last."""
+        if self._in_flight is None:
+            return
+        batch, scored = self._in_flight
+        self._in_flight = None
+        token_logps = scored.float().cpu().numpy()  # a device sync, one batch behind the device
+        by_sequence = list(batch.packed.split(token_logps).values())
+        self._check_finite(batch.keys, by_sequence)
+        self._results |= dict(zip(batch.keys, by_sequence, strict=True))
+        self.num_new += len(batch.keys)
+        self.num_tokens += batch.num_tokens
+        self.num_computed_tokens += batch.packed.num_tokens
+        self._progress.advance(batch.num_tokens, self._total)
+        if time.monotonic() - self._last_commit > self._settings.commit_seconds:
+            self._begin_commit()
+
+    def _check_finite(self, keys: list[bytes], by_sequence: list[np.ndarray[Any, Any]]) -> None:
+        """Refuse what must not be kept for ever."""
+        for key, token_logps in zip(keys, by_sequence, strict=True):
+            if not np.isfinite(token_logps).all():
+                raise ModelError(
+                    f"{self._settings.model}: expected finite log-probs, got others for sequence "
+                    f"{key.hex()}; the weights or the precision cannot be right"
+                )
+
+    def _begin_commit(self) -> None:
+        """Hand what is computed to the committing thread; wait for its last commit first."""
+        if self._commit is not None:
+            self.num_bytes += self._commit.result()
+        results, self._results = self._results, {}
+        self._commit = self._committer.submit(self._write, results)
+        self._last_commit = time.monotonic()
+
+    def _flush(self) -> None:
+        self._take_in_flight()
+        if self._results:
+            self._begin_commit()
+        if self._commit is not None:
+            self.num_bytes += self._commit.result()
+            self._commit = None
+
+    def _write(self, results: dict[bytes, np.ndarray[Any, Any]]) -> int:
+        with Store.open(self._store.path).batch(provenance=self._provenance) as batch:
+            batch.add(LOGPS.name, self.fingerprint, _logps_table(results))
+        return batch.num_bytes
+
+    def _load(self, load: "Callable[..., ScoringModel]") -> "ScoringModel":
+        import torch
+        import transformers
+
+        device = self._settings.device or _default_device()
+        mesh = _join_mesh(device) if self._worker.is_sharded else None
+        model = load(
+            self._settings.model, precision=self._settings.precision, device=device, mesh=mesh
+        )
+        if model.report is not None and model.report.message:
+            self.notes.append(model.report.message)
+            self._progress.note(model.report.message)
+        name = torch.cuda.get_device_name() if model.device.type == "cuda" else device
+        self._provenance = {
+            "model": self._settings.model.name,
+            "device": name,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "attention": model.attention,
+            "route": model.route,
+        }
+        return model
+
+    def _loaded(self) -> "ScoringModel":
+        if self._model is None:
+            raise AssertionError("the model is not loaded yet")
+        return self._model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    """One forward pass and what belongs to it."""
+
+    keys: list[bytes]
+    """Keys of its sequences, in the order in which their tokens come."""
+    packed: "PackedBatch"
+    num_tokens: int
+    """Tokens of its sequences, the prompt counted for each."""
+    is_kept: bool
+    """Whether its scores are kept; a spare one of a sharded model's rank is not."""
+
+
+def _default_device() -> str:
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _join_mesh(device: str) -> "DeviceMesh":
+    """Join the other processes of torchrun, and return the devices of all of them."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    return init_device_mesh(kind, (int(os.environ["WORLD_SIZE"]),))
+
+
+def _import_models() -> Callable[..., "ScoringModel"]:
+    from .models import load_scoring_model
+
+    return load_scoring_model
+
+
+def _id_slices(rows: pa.Table) -> dict[int, tuple[np.ndarray[Any, Any], int]]:
+    """Return the ids of each row as a view, and the length of its prompt."""
+    lists = rows["ids"].combine_chunks()
+    values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+    prompts = rows["num_prompt_tokens"].to_pylist()
+    return {i: (values[offsets[i] : offsets[i + 1]], split) for i, split in enumerate(prompts)}
+
+
+def _logps_table(results: dict[bytes, np.ndarray[Any, Any]]) -> pa.Table:
+    offsets = np.zeros(len(results) + 1, np.int32)
+    np.cumsum([len(each) for each in results.values()], out=offsets[1:])
+    values = np.concatenate(list(results.values())).astype(np.float32)
+    kind = LOGPS.schema.field("token_logps").type
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind)
+    return pa.table([pa.array(list(results), pa.binary(16)), lists], schema=LOGPS.schema)

@@ -1,0 +1,113 @@
+"""The sequences of a pair set that is in the store, or that is being added meanwhile."""
+
+import threading
+import time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..stores.schema import PAIRS
+from ..stores.store import Store
+from .pair_sets import PairSet, find_pair_set, pair_sets
+from .pairs import AddSettings, PlannedAdd, add_pairs, plan_add
+
+
+class Wanted:
+    """The sequences to be scored: of a pair set that is there, or of one that is being added."""
+
+    def __init__(
+        self, store: Store, pair_set: str | None, data: AddSettings | None, *, is_adder: bool
+    ) -> None:
+        self._store = store
+        self._planned: PlannedAdd | None = None
+        self._found: PairSet | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._is_adder = is_adder
+        if data is None:
+            if pair_set is None:
+                raise ValueError("expected a pair set's name or data to add, got neither")
+            self._found = find_pair_set(store, pair_set)
+            self.name, self.version = str(self._found), self._found.fingerprint
+            self.tokenizer = self._found.tokenizer
+        else:
+            self._planned = plan_add(store, data)
+            self.version, self.tokenizer = (
+                self._planned.fingerprint,
+                self._planned.tokenizer.fingerprint,
+            )
+            self.name = f"{data.pair_set}@{self.version[:12]}"
+            self._found = self._complete()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the pair set is in the store."""
+        if self._error is not None:
+            raise self._error
+        if self._found is None and (self._thread is None or not self._thread.is_alive()):
+            self._store.refresh()
+            self._found = self._complete()
+            if self._error is not None:
+                raise self._error
+        return self._found is not None
+
+    def tokenizer_fields(self) -> tuple[dict[str, Any], str | None]:
+        """Return the spec of the pair set's tokenizer, and the hash of the template it used."""
+        if self._planned is not None:
+            spec = self._planned.tokenizer
+            return spec.without_template(), None
+        settings = self._store.read_spec(self.version)
+        is_messages = "(messages)" in self.pair_set().form
+        template = settings.get("template") if is_messages else None
+        return self._store.read_spec(self.tokenizer), str(template) if template else None
+
+    def begin(self) -> None:
+        """Start adding, beside the caller, if there is anything to add."""
+        if self._found is None and self._is_adder:
+            self._thread = threading.Thread(target=self._add, name="add", daemon=True)
+            self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for more sequences."""
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(seconds)
+        else:
+            time.sleep(seconds)
+
+    @property
+    def is_added(self) -> bool:
+        """Whether this process added the pair set."""
+        return self._thread is not None
+
+    def pair_set(self) -> PairSet:
+        """Return the complete pair set."""
+        if self._found is None:
+            raise AssertionError("the pair set is not complete yet")
+        return self._found
+
+    def wanted(self) -> pa.Array:
+        """Return the keys of the pair set's sequences that are in the store by now."""
+        pairs = self._store.read(
+            PAIRS.name,
+            self.tokenizer,
+            columns=["chosen_key", "rejected_key"],
+            filters=pc.field("pair_set_fingerprint") == self.version,
+        )
+        both = pa.chunked_array(
+            pairs["chosen_key"].chunks + pairs["rejected_key"].chunks, pa.binary(16)
+        )
+        return pc.unique(both).drop_null()
+
+    def _complete(self) -> PairSet | None:
+        found = [each for each in pair_sets(self._store) if each.fingerprint == self.version]
+        return found[0] if found else None
+
+    def _add(self) -> None:
+        try:
+            if self._planned is None:
+                raise AssertionError("nothing was planned")
+            # A store of its own: the caller's is not to be used from two threads.
+            add_pairs(Store.open(self._store.path), self._planned)
+        except BaseException as error:  # handed to the thread that asks next
+            self._error = error

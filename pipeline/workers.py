@@ -1,0 +1,93 @@
+"""Share the scoring of one pair set among any number of processes, without a lock.
+
+Every worker walks the same circle of sequences, ordered by key, from its own starting point on, and
+looks at the store's commits as it goes: what another has committed is passed over. So at most one
+commit interval is ever computed twice. Under ``--shard-model`` the workers of torchrun hold one
+model together, and walk in step instead.
+"""
+
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Order = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """One of several processes that score together."""
+
+    rank: int
+    """Which one this is, from 0 on."""
+
+    world_size: int
+    """How many there are, as torchrun says; others that it does not know of do no harm."""
+
+    is_sharded: bool = False
+    """Whether they hold one model together, and have to walk in step."""
+
+    @classmethod
+    def from_environment(cls, *, is_sharded: bool) -> "Worker":
+        """Return this process's place as torchrun tells it; a single process is rank 0 of 1."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            is_sharded=is_sharded,
+        )
+
+    @property
+    def start(self) -> float:
+        """Where on the circle it starts, in [0, 1): apart from the others, known or not."""
+        if self.world_size > 1 and not self.is_sharded:
+            return self.rank / self.world_size
+        return 0.0 if self.is_sharded else random.SystemRandom().random()
+
+    def agree(self, value: object) -> Any:
+        """Return rank 0's ``value`` on all ranks of a sharded model; otherwise ``value``."""
+        if not self.is_sharded or self.world_size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)  # a device sync, once a window
+        return box[0]
+
+    def share(self, batches: list[Order]) -> list[tuple[Order, bool]]:
+        """Return this rank's batches, and of each whether its scores are to be kept.
+
+        Ranks of a sharded model run equally many: a spare one computes a batch for nothing.
+        """
+        if not self.is_sharded:
+            return [(batch, True) for batch in batches]
+        padded = [(batch, True) for batch in batches]
+        while padded and len(padded) % self.world_size:
+            padded.append((batches[-1], False))
+        return padded[self.rank :: self.world_size]
+
+
+def circle(
+    prompt_keys: NDArray[np.uint64], sequence_keys: NDArray[np.uint64], start: float
+) -> Order:
+    """Return the order in which a worker takes sequences: by prompt, then sequence, from ``start``.
+
+    Args:
+        prompt_keys: Leading 8 bytes of each prompt's key as a number, shape [M].
+        sequence_keys: The same of each sequence's key, shape [M].
+        start: Where to begin, as a share of all possible keys, in [0, 1).
+
+    >>> keys = np.array([2**62, 2**63, 0], np.uint64)
+    >>> circle(keys, keys, 0.4).tolist()
+    [1, 2, 0]
+    """
+    order = np.lexsort((sequence_keys, prompt_keys))
+    first = int(np.searchsorted(prompt_keys[order], np.uint64(start * 2.0**64)))
+    return np.roll(order, -first)
+
+
+def leading_numbers(keys: list[bytes]) -> NDArray[np.uint64]:
+    """Return the leading 8 bytes of each key as a number that sorts as the keys do."""
+    return np.frombuffer(b"".join(key[:8] for key in keys), ">u8").astype(np.uint64)
