@@ -24,8 +24,8 @@ _MAX_OPEN_FILES = 64
 class RowReader:
     """Reads rows of one partition by key; any number of threads may share it.
 
-    >>> # reader = RowReader(store, "sequences", fingerprint, columns=["ids"])
-    >>> # reader.rows(keys).column("ids")
+    reader = RowReader(store, "sequences", fingerprint, columns=["ids"])
+    reader.rows(keys).column("ids")
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class RowReader:
 
     def _rows_of_shard(self, shard: Shard, positions: NDArray[np.int64]) -> pa.Table:
         """The rows at ascending ``positions`` of ``shard``."""
-        size = self._table.rows_per_group
         parts = []
         with clear_read_errors(shard):
             file = self._file(shard)
+            size = file.metadata.row_group(0).num_rows  # all groups but the last are this long
             for group in np.unique(positions // size):
                 rows = file.read_row_group(int(group), columns=self._columns, use_threads=False)
                 inside = positions[positions // size == group] - group * size

@@ -27,6 +27,7 @@ from .rowhash import row_hashes
 from .rows import in_order, resolve_duplicates
 from .schema import FORMAT_VERSION, KEY, ROW_HASH, TABLES, TableSchema
 
+_SHARD_NAME = re.compile(r"[0-9a-f]{32}")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
 
 
@@ -56,6 +57,13 @@ class Shard:
 def shard_path(root: Path, table: str, partition: str, name: str) -> Path:
     """Return where the store at ``root`` keeps a shard; 256 folders keep listings short."""
     return root / "data" / table / partition / name[:2] / f"{name}.parquet"
+
+
+def shard_files(root: Path) -> Iterator[Path]:
+    """Yield the path of every shard of the store at ``root``, live or not."""
+    for path in (root / "data").glob("*/*/*/*.parquet"):
+        if _SHARD_NAME.fullmatch(path.stem):
+            yield path
 
 
 def disk_schema(table: TableSchema) -> pa.Schema:

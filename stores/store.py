@@ -143,6 +143,11 @@ class Store:
             key=lambda shard: shard.name,
         )
 
+    def records(self) -> dict[str, Record]:
+        """Return the commit records that no other one repeats, by name."""
+        covered = frozenset[str]().union(*(record.merges for record in self._records.values()))
+        return {name: self._records[name] for name in self._records.keys() - covered}
+
     def heads(self) -> list[Head]:
         """Return the output heads that commits have added, sorted by fingerprint."""
         heads = frozenset[Head]().union(*(record.heads for record in self._records.values()))

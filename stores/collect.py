@@ -1,0 +1,138 @@
+"""Give back the space of files that nothing needs any more.
+
+Taken are, each only when a grace has passed: shards that a commit removed, shards and heads that
+no commit names (a writer died between placing and committing), commit records that another one
+repeats in full, and what is left in ``tmp/``. The grace is what a slow reader or writer may take.
+A file that is no part of a store is never touched. Ages are measured by the file system's clock.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from .commits import Record, read_record, record_names
+from .errors import CommitCorruptError
+from .placing import clear_write_errors
+from .shards import shard_files
+from .store import Store
+
+GRACE_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """What a collection took."""
+
+    num_files: int
+    """Files that are gone."""
+
+    num_bytes: int
+    """Their size."""
+
+    def __str__(self) -> str:
+        """Return one line for a person."""
+        return f"{self.num_files:,} files deleted, {self.num_bytes:,} bytes"
+
+
+def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS) -> Collected:
+    """Delete what nothing has needed for ``grace_seconds``.
+
+    Args:
+        store: The store.
+        grace_seconds: How long a file must have been without use, at least 0. With less than a
+            commit takes (minutes), nobody may be writing.
+
+    Raises:
+        CommitCorruptError: If a commit record is damaged; then nothing is deleted.
+        StoreWriteError: If the file system refuses.
+    """
+    if grace_seconds < 0:
+        raise ValueError(f"grace must be at least 0 seconds, got {grace_seconds}")
+    with clear_write_errors(store.path):
+        now = _clock(store.path)
+        on_disk = list(shard_files(store.path))  # listed before the commits: what is placed and
+        store.refresh()  # committed in between counts as committed
+        records = _records_on_disk(store.path)
+        taken = [
+            *_old_shards(store, on_disk, records, now - grace_seconds),
+            *_old_heads(store, now - grace_seconds),
+            *_old_records(store, records, now - grace_seconds),
+            *_older(sorted((store.path / "tmp").iterdir()), now - grace_seconds),
+        ]
+        num_bytes = 0
+        num_files = 0
+        for path in taken:
+            try:
+                size = path.stat().st_size
+                path.unlink()
+            except FileNotFoundError:  # another collection was faster
+                continue
+            num_files += 1
+            num_bytes += size
+    return Collected(num_files=num_files, num_bytes=num_bytes)
+
+
+def _clock(root: Path) -> float:
+    """The file system's time: that of another host may differ from ours."""
+    probe = root / "tmp" / f"{uuid4().hex}.clock"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _records_on_disk(root: Path) -> dict[str, tuple[float, Record]]:
+    """Every record that can be read, the merged ones too, with the time it was written."""
+    records = {}
+    for name in record_names(root):
+        try:
+            written = (root / "commits" / name).stat().st_mtime
+            records[name] = (written, read_record(name, root))
+        except (FileNotFoundError, CommitCorruptError):
+            continue  # one that counts has been read by `refresh`; a merged one says nothing new
+    return records
+
+
+def _old_shards(
+    store: Store, on_disk: list[Path], records: dict[str, tuple[float, Record]], before: float
+) -> Iterator[Path]:
+    removed_at: dict[str, float] = {}
+    for written, record in records.values():
+        for name in record.removes:
+            removed_at[name] = min(written, removed_at.get(name, written))
+    named = {shard.name for record in store.records().values() for shard in record.adds}
+    named |= {shard.name for _, record in records.values() for shard in record.adds}
+    for path in on_disk:
+        if path.stem in removed_at:
+            if removed_at[path.stem] <= before:
+                yield path
+        elif path.stem not in named:
+            yield from _older([path], before)
+
+
+def _old_heads(store: Store, before: float) -> Iterator[Path]:
+    named = {store.head_path(head.fingerprint) for head in store.heads()}
+    files = sorted((store.path / "heads").glob("*.safetensors"))
+    yield from _older([path for path in files if path not in named], before)
+
+
+def _old_records(
+    store: Store, records: dict[str, tuple[float, Record]], before: float
+) -> Iterator[Path]:
+    covered = {
+        name for written, record in records.values() if written <= before for name in record.merges
+    }
+    for name in sorted(covered & set(record_names(store.path))):
+        yield store.path / "commits" / name
+
+
+def _older(paths: list[Path], before: float) -> Iterator[Path]:
+    for path in paths:
+        try:
+            is_old = path.stat().st_mtime <= before
+        except FileNotFoundError:
+            continue
+        if is_old:
+            yield path
