@@ -280,6 +280,10 @@ class Store:
         """
         return specs.read_spec(self.path, fingerprint)
 
+    def spec_fingerprints(self) -> list[str]:
+        """Return the fingerprints that the store has specs of, sorted."""
+        return sorted(path.stem for path in (self.path / "specs").glob("*.json"))
+
     def name_of(self, fingerprint: str) -> str | None:
         """Return what a person calls the spec of a fingerprint; None if nobody said."""
         return self.recall_identity("name", {"fingerprint": fingerprint})
