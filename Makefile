@@ -1,9 +1,82 @@
 .DEFAULT_GOAL := help
+SHELL := /bin/bash
 export PYTHONSAFEPATH := 1  # keep this folder's `kernels` off sys.path: it would hide Hugging Face's
 PACKAGES := kernels stores pipeline
-types: .dev
-	mypy
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The stages' variables; more options with ARGS="--option value".
+STORE ?= store
+PAIR_SET ?= pairs
+MODEL ?=
+DATA ?=
+Q ?= store
+ARGS ?=
+
+.PHONY: help install demo add score reward train query report check lint types test test-gpu \
+	bench bench-gpu clean
+
+help:  ## List the commands and their variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables: STORE=%s PAIR_SET=%s MODEL=%s DATA=%s Q=%s ARGS=%s\n' \
+		'$(STORE)' '$(PAIR_SET)' '$(MODEL)' '$(DATA)' '$(Q)' '$(ARGS)'
+
+install: .venv/installed  ## Set up .venv with the tested versions and the package, editable
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
 .dev: Makefile  # a view of the tree under its import name, for mypy and editors
 	@mkdir -p .dev/offpref
 	@$(foreach package,$(PACKAGES),ln -sfn ../../$(package) .dev/offpref/$(package);)
 	@touch .dev
+
+demo: install  ## Run what there is on an embedded small world, offline
+	$(BIN)/offpref demo .demo
+
+add: install  ## Put DATA into STORE as PAIR_SET, with the tokenizer of MODEL
+	@$(call need,MODEL) $(call need,DATA)
+	$(BIN)/offpref add $(STORE) --data $(DATA) --pair-set $(PAIR_SET) --tokenizer $(MODEL) $(ARGS)
+
+score: install  ## Stage one: score PAIR_SET with MODEL; DATA is added first if given
+	@$(call need,MODEL)
+	$(BIN)/offpref score $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) \
+		$(if $(DATA),--data $(DATA)) $(ARGS)
+
+query: install  ## Stage three: answer Q, a named question or one SELECT, on STORE
+	$(BIN)/offpref query $(STORE) "$(Q)" $(ARGS)
+
+reward train report:  ## Stages to come; they say so and fail
+	@echo "make $@: this stage does not exist yet" >&2; exit 1
+
+check: lint types  ## Style and types; with `make test`, all that a pull request must pass
+
+lint: install  ## Check style without changing a file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install .dev  ## Check the types
+	$(BIN)/mypy
+
+test: export TRITON_INTERPRET := 1
+test: install  ## Run the tests that need no GPU, kernels in Triton's interpreter
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: install  ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: install  ## Measure side by side with TRL on this machine's CPU; needs the group `bench`
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-gpu:  ## Measure the kernels on a GPU; they do not exist yet
+	@echo "make bench-gpu: the GPU kernels do not exist yet" >&2; exit 1
+
+clean:  ## Remove what the other commands made, but no store
+	rm -rf .venv .dev .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+need = $(if $($(1)),,echo "make $@: expected $(1)=..., see make help" >&2; exit 1;)

@@ -212,6 +212,21 @@ def query(store: Path, question: str, limit: int) -> None:
         click.echo(catalog.table_text(question, limit=limit))
 
 
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def demo(folder: Path) -> None:
+    """Run what there is on an embedded small world, offline, into FOLDER."""
+    from ..stores.catalog import open_catalog
+    from .demo import run_demo
+    from .progress import TokenBar
+
+    with TokenBar("score") as bar:
+        store = run_demo(folder, bar, _print_scores)
+    click.echo(f"\n$ offpref query {store} store")
+    with open_catalog(store) as catalog:
+        click.echo(catalog.table_text("store", limit=20))
+
+
 @main.group(name="store", cls=StageGroup)
 def store_group() -> None:
     """Look after a store: list, verify, compact, collect garbage."""

@@ -96,7 +96,7 @@ def find_form(rows: pa.Table, named: Mapping[str, str]) -> Form:
         if part not in named and (known := [name for name in spellings if name in kinds]):
             found[part] = known[0]
     name, parts = _parts(found, kinds)
-    judged = found[parts[1] if len(parts) > 1 else parts[0]]
+    judged = found[next(p for p in ("chosen", "completion", "conversation") if p in parts)]
     value = _value(rows, judged, kinds[judged])
     columns = {part: found[part] for part in (*parts, "split", "weight") if part in found}
     return Form(name=name, value=value, columns=columns)

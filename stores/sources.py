@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -244,13 +245,18 @@ def _open_raw(source: SourceFile) -> IO[bytes]:
         raise SourceError(f"{source.address}: cannot be opened: {error}") from error
 
 
-def _open(source: SourceFile) -> IO[bytes]:
-    raw = _open_raw(source)
-    if source.compression == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if source.compression == ".zst":
-        return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(raw), "zstd"))
-    return raw
+@contextmanager
+def _open(source: SourceFile) -> Iterator[IO[bytes]]:
+    """Open the file, decompressed."""
+    with _open_raw(source) as raw:
+        if source.compression == ".gz":
+            with gzip.GzipFile(fileobj=raw) as file:
+                yield cast(IO[bytes], file)
+        elif source.compression == ".zst":
+            with pa.CompressedInputStream(pa.PythonFile(raw), "zstd") as file:
+                yield cast(IO[bytes], file)
+        else:
+            yield raw
 
 
 def _decode(data: bytes) -> str:

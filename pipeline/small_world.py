@@ -1,0 +1,130 @@
+"""A small world to try everything in: short reviews whose rewards are known exactly.
+
+A seeded grammar writes answers to requests for an opinion. Each answer is a few clauses; a clause
+praises, blames or says thanks, so that three rewards can be read off the words:
+
+    sentiment    words of praise minus words of blame
+    brevity      minus the number of words
+    politeness   phrases of courtesy
+
+Everything is a pure function of the seed. The tokenizer has one token for each word.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+THINGS = ("film", "book", "song", "play", "meal", "hotel", "city", "game", "train", "garden")
+PRAISE = ("good", "great", "lovely", "bright", "warm", "clever", "happy", "fine")
+BLAME = ("bad", "dull", "awful", "cold", "slow", "dirty", "sad", "poor")
+COURTESY = ("thank you", "if you please", "with respect", "kindly")
+DEGREES = ("very", "quite", "rather", "really")
+OPENINGS = ("what do you think of the", "tell me about the", "how was the", "did you like the")
+VERBS = ("was", "seemed", "felt")
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer with its exact rewards."""
+
+    text: str
+    sentiment: float
+    brevity: float
+    politeness: float
+
+
+def prompts() -> list[str]:
+    """Return every request there is, in a fixed order."""
+    return [f"{opening} {thing} ?" for opening in OPENINGS for thing in THINGS]
+
+
+def rewards(text: str) -> dict[str, float]:
+    """Return the exact rewards of an answer, or of any text.
+
+    >>> rewards("thank you . the film was very good .")
+    {'sentiment': 1.0, 'brevity': -9.0, 'politeness': 1.0}
+    """
+    words = text.split()
+    praise, blame = (sum(word in kind for word in words) for kind in (PRAISE, BLAME))
+    courtesy = sum(text.count(phrase) for phrase in COURTESY)
+    return {
+        "sentiment": float(praise - blame),
+        "brevity": -float(len(words)),
+        "politeness": float(courtesy),
+    }
+
+
+def write_answer(prompt: str, chance: random.Random) -> Answer:
+    """Return an answer to ``prompt``, drawn from the grammar."""
+    thing = prompt.split()[-2]
+    clauses = [_clause(thing, chance) for _ in range(chance.choice((1, 1, 2, 2, 3)))]
+    if chance.random() < 0.4:
+        clauses.insert(0, chance.choice(COURTESY))
+    text = " . ".join(clauses) + " ."
+    return Answer(text=text, **rewards(text))
+
+
+def write_pairs(path: Path, *, num_pairs: int, seed: int) -> None:
+    """Write pairs as JSON lines; the better sentiment is chosen, ties go to the shorter answer.
+
+    Each row also carries the exact rewards of both sides, as margin rewards would be given.
+    """
+    chance = random.Random(seed)
+    requests = prompts()
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_pairs):
+            prompt = requests[number % len(requests)]
+            first, second = write_answer(prompt, chance), write_answer(prompt, chance)
+            if (first.sentiment, first.brevity) < (second.sentiment, second.brevity):
+                first, second = second, first
+            file.write(json.dumps(_row(prompt, first, second)) + "\n")
+
+
+def write_tokenizer(folder: Path) -> int:
+    """Write a tokenizer with one token for each word of the world; returns its size."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [*THINGS, *PRAISE, *BLAME, *COURTESY, *DEGREES, *OPENINGS, *VERBS, "the . ? and"]
+    words = list(dict.fromkeys(word for text in texts for word in text.split()))
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+    ).save_pretrained(folder)  # fmt: skip
+    return len(vocabulary)
+
+
+def write_model(folder: Path, *, vocab_size: int, seed: int) -> None:
+    """Write a small Llama with random weights, and its tokenizer's ids."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=64, intermediate_size=172, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
+        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _clause(thing: str, chance: random.Random) -> str:
+    adjective = chance.choice(PRAISE if chance.random() < 0.5 else BLAME)
+    degree = [chance.choice(DEGREES)] if chance.random() < 0.3 else []
+    return " ".join(["the", thing, chance.choice(VERBS), *degree, adjective])
+
+
+def _row(prompt: str, chosen: Answer, rejected: Answer) -> dict[str, object]:
+    row: dict[str, object] = {"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text}
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        for name in ("sentiment", "brevity", "politeness"):
+            row[f"{side}_{name}"] = getattr(answer, name)
+    return row

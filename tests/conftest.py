@@ -1,0 +1,59 @@
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from offpref.pipeline.small_world import write_model, write_tokenizer
+from offpref.stores.store import Store
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s> {{ message['role'] }} {{ message['content'] }} </s>"
+    "{% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama of 64 positions with the small world's tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, vocab_size=write_tokenizer(folder), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer with a chat template whose generation prompt is ``<s> assistant``."""
+    folder = tmp_path_factory.mktemp("chat")
+    write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store.create(tmp_path / "store")
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows as JSON lines and return the file."""
+
+    def write(rows: Sequence[object], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and models beside the project; the test is skipped where there are none."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared data beside the project")
+    return SHARED
