@@ -7,11 +7,6 @@ from offpref.stores.store import Store
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.create(tmp_path / "store")
-
-
-@pytest.fixture
 def source(tmp_path: Path, store: Store) -> Path:
     """A file for which the store remembers a value."""
     path = tmp_path / "pairs.jsonl"
