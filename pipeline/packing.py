@@ -8,7 +8,7 @@ here is a pure function of its arguments; ties keep the order of the caller.
 Letters in shape comments: M sequences, R rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,15 @@ class PackedRow:
     def max_position(self) -> int:
         """Largest position in the row: of the last token of its longest sequence."""
         return len(self.prompt) + max(map(len, self.completions)) - 1
+
+    def only(self, sequence_indices: Collection[int]) -> "PackedRow":
+        """Return the row with only those of its completions; at least one has to be left."""
+        kept = [k for k, i in enumerate(self.sequence_indices) if i in sequence_indices]
+        return PackedRow(
+            prompt=self.prompt,
+            completions=tuple(self.completions[k] for k in kept),
+            sequence_indices=tuple(self.sequence_indices[k] for k in kept),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
