@@ -191,6 +191,21 @@ def test_hostile_sql_is_refused_in_one_line_and_touches_nothing(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_settings_close_every_other_way_out_and_are_locked(store: Store) -> None:
+    closed = (
+        "python_enable_replacements",
+        "enable_external_access",
+        "autoinstall_known_extensions",
+        "autoload_known_extensions",
+        "allow_community_extensions",
+    )
+    selected = ", ".join(f"current_setting('{name}') as {name}" for name in closed)
+
+    sql = f"select {selected}, current_setting('lock_configuration') as is_locked"
+
+    assert answer(store, sql) == [dict.fromkeys(closed, False) | {"is_locked": True}]
+
+
 def test_catalog_survives_compaction_and_collection_behind_its_back(store: Store) -> None:
     for number in range(3):
         commit(store, {number: -1.0})

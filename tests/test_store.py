@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from offpref.stores.collect import collect_garbage
+from offpref.stores.commits import Record, write_record
 from offpref.stores.compact import compact_store
 from offpref.stores.errors import (
     SchemaMismatchError,
@@ -287,6 +288,20 @@ def test_missing_follows_other_writers_and_compaction(store: Store) -> None:
     store.refresh()
 
     assert store.missing("logps", "fp", keys(1, 2, 3, 4)).to_pylist() == [False, False, False, True]
+
+
+def test_missing_forgets_what_a_commit_removed(store: Store) -> None:
+    commit(store, {1: -1.0})
+    commit(store, {2: -2.0})
+    store.missing("logps", "fp", keys(1, 2))
+    removed = next(
+        shard for shard in store.shards("logps") if pq.read_table(shard.path)[1][0].as_py() == [-1]
+    )
+
+    write_record(Record(removes=frozenset([removed.name])), store.path)
+    store.refresh()
+
+    assert store.missing("logps", "fp", keys(1, 2)).to_pylist() == [True, False]
 
 
 def test_missing_reads_a_shard_once(store: Store) -> None:

@@ -337,3 +337,19 @@ def test_reads_agree_with_numpy_after_many_compactions(store: Store) -> None:
 
     assert [key[0] for key in rows["sequence_key"].to_pylist()] == sorted(expected)
     assert [row[0] for row in rows["token_logps"].to_pylist()] == [-n for n in sorted(expected)]
+
+
+def test_compacting_again_does_not_start_the_grace_anew(store: Store) -> None:
+    for number in range(2):
+        commit(store, {number: -1.0})
+    compact_store(store)
+    removed = [path for path in (store.path / "data").rglob("*.parquet")]
+    removed.remove(store.shards("logps")[0].path)
+    age(store, seconds=3600)
+    commit(store, {2: -1.0})
+    compact_store(store)
+
+    collect_garbage(store, grace_seconds=1800)
+
+    assert [path for path in removed if path.exists()] == []
+    assert len(store.read("logps")) == 3
