@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..stores.store import Store
-from .pairs import AddSettings
-from .score import ScoreSettings, ScoreSummary, score
-from .scoring import Progress
+from .config import AddSettings, ScoreSettings
+from .progress import Progress
+from .score import ScoreSummary, score
 from .small_world import write_model, write_pairs, write_tokenizer
 
 NUM_PAIRS = 2000

@@ -141,12 +141,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _tensor_hashes(path: Path) -> dict[str, str]:
     """Return the hash of each tensor in a safetensors file."""
-    with path.open("rb") as file:
-        try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _hash_tensors(memoryview(data))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path}: expected a safetensors file, got: {error}") from error
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            return _hash_tensors(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: expected a safetensors file, got: {error}") from error
 
 
 def _hash_tensors(data: memoryview) -> dict[str, str]:
@@ -154,20 +157,19 @@ def _hash_tensors(data: memoryview) -> dict[str, str]:
     if length > len(data) - 8:
         raise ValueError("a header longer than the file")
     header = json.loads(bytes(data[8 : 8 + length]))
-    body, hashes = data[8 + length :], {}
-    for name, tensor in sorted(header.items()):
-        if name == "__metadata__":
-            continue
-        start, end = tensor["data_offsets"]
-        if end > len(body):
-            raise ValueError(f"a file cut short: tensor {name} ends beyond it")
-        hasher = blake3(canonical_json([tensor["dtype"], tensor["shape"]]).encode(),
-                        max_threads=blake3.AUTO)  # fmt: skip
-        hasher.update(body[start:end])
-        hashes[name] = hasher.hexdigest(KEY_BYTES)
-    # Views into a mapping must be gone before it can be closed.
-    body.release()
-    data.release()
+    hashes = {}
+    with data[8 + length :] as body:  # a view left open would keep the file mapped
+        for name, tensor in sorted(header.items()):
+            if name == "__metadata__":
+                continue
+            start, end = tensor["data_offsets"]
+            if end > len(body):
+                raise ValueError(f"a file cut short: tensor {name} ends beyond it")
+            kind = canonical_json([tensor["dtype"], tensor["shape"]])
+            hasher = blake3(kind.encode(), max_threads=blake3.AUTO)
+            with body[start:end] as values:
+                hasher.update(values)
+            hashes[name] = hasher.hexdigest(KEY_BYTES)
     return hashes
 
 

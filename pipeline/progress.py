@@ -4,7 +4,15 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from .scoring import Progress
+
+class Progress:
+    """What a caller may show while scoring goes on; this one shows nothing."""
+
+    def note(self, message: str) -> None:
+        """Take a line that a person should see."""
+
+    def advance(self, num_tokens: int, num_total: int) -> None:
+        """Take the tokens done since the last call, and how many there are in all."""
 
 
 class _Bar:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from ..stores.errors import ModelError
 from ..stores.store import Store
+from .config import ScoreSettings
 from .fingerprints import model_config, scorer_fingerprint, scorer_spec
 from .pair_sets import PairSet
-from .scoring import Progress, Scorer, ScoreSettings
+from .progress import Progress
+from .scoring import Scorer
 from .tokenization import TokenizerSpec, tokenizer_spec
 from .wanted import Wanted
 from .workers import Worker

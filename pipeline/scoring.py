@@ -5,11 +5,11 @@ committed on kill -9.
 """
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from ..stores.errors import ModelError
 from ..stores.reader import RowReader
 from ..stores.schema import LOGPS, SEQUENCES
 from ..stores.store import Store
+from .config import ScoreSettings
 from .fingerprints import max_positions, model_config
-from .packing import cut_batches, fill_rows, plan_rows
-from .pairs import AddSettings
+from .packing import PackedRow, cut_batches, fill_rows, plan_rows
+from .progress import Progress
 from .read_ahead import read_ahead
 from .wanted import Wanted
-from .workers import Worker, circle, leading_numbers
+from .workers import Worker, key_order, leading_numbers, turned
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -34,49 +35,9 @@ if TYPE_CHECKING:
     from .models import ScoringModel
 
 WINDOW_SEQUENCES = 4096
-COMMIT_SECONDS = 20.0
-LOOK_SECONDS = 1.0  # how often a worker looks at the commits of others
+LOOK_SECONDS = 0.25  # how often a worker looks at the commits of others
 READ_AHEAD_BATCHES = 4
 BATCH_TOKENS = {False: 4096, True: 65536}  # on a CPU what its cache holds, on a GPU what fills it
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreSettings:
-    """What is scored, by which model, and how."""
-
-    model: Path
-    """Folder of the reference, in Hugging Face form."""
-
-    pair_set: str | None = None
-    """Name of a pair set in the store, or ``NAME@FINGERPRINT``; None if ``data`` is given."""
-
-    data: AddSettings | None = None
-    """Data to add first."""
-
-    precision: str = "float32"
-    """``float32``, ``bf16``, ``bf16-autocast``; part of the scorer's fingerprint."""
-
-    max_batch_tokens: int | None = None
-    """Tokens of a batch, padding included; None for what suits the device."""
-
-    device: str | None = None
-    """As torch names it; None for a GPU if there is one."""
-
-    shard_model: bool = False
-    """Whether the processes of torchrun hold one model together (FSDP2)."""
-
-    commit_seconds: float = COMMIT_SECONDS
-    """Seconds of work between commits: what a kill can cost."""
-
-
-class Progress:
-    """What a caller may show while scoring goes on; this one shows nothing."""
-
-    def note(self, message: str) -> None:
-        """Take a line that a person should see."""
-
-    def advance(self, num_tokens: int, num_total: int) -> None:
-        """Take the tokens done since the last call, and how many there are in all."""
 
 
 class Scorer:
@@ -144,20 +105,27 @@ class Scorer:
         return wanted.filter(self._store.missing(LOGPS.name, self.fingerprint, wanted))
 
     def _round(self, missing: list[bytes]) -> None:
-        """Score what is missing now, window by window from this worker's start on."""
+        """Score what is missing now, window by window from this worker's start on.
+
+        Ends early where another worker has been: two that went on together would do the same
+        work from there on, so this one begins elsewhere.
+        """
         todo = self._described(missing)
-        order = circle(
+        order = key_order(
             leading_numbers(todo["prompt_key"].to_pylist()),
             leading_numbers(todo["sequence_key"].to_pylist()),
-            self._start,
         )
         todo = todo.take(pa.array(order))
         lengths = pc.add(todo["num_prompt_tokens"], todo["num_completion_tokens"])
         self._check_lengths(lengths)
         self._total = self.num_tokens + pc.sum(lengths).as_py()
         for batch in read_ahead(self._batches(todo), READ_AHEAD_BATCHES):
-            if self._worker.is_sharded or not self._is_done(batch.keys):
-                self._score(batch)
+            left = batch if self._worker.is_sharded else self._not_done(batch)
+            if left is not None:
+                self._score(left)
+            if left is not batch:
+                self._start = random.random()
+                break
         self._flush()
 
     def _described(self, missing: list[bytes]) -> pa.Table:
@@ -191,14 +159,15 @@ class Scorer:
             self._source.tokenizer,
             columns=["ids", "num_prompt_tokens"],
         )
-        for start in range(0, todo.num_rows, WINDOW_SEQUENCES):
+        starts = range(0, todo.num_rows, WINDOW_SEQUENCES)
+        within = self._start * len(starts) % 1.0  # where this worker begins inside a window
+        for start in turned(starts, self._start):
             window = todo.slice(start, WINDOW_SEQUENCES).combine_chunks()
             keys = window["sequence_key"].to_pylist()
-            _, labels = np.unique(
-                leading_numbers(window["prompt_key"].to_pylist()), return_inverse=True
-            )
+            prompts = window["prompt_key"].to_pylist()
+            numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
             plan = plan_rows(
-                labels,
+                np.array([numbers[prompt] for prompt in prompts]),
                 window["num_prompt_tokens"].to_numpy(),
                 window["num_completion_tokens"].to_numpy(),
                 packed=model.packs,
@@ -206,22 +175,34 @@ class Scorer:
             )
             rows = reader.rows(window["sequence_key"])
             sequences = _id_slices(rows)
-            for batch, is_kept in self._worker.share(cut_batches(plan, max_batch_tokens=budget)):
-                packed = model.collate(fill_rows(plan, batch, sequences))
-                yield _Batch(
-                    keys=[keys[i] for i in packed.sequence_indices],
-                    packed=packed.pin_memory() if model.device.type == "cuda" else packed,
-                    num_tokens=sum(len(sequences[i][0]) for i in packed.sequence_indices),
-                    is_kept=is_kept,
-                )
+            batches = turned(cut_batches(plan, max_batch_tokens=budget), within)
+            for batch, is_kept in self._worker.share(batches):
+                yield self._collated(fill_rows(plan, batch, sequences), keys, is_kept=is_kept)
 
-    def _is_done(self, keys: list[bytes]) -> bool:
-        """Look at the commits of others, now and then; return whether they did all of this."""
+    def _collated(self, rows: list[PackedRow], keys: list[bytes], *, is_kept: bool) -> "_Batch":
+        """Make the tensors of some rows; ``keys`` is indexed by their sequences' numbers."""
+        model = self._loaded()
+        packed = model.collate(rows)
+        return _Batch(
+            rows=rows,
+            keys={i: keys[i] for i in packed.sequence_indices},
+            packed=packed.pin_memory() if model.device.type == "cuda" else packed,
+            is_kept=is_kept,
+        )
+
+    def _not_done(self, batch: "_Batch") -> "_Batch | None":
+        """Return the batch without the rows that others have scored meanwhile."""
         if (now := time.monotonic()) - self._last_look > LOOK_SECONDS:
             self._store.refresh()
             self._last_look = now
-        mask = self._store.missing(LOGPS.name, self.fingerprint, pa.array(keys, pa.binary(16)))
-        return not pc.any(mask).as_py()
+        keys = pa.array(list(batch.keys.values()), pa.binary(16))
+        mask = self._store.missing(LOGPS.name, self.fingerprint, keys).to_pylist()
+        if all(mask):
+            return batch
+        left = {i for i, is_missing in zip(batch.keys, mask, strict=True) if is_missing}
+        rows = [row.only(left) for row in batch.rows if left & set(row.sequence_indices)]
+        numbered = [batch.keys.get(i, b"") for i in range(max(batch.keys) + 1)]
+        return self._collated(rows, numbered, is_kept=True) if rows else None
 
     def _score(self, batch: "_Batch") -> None:
         """Compute one batch, and hand the one before to the host while the device works."""
@@ -242,9 +223,10 @@ class Scorer:
         self._in_flight = None
         token_logps = scored.float().cpu().numpy()  # a device sync, one batch behind the device
         by_sequence = list(batch.packed.split(token_logps).values())
-        self._check_finite(batch.keys, by_sequence)
-        self._results |= dict(zip(batch.keys, by_sequence, strict=True))
-        self.num_new += len(batch.keys)
+        keys = list(batch.keys.values())
+        self._check_finite(keys, by_sequence)
+        self._results |= dict(zip(keys, by_sequence, strict=True))
+        self.num_new += len(keys)
         self.num_tokens += batch.num_tokens
         self.num_computed_tokens += batch.packed.num_tokens
         self._progress.advance(batch.num_tokens, self._total)
@@ -314,13 +296,19 @@ class Scorer:
 class _Batch:
     """One forward pass and what belongs to it."""
 
-    keys: list[bytes]
-    """Keys of its sequences, in the order in which their tokens come."""
+    rows: list[PackedRow]
+    keys: dict[int, bytes]
+    """Keys of its sequences by number, in the order in which their tokens come."""
     packed: "PackedBatch"
-    num_tokens: int
-    """Tokens of its sequences, the prompt counted for each."""
     is_kept: bool
     """Whether its scores are kept; a spare one of a sharded model's rank is not."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its sequences, the prompt counted for each."""
+        return sum(
+            len(row.prompt) * len(row.completions) + row.num_completion_tokens for row in self.rows
+        )
 
 
 def _default_device() -> str:

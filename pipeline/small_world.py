@@ -14,6 +14,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 THINGS = ("film", "book", "song", "play", "meal", "hotel", "city", "game", "train", "garden")
 PRAISE = ("good", "great", "lovely", "bright", "warm", "clever", "happy", "fine")
@@ -87,6 +88,8 @@ def write_tokenizer(folder: Path) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    wrapper: Any = PreTrainedTokenizerFast  # untyped
+
     texts = [*THINGS, *PRAISE, *BLAME, *COURTESY, *DEGREES, *OPENINGS, *VERBS, "the . ? and"]
     words = list(dict.fromkeys(word for text in texts for word in text.split()))
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words])}
@@ -95,7 +98,7 @@ def write_tokenizer(folder: Path) -> int:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    PreTrainedTokenizerFast(
+    wrapper(
         tokenizer_object=tokenizer,
         pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
     ).save_pretrained(folder)  # fmt: skip

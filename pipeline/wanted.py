@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from ..stores.schema import PAIRS
 from ..stores.store import Store
+from .config import AddSettings
 from .pair_sets import PairSet, find_pair_set, pair_sets
-from .pairs import AddSettings, PlannedAdd, add_pairs, plan_add
+from .pairs import PlannedAdd, add_pairs, plan_add
 
 
 class Wanted:

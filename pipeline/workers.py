@@ -1,20 +1,23 @@
 """Share the scoring of one pair set among any number of processes, without a lock.
 
-Every worker walks the same circle of sequences, ordered by key, from its own starting point on, and
-looks at the store's commits as it goes: what another has committed is passed over. So at most one
-commit interval is ever computed twice. Under ``--shard-model`` the workers of torchrun hold one
-model together, and walk in step instead.
+Every worker walks the same circle of sequences, windows in the order of their keys and batches by
+length inside a window, from its own starting point on. It looks at the store's commits as it goes,
+and where another has been, it begins elsewhere among what is left. So at most one commit interval
+is ever computed twice. Under ``--shard-model`` the workers of torchrun hold one model together, and
+walk in step instead.
 """
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Order = NDArray[np.int64]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,23 +72,27 @@ class Worker:
         return padded[self.rank :: self.world_size]
 
 
-def circle(
-    prompt_keys: NDArray[np.uint64], sequence_keys: NDArray[np.uint64], start: float
-) -> Order:
-    """Return the order in which a worker takes sequences: by prompt, then sequence, from ``start``.
+def key_order(
+    prompt_keys: NDArray[np.uint64],  # [M]
+    sequence_keys: NDArray[np.uint64],  # [M]
+) -> Order:  # [M]
+    """Return the order in which sequences lie on the circle: by prompt, then by sequence.
 
     Args:
-        prompt_keys: Leading 8 bytes of each prompt's key as a number, shape [M].
-        sequence_keys: The same of each sequence's key, shape [M].
-        start: Where to begin, as a share of all possible keys, in [0, 1).
-
-    >>> keys = np.array([2**62, 2**63, 0], np.uint64)
-    >>> circle(keys, keys, 0.4).tolist()
-    [1, 2, 0]
+        prompt_keys: Leading 8 bytes of each prompt's key as a number.
+        sequence_keys: The same of each sequence's key.
     """
-    order = np.lexsort((sequence_keys, prompt_keys))
-    first = int(np.searchsorted(prompt_keys[order], np.uint64(start * 2.0**64)))
-    return np.roll(order, -first)
+    return np.lexsort((sequence_keys, prompt_keys))
+
+
+def turned(items: Sequence[Item], start: float) -> list[Item]:
+    """Return ``items`` from ``start`` on, a share of them in [0, 1), and then from the beginning.
+
+    >>> turned("abcd", 0.5)
+    ['c', 'd', 'a', 'b']
+    """
+    first = int(start * len(items))
+    return [*items[first:], *items[:first]]
 
 
 def leading_numbers(keys: list[bytes]) -> NDArray[np.uint64]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
+from offpref.pipeline.config import AddSettings
 from offpref.pipeline.pair_sets import PairSet, find_pair_set, reject_counts
-from offpref.pipeline.pairs import AddSettings, add_pairs, plan_add
+from offpref.pipeline.pairs import add_pairs, plan_add
 from offpref.pipeline.tokenization import Tokenizer
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError
@@ -38,7 +39,9 @@ def test_sequences_hold_prompt_and_completion_with_their_ends(
 
     tokenizer = Tokenizer(model_dir)
     prompt = tokenizer.prompt_ids([PROMPT])[0]
-    whole = [prompt + tokenizer.completion_ids([str(ROWS[0][s])])[0] for s in ("chosen", "rejected")]
+    whole = [
+        prompt + tokenizer.completion_ids([str(ROWS[0][s])])[0] for s in ("chosen", "rejected")
+    ]
     rows = store.read("sequences", found.tokenizer).to_pylist()
     assert sorted(row["ids"] for row in rows) == sorted(whole)
     assert {row["num_prompt_tokens"] for row in rows} == {len(prompt)}
@@ -65,9 +68,7 @@ def test_pairs_lead_back_to_text_and_source(
     found, _ = add(store, data, model_dir)
 
     pair = next(
-        row
-        for row in store.read("pairs", found.tokenizer).to_pylist()
-        if row["source_row"] == 1
+        row for row in store.read("pairs", found.tokenizer).to_pylist() if row["source_row"] == 1
     )
     sequences = {r["sequence_key"]: r for r in store.read("sequences", found.tokenizer).to_pylist()}
     texts = {r["text_key"]: r for r in store.read("texts", None).to_pylist()}

@@ -74,9 +74,7 @@ def test_remote_address_is_read_through_fsspec() -> None:
 
     assert json.loads(rows[1]["row"])["chosen"] == "c\n2"
     assert len(source_hash(source)) == 64
-    assert [each.address for each in source_files("memory://bucket")] == [
-        "memory://bucket/a.jsonl"
-    ]
+    assert [each.address for each in source_files("memory://bucket")] == ["memory://bucket/a.jsonl"]
 
 
 def test_unreadable_lines_keep_their_number_and_say_why(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_prompts_begin_with_bos_where_the_tokenizer_adds_it(name: str, shared: P
 
     assert prompts == [theirs(text).input_ids for text in TEXTS]
     assert prompts[2] == [1]
-    assert completions == [theirs(t, add_special_tokens=False).input_ids + [2] for t in TEXTS]
+    assert completions == [[*theirs(t, add_special_tokens=False).input_ids, 2] for t in TEXTS]
 
 
 def test_prompt_without_ids_gets_the_token_that_begins_a_text(gpt2_dir: Path) -> None:
@@ -83,7 +83,11 @@ def test_merges_are_those_of_joint_tokenisation(
     folder = request.getfixturevalue("gpt2_dir") if name == "gpt2" else shared / "models" / name
     tokenizer = Tokenizer(folder)
     joint = AutoTokenizer.from_pretrained(folder)
-    prompts = ["Once upon a ti", "Human:", "the end of a much longer prompt than the window is, hel"]
+    prompts = [
+        "Once upon a ti",
+        "Human:",
+        "the end of a much longer prompt than the window is, hel",
+    ]
     completions = ["me there was", " no", "lo and then goes on and on for more words than it needs"]
 
     merged = tokenizer.merges(prompts, completions)
