@@ -17,6 +17,7 @@ import pyarrow as pa
 from .commits import Record, merge, write_record
 from .errors import ShardCorruptError, ShardMissingError
 from .rowhash import row_hashes
+from .rows import to_hashes
 from .schema import ROW_HASH, TABLES
 from .shards import (
     Shard,
@@ -130,7 +131,7 @@ def _checked_rows(shard: Shard) -> pa.Table:
     names = table_schema(shard.table).schema.names
     rows = read_shard(shard, [*names, ROW_HASH.name])
     if not is_whole or not np.array_equal(
-        row_hashes(rows.select(names)), rows.column(ROW_HASH.name).to_numpy()
+        row_hashes(rows.select(names)), to_hashes(rows.column(ROW_HASH.name))
     ):
         raise ShardCorruptError(
             f"{shard.path} is damaged and not merged; run `offpref store verify`"

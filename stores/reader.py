@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import ShardMissingError, StoreError
 from .known import Keys, check_equal, find_keys, key_column, rows_equal, to_keys
+from .rows import to_arrow, to_hashes
 from .schema import ROW_HASH
 from .shards import Shard, clear_read_errors, empty_rows, open_parquet, table_schema, to_memory
 from .store import Store
@@ -93,7 +94,7 @@ class RowReader:
             parts.append(self._rows_of_shard(index.files[shard], positions[chosen]))
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return pa.concat_tables(parts).take(pa.array(back))
+        return pa.concat_tables(parts).take(to_arrow(back))
 
     def _rows_of_shard(self, shard: Shard, positions: NDArray[np.int64]) -> pa.Table:
         """The rows at ascending ``positions`` of ``shard``."""
@@ -104,7 +105,7 @@ class RowReader:
             for group in np.unique(positions // size):
                 rows = file.read_row_group(int(group), columns=self._columns, use_threads=False)
                 inside = positions[positions // size == group] - group * size
-                parts.append(to_memory(rows.select(self._columns)).take(pa.array(inside)))
+                parts.append(to_memory(rows.select(self._columns)).take(to_arrow(inside)))
         return pa.concat_tables(parts)
 
     def _file(self, shard: Shard) -> pq.ParquetFile:
@@ -137,7 +138,7 @@ class RowReader:
             if mask is not None:
                 rows, place = rows.filter(mask), place[np.asarray(mask)]
             keys.append(to_keys(rows.column(column)))
-            hashes.append(rows.column(ROW_HASH.name).to_numpy())
+            hashes.append(to_hashes(rows.column(ROW_HASH.name)))
             numbers.append(np.full(rows.num_rows, number, np.int64))
             positions.append(place)
         return _Index(shards, np.concatenate(keys), np.concatenate(hashes), numbers, positions)

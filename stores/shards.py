@@ -24,7 +24,7 @@ from .errors import SchemaMismatchError, ShardCorruptError, ShardMissingError
 from .keys import KEY_BYTES
 from .placing import clear_write_errors, move_synced, sync_file
 from .rowhash import row_hashes
-from .rows import in_order, resolve_duplicates
+from .rows import in_order, resolve_duplicates, to_arrow
 from .schema import FORMAT_VERSION, KEY, ROW_HASH, TABLES, TableSchema
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}")
@@ -109,7 +109,7 @@ def write_shard(
     Raises:
         StoreWriteError: If the file system refuses; nothing is left behind.
     """
-    rows = rows.cast(table.schema).append_column(ROW_HASH, pa.array(row_hashes(rows)))
+    rows = rows.cast(table.schema).append_column(ROW_HASH, to_arrow(row_hashes(rows)))
     rows = in_order(resolve_duplicates(rows, table.key), table.order)
     metadata = {
         "offpref.format_version": str(FORMAT_VERSION),
@@ -163,7 +163,8 @@ def to_memory(rows: pa.Table) -> pa.Table:
 def empty_rows(table: TableSchema, columns: Sequence[str]) -> pa.Table:
     """Return no rows of ``table``, with the types of ``columns``."""
     schema = pa.schema([*table.schema, ROW_HASH])
-    return pa.schema([schema.field(name) for name in columns]).empty_table()
+    # Not empty_table(), which imports pandas where that is installed: a third of a second.
+    return pa.Table.from_batches([], pa.schema([schema.field(name) for name in columns]))
 
 
 def file_name(path: Path) -> str:

@@ -29,7 +29,7 @@ from .errors import ShardMissingError, StoreFormatError, StoreNotFoundError
 from .keys import KEY_BYTES, canonical_json, fingerprint
 from .known import KnownKeys, check_equal, to_keys
 from .placing import clear_write_errors, make_folder, place_bytes
-from .rows import in_order, resolve_duplicates
+from .rows import in_order, resolve_duplicates, to_arrow, to_hashes
 from .schema import FORMAT_VERSION, ROW_HASH
 from .shards import Shard, empty_rows, read_shard, table_schema
 
@@ -243,8 +243,10 @@ class Store:
             if not self.refresh():
                 raise
             known.update(self.shards(table, partition))
+        if not keys.null_count:
+            return to_arrow(~known.has(to_keys(keys)))
         is_null = np.asarray(pc.is_null(keys))
-        return pa.array(~known.has(to_keys(pc.fill_null(keys, bytes(KEY_BYTES)))) & ~is_null)
+        return to_arrow(~known.has(to_keys(pc.fill_null(keys, bytes(KEY_BYTES)))) & ~is_null)
 
     def digest(
         self, table: str, partition: str | None = None, filters: Filters | None = None
@@ -254,9 +256,9 @@ class Store:
         It depends on which rows there are and on nothing else: not on shards, compaction,
         writers, order of writing, or rows written twice.
         """
-        hashes = self.read(table, partition, [ROW_HASH.name], filters).column(0).to_numpy()
+        hashes = self.read(table, partition, [ROW_HASH.name], filters).column(0)
         hasher = blake3(f"{table} {len(hashes)} ".encode())
-        hasher.update(np.sort(hashes).astype("<u8").tobytes())
+        hasher.update(np.sort(to_hashes(hashes)).astype("<u8").tobytes())
         return hasher.hexdigest(KEY_BYTES)
 
     def write_spec(self, spec: Mapping[str, object], name: str | None = None) -> str:

@@ -9,7 +9,7 @@ def text_table(rows: pa.Table) -> list[str]:
     """Return the lines of ``rows``, the first being the columns' names.
 
     >>> text_table(pa.table({"name": ["a", "bb"], "loss": [0.5, None]}))
-    ['name  loss', 'a      0.5', 'bb         ']
+    ['name  loss', 'a      0.5', 'bb']
     """
     columns = [
         [name, *(_cell(value) for value in column.to_pylist())]
@@ -24,7 +24,7 @@ def text_table(rows: pa.Table) -> list[str]:
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(line, widths, is_number, strict=True)
-        )
+        ).rstrip()
         for line in zip(*columns, strict=True)
     ]
 

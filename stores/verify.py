@@ -22,7 +22,7 @@ from .errors import CommitCorruptError, StoreError, StoreFormatError, StoreNotFo
 from .keys import KEY_BYTES
 from .remembered import check_entry
 from .rowhash import row_hashes
-from .rows import in_order, resolve_duplicates
+from .rows import in_order, resolve_duplicates, to_hashes
 from .schema import ROW_HASH, TABLES
 from .shards import Shard, clear_read_errors, disk_schema, file_name, open_parquet, to_memory
 from .store import FOLDERS, STORE_FILE, check_store_file
@@ -221,7 +221,7 @@ def _shard_problems(shard: Shard) -> Iterator[str]:
         key_parts = []
         for group in range(file.num_row_groups):
             rows = to_memory(file.read_row_group(group))
-            stored = rows.column(ROW_HASH.name).to_numpy()
+            stored = to_hashes(rows.column(ROW_HASH.name))
             num_wrong = int(np.sum(row_hashes(rows.drop_columns(ROW_HASH.name)) != stored))
             if num_wrong:
                 yield f"{num_wrong} rows of row group {group} do not match their hashes"

@@ -307,8 +307,8 @@ def test_text_for_a_person_is_aligned_and_says_that_there_is_more(store: Store) 
 
     assert text.splitlines() == [
         "value  reference",
-        "   -3  fp       ",
-        "   -2  fp       ",
+        "   -3  fp",
+        "   -2  fp",
         "... more than 2 rows; --limit shows more",
     ]
 

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -508,3 +510,22 @@ def test_store_path_may_hold_any_character(tmp_path: Path) -> None:
     commit(store, {1: -1.0})
 
     assert values(Store.open(Path(os.fspath(store.path)))) == {1: -1.0}
+
+
+def test_reading_does_not_import_pandas(store: Store) -> None:
+    """Where pandas is installed pyarrow imports it at many a call: a third of a second each run."""
+    commit(store, {1: -1.0})
+    commit(store, {2: -2.0})
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from offpref.stores.reader import RowReader; from offpref.stores.store import Store\n"
+        "store = Store.open(Path(sys.argv[1]))\n"
+        "keys = store.read('logps', 'fp', ['sequence_key'])['sequence_key']\n"
+        "store.missing('logps', 'fp', keys), store.read('topk', 'fp')\n"
+        "store.digest('logps', 'fp')\n"
+        "RowReader(store, 'logps', 'fp', columns=['token_logps']).rows(keys)\n"
+        "print('pandas' in sys.modules)"
+    )
+
+    run = [sys.executable, "-c", code, str(store.path)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "False\n"
