@@ -26,6 +26,7 @@ from .head import OutputHead
 
 WANTED = ("token_logps", "entropy")
 WORKSPACE_BYTES = 64 << 20
+CACHED_NUMEL = 1 << 18  # logits that fit the second-level caches of a CPU's cores
 VOCAB_BLOCK = (
     4096  # columns of logits at a time: wide enough for the product, in reach of the cache
 )
@@ -136,6 +137,12 @@ class _Blocks:
         T = self.hidden.shape[0]
         return (slice(start, min(start + self.height, T)) for start in range(0, T, self.height))
 
+    def cached_rows(self, t: slice, v: slice) -> Iterator[slice]:
+        """Cut a block into rows that stay in a CPU's cache from one pass to the next."""
+        height = t.stop - t.start
+        step = height if self.hidden.is_cuda else max(1, CACHED_NUMEL // (v.stop - v.start))
+        return (slice(start, start + step) for start in range(0, height, step))
+
     def buffer(self, t: slice, v: slice, number: int = 0) -> Tensor:  # [t, v]
         """Return a buffer in the shape of the block; its rows lie without gaps between them."""
         height, width = t.stop - t.start, v.stop - v.start
@@ -211,6 +218,11 @@ class _LinearTokenScores(torch.autograd.Function):
             weight if ctx.needs_input_grad[1] else None,
             bias if needs_bias else None,
             compute_dtype(hidden, weight),
+        )
+        # Casts are no-ops where the upstream gradients have the dtype of the results.
+        grad_logps, grad_entropy = (
+            torch.zeros_like(lse) if grad is None else grad[:, None].to(lse.dtype)
+            for grad in (grad_logps, grad_entropy)
         )
         num_buffers = 3 if entropy is not None else 1 if softcap is None else 2
         with torch.autocast(hidden.device.type, enabled=False):
@@ -304,28 +316,29 @@ def _walk_vocabulary(
     # It starts finite: minus infinity times a sum of 0 would be NaN.
     m = torch.full_like(lse[t], torch.finfo(blocks.dtype).min)
     s, r = torch.zeros_like(m), torch.zeros_like(m)
-    block_m, block_sum = torch.empty_like(m), torch.empty_like(m)
+    block_m, block_s, block_r = (torch.zeros_like(m) for _ in range(3))
     hidden = blocks.hidden_of(t)
     for v in blocks.vocabulary():
         logits = blocks.logits(t, v, hidden)
         column, is_here = _label_columns(labels[t], v)
         label_logits[t] = torch.where(is_here, logits.gather(1, column), label_logits[t])
-        torch.amax(logits, 1, keepdim=True, out=block_m)
-        torch.maximum(m, block_m, out=block_m)
-        shift = m.sub_(block_m)  # Never above 0, and so is what exp sees.
-        if entropy is not None:
-            r.addcmul_(s, shift)
-        shift.exp_()
-        s.mul_(shift)
-        r.mul_(shift)
-        m.copy_(block_m)
-        logits.sub_(m)
-        if entropy is None:
-            s.add_(torch.sum(logits.exp_(), 1, keepdim=True, out=block_sum))
-        else:
-            probs = torch.exp(logits, out=blocks.buffer(t, v, 1))
-            s.add_(torch.sum(probs, 1, keepdim=True, out=block_sum))
-            r.add_(torch.sum(probs.mul_(logits), 1, keepdim=True, out=block_sum))
+        for rows in blocks.cached_rows(t, v):
+            part = logits[rows]
+            torch.amax(part, 1, keepdim=True, out=block_m[rows])
+            part.sub_(block_m[rows])  # Never above 0, and so is what exp sees.
+            if entropy is None:
+                torch.sum(part.exp_(), 1, keepdim=True, out=block_s[rows])
+            else:
+                probs = torch.exp(part, out=blocks.buffer(t, v, 1)[rows])
+                torch.sum(probs, 1, keepdim=True, out=block_s[rows])
+                torch.sum(probs.mul_(part), 1, keepdim=True, out=block_r[rows])
+        new_m = torch.maximum(m, block_m)
+        for total, total_r, their_m in ((s, r, m), (block_s, block_r, block_m)):
+            shift = their_m - new_m
+            if entropy is not None:
+                total_r.addcmul_(total, shift).mul_(shift.exp())
+            total.mul_(shift.exp_())
+        m, s, r = new_m, s.add_(block_s), r.add_(block_r)
     lse[t] = m + s.log()
     if entropy is not None:
         entropy[t] = s.log() - r / s
@@ -338,29 +351,27 @@ def _logits_gradient(
     labels: Tensor,  # [T]
     lse: Tensor,  # [T, 1]
     entropy: Tensor | None,  # [T, 1]
-    grad_logps: Tensor,  # [T]
-    grad_entropy: Tensor | None,  # [T]
+    grad_logps: Tensor,  # [T, 1]
+    grad_entropy: Tensor,  # [T, 1]
 ) -> Tensor:  # [t, v]
-    """Turn the logits in the first buffer into the gradient of the product plus bias, unscaled.
+    """Turn the logits in the first buffer into their gradient.
 
-    With q the softmax, e one-hot of the label and S the entropy, the gradient towards the logits
-    is ``grad_logps * (e - q) - grad_entropy * q * (log q + S)``.
+    With q the softmax, e one-hot of the label and S the entropy it is
+    ``grad_logps * (e - q) - grad_entropy * q * (log q + S)``.
     """
-    logits = blocks.buffer(t, v)
+    logits, lse = blocks.buffer(t, v), lse[t]
+    is_plain = blocks.softcap is None and entropy is None
+    out = logits if is_plain else blocks.buffer(t, v, 1)
+    for rows in blocks.cached_rows(t, v):
+        part = torch.sub(logits[rows], lse[rows], out=out[rows])
+        if entropy is None:
+            part.exp_().mul_(-grad_logps[t][rows])
+        else:
+            factor = torch.add(part, entropy[t][rows], out=blocks.buffer(t, v, 2)[rows])
+            factor.mul_(grad_entropy[t][rows]).add_(grad_logps[t][rows])
+            part.exp_().mul_(factor.neg_())
     column, is_here = _label_columns(labels[t], v)
-    grad = grad_logps[t, None].to(blocks.dtype)
-    label_grad = torch.where(is_here, grad, 0.0)
-    if blocks.softcap is None and entropy is None:
-        out = logits.sub_(lse[t]).exp_().mul_(-grad)
-        return out.scatter_add_(1, column, label_grad)
-    out = torch.sub(logits, lse[t], out=blocks.buffer(t, v, 1))
-    if entropy is None or grad_entropy is None:
-        out.exp_().mul_(-grad)
-    else:
-        slope = grad_entropy[t, None].to(blocks.dtype)
-        factor = torch.add(out, entropy[t], out=blocks.buffer(t, v, 2))  # log q + S
-        out.exp_().mul_(factor.mul_(slope).add_(grad).neg_())
-    out.scatter_add_(1, column, label_grad)
+    out.scatter_add_(1, column, torch.where(is_here, grad_logps[t], 0.0))
     if blocks.softcap is not None:
         # The derivative of the softcap: 1 - tanh^2.
         out.mul_(logits.div_(blocks.softcap).square_().neg_().add_(1))
