@@ -1,0 +1,101 @@
+"""Measure offpref side by side with what a user would pick instead, on this machine, in one run.
+
+    python benchmarks/run.py [score] [cached] [--pairs N] [--keep FOLDER]
+
+Each side runs in a process of its own, one after the other, in turns; ratios are of medians. The
+results go to benchmarks/results/<machine>.json.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from model40m import HH, write_world
+
+HERE = Path(__file__).parent
+
+
+def one(which: str, model: Path, pairs: Path, out: Path) -> dict[str, object]:
+    """Run one side of the scoring benchmark in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, HERE / "score_one.py", which, model, pairs, out],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{which} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bench_score(folder: Path, num_pairs: int, rounds: int) -> dict[str, object]:
+    """Stage one against TRL's precomputed reference log-probs: batch 8, float32."""
+    pairs = write_world(folder, num_pairs=num_pairs)
+    results: dict[str, list[dict[str, object]]] = {"offpref": [], "trl": []}
+    for number in range(rounds):
+        for which, kept in results.items():
+            out = folder / f"{which}-{number}-{time.time_ns()}"
+            kept.append(one(which, folder / "model", pairs, out))
+    ours, theirs = (results[which][0]["logps"] for which in ("offpref", "trl"))
+    largest = max(
+        abs(a - b) for side in ours for a, b in zip(ours[side], theirs[side], strict=True)
+    )
+    rates = {w: num_pairs / statistics.median(r["seconds"] for r in results[w]) for w in results}
+    peaks = {w: statistics.median(r["peak_bytes"] for r in results[w]) for w in results}
+    return {
+        "num_pairs": num_pairs,
+        "rounds": rounds,
+        "pairs_per_second": rates,
+        "peak_bytes": peaks,
+        "rate_ratio": rates["offpref"] / rates["trl"],
+        "memory_ratio": peaks["offpref"] / peaks["trl"],
+        "largest_difference_of_summed_logps": largest,
+    }
+
+
+def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, object]:
+    """A second `score --data` of known sequences, process start to end."""
+    from cached_world import write_cached_world
+
+    store, data, model = write_cached_world(folder / "cached", num_sequences)
+    offpref = Path(sys.executable).parent / "offpref"
+    command = [offpref, "score", store, "--data", data, "--pair-set", "many", "--model", model]
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert ": 0 new," in done.stdout, done.stdout
+    return {"num_sequences": num_sequences, "seconds": statistics.median(seconds), "all": seconds}
+
+
+def main() -> None:
+    """Run what is asked for and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", default=["score", "cached"])
+    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="folder to work in and to leave")
+    settings = parser.parse_args()
+    if "score" in settings.what and not HH.exists():
+        raise SystemExit(f"expected HH pairs as {HH}; see benchmarks/README.md")
+    path = HERE / "results" / f"{platform.machine()}-{platform.system().lower()}-cpu.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = settings.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if "score" in settings.what:
+            results["score"] = bench_score(folder, settings.pairs, settings.rounds)
+        if "cached" in settings.what:
+            results["cached"] = bench_cached(folder, 100_000, settings.rounds)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
