@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROW_TOKENS = 4096
-MAX_BATCH_TOKENS = 4096
+# On a CPU a batch is best kept in the cache: 1024 tokens were a sixth faster than 4096 and a
+# quarter faster than 8192 (float32 Llama, 40M parameters).
+# A GPU wants more.
+MAX_BATCH_TOKENS = 1024
 
 Ids = NDArray[np.int32] | NDArray[np.int64]
 Indices = NDArray[np.int64]

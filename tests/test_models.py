@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
 
 from offpref.kernels import reference
 from offpref.pipeline.batches import collate_rows, separate_rows
@@ -563,6 +564,7 @@ def _score_sharded(rank: int, model_dir: Path, rendezvous: Path, found: Path) ->
     gradients = [p.grad.full_tensor() for p in model.parameters()]
     kept = {"scores": scores, "gradients": gradients, "route": model.route}
     kept["num_local"] = sum(p.to_local().numel() for p in model.parameters())
+    kept["num_units"] = sum(isinstance(module, FSDPModule) for module in model.modules())
     torch.save(kept, found / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -582,6 +584,7 @@ def test_sharded_over_two_processes(
     for rank in range(2):
         kept = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert kept["route"] == "packed"
+        assert kept["num_units"] == 3 + 1  # each layer, and the root
         assert kept["num_local"] < 0.6 * sum(p.numel() for p in model.parameters())
         assert largest_difference(kept["scores"], expected) < 1e-6
         for found, parameter in zip(kept["gradients"], model.parameters(), strict=True):
