@@ -1,8 +1,9 @@
 """The settings of each stage, checked when they are built."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 TRUNCATIONS = ("drop", "keep-start")
 COMMIT_SECONDS = 20.0
@@ -79,3 +80,170 @@ class ScoreSettings:
 
     commit_seconds: float = COMMIT_SECONDS
     """Seconds of work between commits: what a kill can cost."""
+
+
+def _option(default: Any, help: str, **extra: Any) -> Any:  # a field of any type
+    """Return a field whose help the command line shows; ``shown`` words a default of None."""
+    return field(default=default, metadata={"help": help, **extra})
+
+
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt",
+)  # fmt: skip
+OUTPUT_ONLY = (
+    "model", "output_dir", "run_name", "reference", "device", "eval_every", "log_tokens",
+    "save_every", "keep", "lora_output", "resume", "overwrite",
+)  # fmt: skip
+"""Settings that may change when a run is resumed: no parameter depends on them, or their content
+is compared instead (the policy's weights, the reference's fingerprint)."""
+ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing")
+"""Settings on which results depend by no more than rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """How a policy is trained. The field's help is the command line's."""
+
+    pair_set: str = field(metadata={"help": "Name of the pairs, or NAME@FINGERPRINT."})
+    model: Path = field(metadata={"help": "Folder of the policy to start from."})
+    output_dir: Path = field(metadata={"help": "Folder for the trained policy; new or empty."})
+    run_name: str | None = _option(
+        None, "Name of the run in the store.", shown="name of the output folder"
+    )
+    reference: str | None = _option(
+        None,
+        "Whose stored scores to use: a model's folder, or the beginning of a fingerprint.",
+        shown="the policy itself, else the only one that has scored the pairs",
+    )
+    loss_type: str = _option("sigmoid", "Loss.", choices_of="losses")
+    beta: float | None = _option(
+        None, "Strength of the pull towards the reference.", shown="0.1; simpo 2.0"
+    )
+    label_smoothing: float | None = _option(
+        None, "Share of pairs assumed labelled the wrong way round.", shown="0"
+    )
+    ipo_reduction: str | None = _option(
+        None, "Whether ipo compares means over tokens or sums.", choices=("mean", "sum"),
+        shown="mean",
+    )  # fmt: skip
+    simpo_gamma: float | None = _option(
+        None, "Margin that simpo asks for.", shown="beta * gamma-beta-ratio"
+    )
+    gamma_beta_ratio: float | None = _option(None, "The same, divided by beta.", shown="0.25")
+    link: str | None = _option(
+        None, "How simpo turns a margin into a loss.", choices=("sigmoid", "hinge"),
+        shown="sigmoid",
+    )  # fmt: skip
+    sft_weight: float | None = _option(
+        None, "Weight of the chosen completion's likelihood in simpo.", shown="0"
+    )
+    train_split: str = _option("train", "Split that is trained on.")
+    eval_split: str = _option("eval", "Split that is held out.")
+    pairs_per_step: int = _option(32, "Pairs of an optimizer step, on all processes together.")
+    num_epochs: float = _option(1.0, "Times that every pair is seen.")
+    max_steps: int | None = _option(None, "Optimizer steps; replaces num-epochs.", shown="none")
+    seed: int = _option(0, "Seed of the order of pairs and of new weights.")
+    learning_rate: float = _option(5e-6, "Highest learning rate.")
+    lr_scheduler_type: str = _option("linear", "Schedule of transformers.", choices=SCHEDULES)
+    warmup_ratio: float | None = _option(None, "Share of the steps that warm up.", shown="0")
+    warmup_steps: int | None = _option(None, "Steps that warm up.", shown="0")
+    adam_beta1: float = _option(0.9, "AdamW's first beta.")
+    adam_beta2: float = _option(0.999, "AdamW's second beta.")
+    adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
+    weight_decay: float = _option(0.0, "AdamW's weight decay; norms and biases have none.")
+    max_grad_norm: float | None = _option(1.0, "Longest gradient; 'none' clips nothing.")
+    precision: str = _option(
+        "float32", "Of weights and activations; the reference's too. Logits are float32 always.",
+        choices=("float32", "bf16", "bf16-autocast"),
+    )  # fmt: skip
+    max_batch_tokens: int | None = _option(
+        None, "Tokens of a microbatch, padding included.", shown="1024 on a CPU, 16384 on a GPU"
+    )
+    gradient_checkpointing: bool = _option(
+        False, "Compute activations twice instead of keeping them."
+    )
+    lora_r: int | None = _option(None, "Rank of LoRA's matrices (extra peft).", shown="no LoRA")
+    lora_alpha: int | None = _option(None, "LoRA's alpha.", shown="twice the rank")
+    lora_dropout: float | None = _option(None, "LoRA's dropout.", shown="0")
+    lora_target_modules: tuple[str, ...] = _option(
+        (), "Modules that get LoRA; may be repeated.", shown="all linear ones but the head"
+    )
+    lora_output: str | None = _option(
+        None, "Write whole weights with the adapter beside them, or the adapter alone.",
+        choices=("merged", "adapter"), shown="merged",
+    )  # fmt: skip
+    eval_every: int | None = _option(
+        None, "Measure the held-out split before, every so many steps, and after.", shown="never"
+    )
+    log_tokens: str = _option(
+        "eval", "Of which pairs to keep every token's log-prob.", choices=("all", "eval", "none")
+    )
+    save_every: int | None = _option(
+        None, "Write a checkpoint every so many steps; Ctrl-C writes one too.", shown="never"
+    )
+    keep: int = _option(1, "Checkpoints that are kept, the newest ones.")
+    device: str | None = _option(None, "As torch names it.", shown="a GPU if there is one")
+    resume: bool = _option(False, "Go on from the newest checkpoint in the output folder.")
+    overwrite: bool = _option(False, "Replace an earlier run in the output folder.")
+
+    def __post_init__(self) -> None:
+        for name in ("pairs_per_step", "max_steps", "max_batch_tokens", "lora_r", "lora_alpha",
+                     "eval_every", "save_every", "keep"):  # fmt: skip
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("learning_rate", "num_epochs", "adam_epsilon", "max_grad_norm"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be greater than 0, got {value}")
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "lora_dropout"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if self.weight_decay < 0 or self.seed < 0 or (self.warmup_steps or 0) < 0:
+            raise ValueError("weight_decay, seed and warmup_steps must be at least 0")
+        self._check_choices()
+        self._check_effects()
+
+    def _check_choices(self) -> None:
+        for each in fields(self):
+            choices, value = each.metadata.get("choices"), getattr(self, each.name)
+            is_known = each.name == "precision" and value == "float64"  # for tests of the numbers
+            if choices and value is not None and value not in choices and not is_known:
+                raise ValueError(f"{each.name} must be one of {', '.join(choices)}, got {value!r}")
+
+    def _check_effects(self) -> None:
+        """Refuse what takes no effect."""
+        if self.lora_r is None:
+            for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_output"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} takes no effect without lora_r")
+        if self.warmup_ratio is not None and self.warmup_steps is not None:
+            raise ValueError("warmup_ratio and warmup_steps say the same; give one of them")
+        if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
+            raise ValueError(
+                "a warm-up takes no effect on lr_scheduler_type constant; "
+                "take constant_with_warmup"
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite contradict each other; give one of them")
+        if self.eval_every is not None and self.train_split == self.eval_split:
+            raise ValueError("train_split and eval_split are the same; hold another one out")
+
+    def loss_settings(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return the loss's options as given, None where not."""
+        return {name: getattr(self, name) for name in names}
+
+    def described(self) -> dict[str, Any]:
+        """Return all settings as JSON knows them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: str(value)
+            if isinstance(value, Path)
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+            for name, value in values.items()
+        }
+
+    def results_depend_on(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must share with the run it goes on with."""
+        return {k: v for k, v in self.described().items() if k not in OUTPUT_ONLY}

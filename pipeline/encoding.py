@@ -134,19 +134,23 @@ class Encoder:
 
 def sequence_table(sequences: Iterable[Sequence]) -> pa.Table:
     """Return the rows of the table ``sequences``."""
-    rows = [
-        {
-            "sequence_key": each.key,
-            "prompt_key": each.prompt_key,
-            "text_key": each.text_key,
-            "num_prompt_tokens": each.num_prompt_tokens,
-            "num_completion_tokens": len(each.ids) - each.num_prompt_tokens,
-            "ids": each.ids,
-            "eos_lost": each.eos_lost,
-        }
-        for each in sequences
-    ]
-    return pa.Table.from_pylist(rows, schema=SEQUENCES.schema)
+    found = list(sequences)
+    offsets = np.zeros(len(found) + 1, np.int32)
+    np.cumsum([len(each.ids) for each in found], out=offsets[1:])
+    ids = np.concatenate([each.ids for each in found]) if found else np.zeros(0, np.int32)
+    prompts = np.array([each.num_prompt_tokens for each in found], np.int32)
+    columns = {
+        "sequence_key": [each.key for each in found],
+        "prompt_key": [each.prompt_key for each in found],
+        "text_key": [each.text_key for each in found],
+        "num_prompt_tokens": prompts,
+        "num_completion_tokens": np.diff(offsets) - prompts,
+        "ids": pa.ListArray.from_arrays(
+            pa.array(offsets), pa.array(ids), type=SEQUENCES.schema.field("ids").type
+        ),
+        "eos_lost": [each.eos_lost for each in found],
+    }
+    return pa.table(columns, schema=SEQUENCES.schema)
 
 
 def _text_key(examples: Examples, i: int, completion: object) -> bytes | None:

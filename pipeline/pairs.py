@@ -31,10 +31,12 @@ from .columns import Examples, Form, as_text, find_form, read_examples
 from .config import AddSettings
 from .encoding import Encoder, Sequence, sequence_table
 from .pair_sets import PairSet, pair_sets
+from .read_ahead import read_ahead
 from .tokenization import Tokenizer, TokenizerSpec, tokenizer_spec
 
 CHUNK_ROWS = 1024
 COMMIT_SECONDS = 5.0
+READ_AHEAD_CHUNKS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,16 @@ class PlannedAdd:
     tokenizer: TokenizerSpec
     spec: Mapping[str, object]
     fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chunk:
+    """Some rows of a source, and of each usable one the sequences of its sides, by row."""
+
+    examples: Examples
+    address: str
+    chosen: Mapping[int, Sequence]
+    rejected: Mapping[int, Sequence]
 
 
 def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
@@ -100,10 +112,11 @@ def add_pairs(
     tokenizer = Tokenizer(planned.settings.tokenizer)
     store.write_spec(dict(planned.spec))
     _add_vocabulary(store, tokenizer)
-    adder = _Adder(store, planned, tokenizer)
-    for examples, address in _examples(planned):
-        adder.add(examples, address)
-        on_rows(len(examples.row))
+    adder = _Adder(store, planned)
+    # The tokenizer works outside Python's lock: it is done with the next chunk when this is kept.
+    for chunk in read_ahead(_encoded(planned, tokenizer), READ_AHEAD_CHUNKS):
+        adder.add(chunk)
+        on_rows(len(chunk.examples.row))
     return adder.finish(), True
 
 
@@ -135,6 +148,19 @@ def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, str]]:
                 yield read_examples(rows.slice(start, CHUNK_ROWS), form), file.address
 
 
+def _encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[_Chunk]:
+    """Yield the sources' rows in chunks, tokenised."""
+    encoder = Encoder(
+        tokenizer,
+        max_length=planned.settings.max_length,
+        truncation=planned.settings.truncation,
+    )
+    for examples, address in _examples(planned):
+        chosen = encoder.sequences(examples, "chosen")
+        rejected = encoder.sequences(examples, "rejected")
+        yield _Chunk(examples=examples, address=address, chosen=chosen, rejected=rejected)
+
+
 def _add_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
     """Write the tokenizer's tokens once, so that SQL and the report show text without it."""
     partition = tokenizer.spec.fingerprint
@@ -152,14 +178,9 @@ def _add_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
 class _Adder:
     """Turns chunks of examples into rows of the tables, and counts."""
 
-    def __init__(self, store: Store, planned: PlannedAdd, tokenizer: Tokenizer) -> None:
+    def __init__(self, store: Store, planned: PlannedAdd) -> None:
         self._store = store
         self._planned = planned
-        self._encoder = Encoder(
-            tokenizer,
-            max_length=planned.settings.max_length,
-            truncation=planned.settings.truncation,
-        )
         self._occurrences: Counter[tuple[bytes | None, bytes | None]] = Counter()
         self._counts = dict.fromkeys(
             ("num_rows", "num_pairs", "num_rejects", "num_eos_lost", "num_merges"), 0
@@ -169,17 +190,12 @@ class _Adder:
         # The first chunk is committed at once: who scores meanwhile has something to begin with.
         self._last_commit = -COMMIT_SECONDS
 
-    def add(self, examples: Examples, address: str) -> None:
+    def add(self, chunk: _Chunk) -> None:
         """Take one chunk; commits when the last commit is long enough ago."""
-        self._form = str(examples.form)
-        sides = {
-            side: self._encoder.sequences(examples, side)
-            for side in ("chosen", "rejected")
-            if examples.form.name != "demonstrations" or side == "chosen"
-        }
-        self._counts["num_rows"] += len(examples.row)
-        self._add_pairs(examples, address, sides)
-        self._add_rejects(examples, address)
+        self._form = str(chunk.examples.form)
+        self._counts["num_rows"] += len(chunk.examples.row)
+        self._add_pairs(chunk)
+        self._add_rejects(chunk.examples, chunk.address)
         if time.monotonic() - self._last_commit > COMMIT_SECONDS:
             self._commit()
 
@@ -215,19 +231,14 @@ class _Adder:
         self._store.refresh()
         self._last_commit = time.monotonic()
 
-    def _add_pairs(
-        self,
-        examples: Examples,
-        address: str,
-        sides: Mapping[str, Mapping[int, Sequence]],
-    ) -> None:
+    def _add_pairs(self, chunk: _Chunk) -> None:
         """Queue the chunk's pairs, and of its sequences and texts those the store has not."""
-        chosen, rejected = sides["chosen"], sides.get("rejected", {})
+        examples = chunk.examples
         rows = []
         sequences: dict[bytes, Sequence] = {}
         texts: dict[bytes, dict[str, object]] = {}
         for i in [i for i, problem in enumerate(examples.problem) if problem is None]:
-            one, other = chosen.get(i), rejected.get(i)
+            one, other = chunk.chosen.get(i), chunk.rejected.get(i)
             if one is not None and other is not None and one.key == other.key:
                 examples.problem[i] = "chosen equals rejected"
                 continue
@@ -242,7 +253,7 @@ class _Adder:
                     "rejected_key": pair[1],
                     "split": self._split(examples, i, present[0].prompt_key),
                     "weight": examples.weight[i],
-                    "source_file": address,
+                    "source_file": chunk.address,
                     "source_row": examples.source_row[i],
                     "source": examples.rest[i],
                 }

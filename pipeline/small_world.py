@@ -126,7 +126,9 @@ def _clause(thing: str, chance: random.Random) -> str:
 
 
 def _row(prompt: str, chosen: Answer, rejected: Answer) -> dict[str, object]:
-    row: dict[str, object] = {"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text}
+    row: dict[str, object] = {"prompt": prompt}
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        row[side] = " " + answer.text  # the space that stands between prompt and answer
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         for name in ("sentiment", "brevity", "politeness"):
             row[f"{side}_{name}"] = getattr(answer, name)

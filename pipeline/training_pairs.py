@@ -1,0 +1,162 @@
+"""The pairs of one split as a training run needs them: keys, lengths and weights, loaded whole.
+
+Ids and scores stay on disk until their step comes. The pairs are sorted by key, so that nothing
+depends on how they are stored. Cost: some 100 bytes a pair. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from ..stores.errors import PairSetError
+from ..stores.keys import KEY_BYTES
+from ..stores.known import Keys, find_keys, to_keys
+from ..stores.rows import to_hashes
+from ..stores.schema import LOGPS, PAIRS, ROW_HASH, SEQUENCES
+from ..stores.store import Store
+from .packing import Indices
+from .pair_sets import PairSet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPairs:
+    """P pairs of one split, sorted by key. A completion of 0 tokens is not there."""
+
+    split: str
+    keys: Keys  # [P]
+    chosen_keys: Keys  # [P]
+    rejected_keys: Keys  # [P]
+    weights: NDArray[np.float64]  # [P]
+    num_prompt_tokens: Indices  # [P]
+    num_chosen_tokens: Indices  # [P]
+    num_rejected_tokens: Indices  # [P]
+    num_left_out: int
+    """Pairs without a chosen completion, which the loss cannot use."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def num_tokens(self) -> Indices:  # [P]
+        """Length of each pair's packed row."""
+        return self.num_prompt_tokens + self.num_chosen_tokens + self.num_rejected_tokens
+
+    def sequence_keys(self) -> Keys:
+        """Return the keys of all sequences, each once, sorted."""
+        rejected = self.rejected_keys[self.num_rejected_tokens > 0]
+        return np.unique(np.concatenate((self.chosen_keys, rejected)))
+
+    def digest(self) -> str:
+        """Return a hash of which pairs there are, of what sequences, and how they weigh."""
+        hasher = blake3(f"{self.split} {len(self)} ".encode())
+        for array in (self.keys, self.chosen_keys, self.rejected_keys):
+            hasher.update(np.ascontiguousarray(array).tobytes())
+        hasher.update(self.weights.astype("<f8").tobytes())
+        hasher.update(self.num_rejected_tokens.astype("<i8").tobytes())
+        return hasher.hexdigest(KEY_BYTES)
+
+
+def load_pairs(
+    store: Store, pair_set: PairSet, *, split: str, needs_rejected: bool
+) -> TrainingPairs:
+    """Return the pairs of a split.
+
+    Args:
+        store: The store.
+        pair_set: The version of the pair set.
+        split: The split.
+        needs_rejected: Whether the loss compares two completions; if not, rejected ones and pairs
+            without a chosen one are left out.
+
+    Raises:
+        PairSetError: If the split has no pairs that the loss can use, or, where it compares, a
+            pair has one completion only.
+    """
+    columns = ["pair_key", "chosen_key", "rejected_key", "weight"]
+    is_wanted = (pc.field("pair_set_fingerprint") == pair_set.fingerprint) & (
+        pc.field("split") == split
+    )
+    rows = store.read(PAIRS.name, pair_set.tokenizer, columns, is_wanted).combine_chunks()
+    has_chosen, has_rejected = (np.asarray(pc.is_valid(rows[n])) for n in columns[1:3])
+    num_single = int((~(has_chosen & has_rejected)).sum())
+    if needs_rejected and num_single:
+        raise PairSetError(
+            f"{pair_set}: expected two completions of each pair, {num_single:,} of "
+            f"{rows.num_rows:,} of split {split} have one; --loss-type sft trains on chosen ones"
+        )
+    rows = rows.filter(pa.array(has_chosen))
+    if not rows.num_rows:
+        raise PairSetError(f"{pair_set} has no pair of split {split!r} that the loss can use")
+    return _sorted_pairs(
+        store, pair_set, rows, split, needs_rejected, num_left_out=int((~has_chosen).sum())
+    )
+
+
+def reference_digest(store: Store, scorer: str, sequence_keys: Keys) -> str:
+    """Return a hash of the stored scores of some sequences.
+
+    Args:
+        store: The store.
+        scorer: The reference's fingerprint.
+        sequence_keys: Keys of the sequences, sorted.
+    """
+    rows = store.read(LOGPS.name, scorer, ["sequence_key", ROW_HASH.name])
+    _, is_used = find_keys(to_keys(rows["sequence_key"]), sequence_keys)
+    hashes = np.sort(to_hashes(rows[ROW_HASH.name])[is_used])
+    return str(blake3(hashes.astype("<u8").tobytes()).hexdigest(KEY_BYTES))
+
+
+def _sorted_pairs(
+    store: Store,
+    pair_set: PairSet,
+    rows: pa.Table,
+    split: str,
+    needs_rejected: bool,
+    *,
+    num_left_out: int,
+) -> TrainingPairs:
+    keys, chosen = to_keys(rows["pair_key"]), to_keys(rows["chosen_key"])
+    rejected = (
+        to_keys(rows["rejected_key"]) if needs_rejected else np.full(len(keys), b"", "S16")
+    )
+    order = np.argsort(keys, kind="stable")
+    chosen, rejected = chosen[order], rejected[order]
+    described = store.read(
+        SEQUENCES.name,
+        pair_set.tokenizer,
+        ["sequence_key", "prompt_key", "num_prompt_tokens", "num_completion_tokens"],
+    )
+    known = to_keys(described["sequence_key"])
+    by_key = np.argsort(known)
+    prompts = to_keys(described["prompt_key"])[by_key]
+    num_prompt = np.asarray(described["num_prompt_tokens"])[by_key].astype(np.int64)
+    num_completion = np.asarray(described["num_completion_tokens"])[by_key].astype(np.int64)
+    first = _places(chosen, known[by_key], pair_set)
+    num_rejected = np.zeros(len(keys), np.int64)
+    if needs_rejected:
+        second = _places(rejected, known[by_key], pair_set)
+        num_rejected = num_completion[second]
+        if differing := int((prompts[first] != prompts[second]).sum()):
+            raise PairSetError(f"{pair_set}: {differing:,} pairs have two prompts, expected one")
+    return TrainingPairs(
+        split=split,
+        keys=keys[order],
+        chosen_keys=chosen,
+        rejected_keys=rejected,
+        weights=np.asarray(rows["weight"])[order].astype(np.float64),
+        num_prompt_tokens=num_prompt[first],
+        num_chosen_tokens=num_completion[first],
+        num_rejected_tokens=num_rejected,
+        num_left_out=num_left_out,
+    )
+
+
+def _places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:
+    places, is_there = find_keys(keys, known)
+    if not is_there.all():
+        raise PairSetError(f"{pair_set}: {(~is_there).sum():,} sequences are not in the store")
+    return places
