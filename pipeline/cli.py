@@ -6,8 +6,10 @@ a ``score`` that finds everything in the store.
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .config import AddSettings
     from .pair_sets import PairSet
     from .score import ScoreSummary
+    from .train import TrainSummary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,8 +40,9 @@ class StageGroup(click.Group):
             return super().invoke(ctx)
         except StoreError as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("interrupted: what was done is kept; the same command goes on", err=True)
+        except KeyboardInterrupt as interrupt:
+            said = str(interrupt) or "interrupted: what was done is kept; the same command goes on"
+            click.echo(said, err=True)
             raise SystemExit(130) from None
 
 
@@ -165,7 +169,7 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
 @click.option(
     "--max-batch-tokens",
     type=click.IntRange(min=1),
-    help="Tokens of a batch, padding included.  [default: 4096 on a CPU, 65536 on a GPU]",
+    help="Tokens of a batch, padding included.  [default: 1024 on a CPU, 65536 on a GPU]",
 )
 @click.option("--device", help="As torch names it.  [default: a GPU if there is one]")
 @click.option(
@@ -206,6 +210,57 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
     if data:
         _print_pair_set(opened, summary.pair_set, is_new=summary.is_added)
     _print_scores(summary)
+
+
+def train_options(command: Command) -> Command:
+    """Add an option for every field of the settings of a training run."""
+    from .config import TrainSettings
+
+    hints = get_type_hints(TrainSettings)
+    for each in reversed(fields(TrainSettings)):
+        kinds = [kind for kind in get_args(hints[each.name]) if kind is not NoneType]
+        kind: Any = kinds[0] if kinds else hints[each.name]
+        more: dict[str, Any] = {"type": kind}
+        if kind is bool:
+            more = {"is_flag": True}
+        elif kind is Path:
+            more["type"] = click.Path(file_okay=False, path_type=Path)
+        elif choices := each.metadata.get("choices"):
+            more["type"] = click.Choice(choices)
+        if each.default is MISSING:
+            more["required"] = True
+        elif kind is not bool:
+            shown = each.metadata.get("shown")
+            more |= {"default": each.default, "show_default": f"{shown}" if shown else True}
+        more["multiple"] = each.name == "lora_target_modules"
+        name = f"--{each.name.replace('_', '-')}"
+        command = click.option(name, help=each.metadata["help"], **more)(command)
+    return command
+
+
+@main.command()
+@store_argument
+@train_options
+@config_option
+def train(store: Path, **options: Any) -> None:
+    """Stage two: train a policy on STORE's pairs against the reference's stored scores."""
+    from ..stores.store import Store
+    from .config import TrainSettings
+    from .progress import TokenBar
+
+    opened = Store.open(store)
+    try:
+        settings = TrainSettings(**options)
+        from .training_plan import plan_training  # brings torch: only for settings that can act
+
+        plan = plan_training(opened, settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    from .train import train as run
+
+    with TokenBar("train") as bar:
+        summary = run(plan, bar)
+    _print_training(summary)
 
 
 @main.command()
@@ -360,3 +415,26 @@ def _print_scores(summary: "ScoreSummary") -> None:
         f"{summary.num_tokens / summary.seconds:,.0f} tokens/s"
     )
     click.echo(f"written    {summary.num_bytes:,} bytes")
+
+
+def _print_training(summary: "TrainSummary") -> None:
+    attempt = f", attempt {summary.attempt}" if summary.attempt else ""
+    click.echo(f"run        {summary.name}@{summary.run_id[:12]}{attempt}")
+    click.echo(f"reference  {summary.reference or 'none'}")
+    resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
+    click.echo(f"steps      {summary.num_steps:,}{resumed}")
+    if summary.first is not None and summary.last is not None and summary.seconds:
+        click.echo(f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}")
+        for name, value in summary.last.metrics.items():
+            click.echo(f"  {name:<20} {summary.first.metrics[name]:.4f} -> {value:.4f}")
+        if summary.num_resumed == 0 and summary.first.residual is not None:
+            mean, largest = summary.first.residual
+            click.echo(
+                f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}"
+            )
+        click.echo(
+            f"speed      {summary.num_pairs / summary.seconds:,.2f} pairs/s, "
+            f"{summary.num_tokens / summary.seconds:,.0f} tokens/s, "
+            f"{summary.data_wait_seconds / summary.seconds:.1%} waiting for data"
+        )
+    click.echo(f"policy     {summary.output_dir}")

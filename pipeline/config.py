@@ -87,6 +87,8 @@ def _option(default: Any, help: str, **extra: Any) -> Any:  # a field of any typ
     return field(default=default, metadata={"help": help, **extra})
 
 
+LOSS_TYPES = ("sigmoid", "ipo", "hinge", "simpo", "sft")
+"""Keys of ``losses.LOSSES``, here so that help needs no torch."""
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt",
@@ -116,7 +118,7 @@ class TrainSettings:
         "Whose stored scores to use: a model's folder, or the beginning of a fingerprint.",
         shown="the policy itself, else the only one that has scored the pairs",
     )
-    loss_type: str = _option("sigmoid", "Loss.", choices_of="losses")
+    loss_type: str = _option("sigmoid", "Loss.", choices=LOSS_TYPES)
     beta: float | None = _option(
         None, "Strength of the pull towards the reference.", shown="0.1; simpo 2.0"
     )
@@ -141,8 +143,8 @@ class TrainSettings:
     train_split: str = _option("train", "Split that is trained on.")
     eval_split: str = _option("eval", "Split that is held out.")
     pairs_per_step: int = _option(32, "Pairs of an optimizer step, on all processes together.")
-    num_epochs: float = _option(1.0, "Times that every pair is seen.")
-    max_steps: int | None = _option(None, "Optimizer steps; replaces num-epochs.", shown="none")
+    num_epochs: float | None = _option(None, "Times that every pair is seen.", shown="1")
+    max_steps: int | None = _option(None, "Optimizer steps.", shown="those of num-epochs")
     seed: int = _option(0, "Seed of the order of pairs and of new weights.")
     learning_rate: float = _option(5e-6, "Highest learning rate.")
     lr_scheduler_type: str = _option("linear", "Schedule of transformers.", choices=SCHEDULES)
@@ -152,7 +154,7 @@ class TrainSettings:
     adam_beta2: float = _option(0.999, "AdamW's second beta.")
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
     weight_decay: float = _option(0.0, "AdamW's weight decay; norms and biases have none.")
-    max_grad_norm: float | None = _option(1.0, "Longest gradient; 'none' clips nothing.")
+    max_grad_norm: float = _option(1.0, "Longest gradient; 'inf' clips nothing.")
     precision: str = _option(
         "float32", "Of weights and activations; the reference's too. Logits are float32 always.",
         choices=("float32", "bf16", "bf16-autocast"),
@@ -193,7 +195,8 @@ class TrainSettings:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("learning_rate", "num_epochs", "adam_epsilon", "max_grad_norm"):
-            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+            value, is_bounded = getattr(self, name), name != "max_grad_norm"
+            if value is not None and not (value > 0 and (value < float("inf") or not is_bounded)):
                 raise ValueError(f"{name} must be greater than 0, got {value}")
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "lora_dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
@@ -218,10 +221,11 @@ class TrainSettings:
                     raise ValueError(f"{name} takes no effect without lora_r")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
             raise ValueError("warmup_ratio and warmup_steps say the same; give one of them")
+        if self.num_epochs is not None and self.max_steps is not None:
+            raise ValueError("num_epochs and max_steps contradict each other; give one of them")
         if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
             raise ValueError(
-                "a warm-up takes no effect on lr_scheduler_type constant; "
-                "take constant_with_warmup"
+                "a warm-up takes no effect on lr_scheduler_type constant; take constant_with_warmup"
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite contradict each other; give one of them")

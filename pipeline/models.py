@@ -275,7 +275,7 @@ def load_scoring_model(
     """
     if precision not in _DTYPES:
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
-    with _quiet_transformers():
+    with quiet_transformers():
         model = _load(Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code)
         scoring_model = ScoringModel(model, precision=precision).eval()
         if mesh is None:
@@ -371,7 +371,7 @@ def _without_dropout(config: Any) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and notes off stderr."""
     log: Any = transformers.utils.logging  # untyped
     verbosity, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..stores.errors import PairSetError, StoreNotFoundError
 from ..stores.known import Keys
@@ -19,6 +18,7 @@ from ..stores.schema import LOGPS
 from ..stores.store import Store
 from .fingerprints import scorer_spec
 from .pair_sets import PairSet
+from .training_pairs import key_array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,8 +159,8 @@ def _precision(spec: Mapping[str, Any]) -> str:
 
 
 def _num_missing(store: Store, fingerprint: str, sequence_keys: Keys) -> int:
-    keys = pa.array(np.ascontiguousarray(sequence_keys).view("V16").tolist(), pa.binary(16))
-    return sum(store.missing(LOGPS.name, fingerprint, keys).to_pylist())
+    missing = store.missing(LOGPS.name, fingerprint, key_array(sequence_keys))
+    return int(np.asarray(missing).sum())
 
 
 def _folder(request: ReferenceRequest, found: Reference) -> Path:

@@ -55,13 +55,15 @@ def epoch_steps(
         window_steps: Steps among which pairs are grouped by length.
     """
     num_steps = len(pair_keys) // pairs_per_step
+    if not num_steps:
+        return np.empty((0, pairs_per_step), np.int64)
     order = epoch_order(pair_keys, seed=seed, epoch=epoch)[: num_steps * pairs_per_step]
     places = np.arange(len(order))
     windows = places // (window_steps * pairs_per_step)
     grouped = np.lexsort((places, num_tokens[order], windows))
     steps = grouped.reshape(num_steps, pairs_per_step)
     # Short and long steps alternate as the mix has it: a step is where its first pair would be.
-    turn = np.lexsort((steps.min(axis=1), windows[steps].min(axis=1))) if num_steps else []
+    turn = np.lexsort((steps.min(axis=1), windows[steps].min(axis=1)))
     return order[steps[turn]]
 
 
@@ -161,7 +163,7 @@ def _length_classes(
     if switch is None:
         return np.zeros(num_tokens.shape[1], np.int64)
     is_long = num_tokens > switch.boundary
-    classes = np.where(is_long, num_tokens if switch.is_gradual else 1, 0)
+    classes: Indices = np.where(is_long, num_tokens if switch.is_gradual else 1, 0)
     differs = is_there.all(axis=0) & (classes[0] != classes[1])
     if differs.any():
         raise ValueError(
@@ -169,7 +171,8 @@ def _length_classes(
             f"where the model's rotary embedding changes; add the data with "
             f"--max-length {switch.boundary}"
         )
-    return np.where(is_there[0], classes[0], classes[1])
+    either: Indices = np.where(is_there[0], classes[0], classes[1])
+    return either
 
 
 def _mix(numbers: Numbers) -> Numbers:

@@ -110,6 +110,12 @@ def reference_digest(store: Store, scorer: str, sequence_keys: Keys) -> str:
     return str(blake3(hashes.astype("<u8").tobytes()).hexdigest(KEY_BYTES))
 
 
+def key_array(keys: Keys) -> pa.Array:
+    """Return keys as Arrow sees them, ``fixed_size_binary(16)`` [N]."""
+    buffer = pa.py_buffer(np.ascontiguousarray(keys))
+    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer])
+
+
 def _sorted_pairs(
     store: Store,
     pair_set: PairSet,
@@ -120,9 +126,7 @@ def _sorted_pairs(
     num_left_out: int,
 ) -> TrainingPairs:
     keys, chosen = to_keys(rows["pair_key"]), to_keys(rows["chosen_key"])
-    rejected = (
-        to_keys(rows["rejected_key"]) if needs_rejected else np.full(len(keys), b"", "S16")
-    )
+    rejected = to_keys(rows["rejected_key"]) if needs_rejected else np.full(len(keys), b"", "S16")
     order = np.argsort(keys, kind="stable")
     chosen, rejected = chosen[order], rejected[order]
     described = store.read(

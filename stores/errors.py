@@ -13,6 +13,7 @@
   - PairSetError
   - SourceError
   - ModelError
+  - TrainingError
 
 Each takes its message and nothing else, so that it survives the trip out of a worker process.
 The command line prints the message as one line and leaves with exit code 1.
@@ -69,3 +70,7 @@ class SourceError(StoreError):
 
 class ModelError(StoreError):
     """A model or tokenizer folder is missing, incomplete, or does not fit the store."""
+
+
+class TrainingError(StoreError):
+    """A run cannot go on: a loss is not finite, or what it was resumed with has changed."""

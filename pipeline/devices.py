@@ -1,0 +1,57 @@
+"""Where a process computes, and which others it computes with."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Processes:
+    """The processes of one run; torchrun starts several, which then hold the model together."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    mesh: DeviceMesh | None = None
+    """Devices over which the weights are split; None for one process."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:  # anything that can be pickled
+        """Return the values of all ranks, on every rank; a device sync where there are several."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def join_processes(device: str | None) -> Processes:
+    """Return this process's place among those of torchrun, joined with the others.
+
+    Args:
+        device: As torch names it; None for a GPU if there is one.
+    """
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if device is None:
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if world_size == 1:
+        return Processes(device=place)
+    mesh = init_device_mesh(place.type, (world_size,))
+    return Processes(device=place, rank=rank, world_size=world_size, mesh=mesh)

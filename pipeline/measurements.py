@@ -1,0 +1,109 @@
+"""What a step has measured: per microbatch on the device, per rank on the host, then all together.
+
+Pairs are put in the order of their numbers, so that what is recorded does not depend on how a step
+was cut or shared.
+
+Letters in shape comments: n pairs of a microbatch or a rank, T completion tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .microbatches import Microbatch
+from .run_records import PairTable
+from .training_pairs import TrainingPairs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What one step, or one evaluation, has measured on all ranks."""
+
+    table: PairTable
+    loss: float
+    metrics: dict[str, float]
+    num_tokens: int
+    residual: tuple[float, float] | None
+    """Mean and largest difference per token between policy and stored scores."""
+    is_interrupted: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What one microbatch has measured, on the device."""
+
+    values: dict[str, Tensor]  # [n] each, float64
+    residual: Tensor | None  # [2]
+    token_logps: Tensor  # [T]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankShare:
+    """What one rank has measured in a step."""
+
+    pairs: NDArray[np.int64]  # [n]
+    is_spare: NDArray[np.bool_]  # [n]
+    matrix: NDArray[np.float64]  # [number of values, n]
+    residuals: NDArray[np.float64]  # [microbatches, 2]
+    tokens: list[Any] | None
+    num_tokens: int
+    num_scored: int
+    is_interrupted: bool
+
+
+def put_together(names: list[str], pairs: TrainingPairs, shares: Sequence[RankShare]) -> Measured:
+    """Put the shares of all ranks together, in the order of the pairs' numbers."""
+    is_kept = ~np.concatenate([share.is_spare for share in shares])
+    numbers = np.concatenate([share.pairs for share in shares])
+    order = np.argsort(numbers[is_kept], kind="stable")
+    matrix = np.concatenate([share.matrix for share in shares], axis=1)[:, is_kept][:, order]
+    values = dict(zip(names, matrix, strict=True))
+    tokens = None
+    if shares[0].tokens is not None:
+        every = [tokens for share in shares for tokens in share.tokens or ()]
+        tokens = [every[i] for i in np.flatnonzero(is_kept)[order]]
+    table = PairTable(pairs=numbers[is_kept][order], values=values, token_logps=tokens)
+    residuals = np.concatenate([share.residuals for share in shares])
+    residual = None
+    if len(residuals):
+        total = sum(share.num_scored for share in shares)
+        residual = (float(residuals[:, 0].sum() / total), float(residuals[:, 1].max()))
+    return Measured(
+        table=table,
+        loss=float(pairs.weights[table.pairs] @ values["loss"] / len(table.pairs)),
+        metrics=pair_metrics(values),
+        num_tokens=sum(share.num_tokens for share in shares),
+        residual=residual,
+        is_interrupted=any(share.is_interrupted for share in shares),
+    )
+
+
+def pair_metrics(values: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Return the means over pairs, under the names that everyone uses."""
+    metrics = {"logps/chosen": float(values["policy_chosen_logps"].mean())}
+    if "policy_rejected_logps" in values:
+        metrics["logps/rejected"] = float(values["policy_rejected_logps"].mean())
+    if "chosen_rewards" in values:
+        chosen, rejected = values["chosen_rewards"], values["rejected_rewards"]
+        metrics["rewards/chosen"] = float(chosen.mean())
+        metrics["rewards/rejected"] = float(rejected.mean())
+        metrics["rewards/margins"] = float((chosen - rejected).mean())
+        metrics["rewards/accuracies"] = float((chosen > rejected).mean())
+    return metrics
+
+
+def by_pair(
+    microbatch: Microbatch, token_logps: NDArray[np.float32]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Return the log-probs of chosen and rejected of each pair of a microbatch."""
+    counts = np.array(microbatch.batch.num_completion_tokens)
+    parts = np.split(token_logps, np.cumsum(counts)[:-1])
+    chosen, rejected = microbatch.chosen.tolist(), microbatch.rejected.tolist()
+    return [
+        (parts[c], parts[r] if r < len(parts) else None)
+        for c, r in zip(chosen, rejected, strict=True)
+    ]

@@ -1,0 +1,267 @@
+"""Stage two: train a policy on the pairs of a store, against stored scores of the reference.
+
+The reference is never loaded. What is measured goes to the store while the run goes on, and the
+output folder ends as a model that transformers loads. A run that was killed or interrupted goes on
+from its last checkpoint as if nothing had happened.
+"""
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ..stores.errors import StoreError, TrainingError
+from ..stores.placing import clear_write_errors, move_synced, sync_file, sync_folder
+from .checkpoints import (
+    load_checkpoint,
+    newest_checkpoint,
+    read_run,
+    read_state,
+    save_checkpoint,
+    whole_state,
+    write_run,
+)
+from .devices import Processes, join_processes
+from .measurements import Measured
+from .policies import load_policy, make_optimizer, write_policy
+from .progress import Progress
+from .run_records import RunRecords
+from .training import Trainer
+from .training_plan import TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSummary:
+    """What a run did."""
+
+    run_id: str
+    name: str
+    attempt: int
+    reference: str | None
+    num_resumed: int
+    """Steps that an earlier attempt had done."""
+    num_steps: int
+    """Steps done by now."""
+    first: Measured | None
+    """What the first step of this attempt measured."""
+    last: Measured | None
+    num_pairs: int
+    num_tokens: int
+    seconds: float
+    data_wait_seconds: float
+    output_dir: Path
+    notes: tuple[str, ...]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after a checkpoint was written; its message says how to go on."""
+
+
+def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
+    """Run a plan to its end.
+
+    Raises:
+        TrainingError: If a loss is not finite, the policy is not what the store says, or a run
+            cannot be resumed because its data or settings have changed.
+        ModelError: If the policy cannot be loaded.
+        StoreError: If the store or the output folder cannot be written.
+        Interrupted: On Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    progress = progress or Progress()
+    processes = join_processes(plan.settings.device)
+    run = _begin(plan, processes)
+    policy = load_policy(plan.settings, processes)
+    optimizer = make_optimizer(policy, plan.settings)
+    num_done = 0
+    checkpoint = newest_checkpoint(plan.settings.output_dir) if plan.settings.resume else None
+    if checkpoint is not None:
+        num_done = int(read_state(checkpoint)["step"])
+        load_checkpoint(checkpoint, policy, optimizer, processes=processes)
+    records = _open_records(plan, run, policy) if processes.is_first else None
+    trainer = Trainer(plan, policy, optimizer, processes, records, progress)
+    state = {"run_id": run["run_id"], "attempt": run["attempt"]}
+
+    def save(step: int) -> None:
+        if records is not None:
+            records.flush()
+        save_checkpoint(
+            plan.settings.output_dir, policy, optimizer, {**state, "step": step},
+            processes=processes, keep=plan.settings.keep,
+        )  # fmt: skip
+        if records is not None:
+            records.add_event("saved", step)
+
+    try:
+        with _stopping(trainer):
+            done = _run(trainer, records, num_done, save)
+        if trainer.is_interrupted:
+            raise Interrupted(
+                f"interrupted: step {done} of {plan.num_steps} is saved in "
+                f"{plan.settings.output_dir}; --resume goes on"
+            )
+        _write_result(policy, plan, processes)
+        if records is not None:
+            records.add_event("finished", done)
+        if processes.is_first:
+            write_run(plan.settings.output_dir, {**run, "is_finished": True})
+    finally:
+        if records is not None:
+            records.close()
+    note = policy.report.message if policy.report else None
+    first = trainer.history[0][1] if trainer.history else None
+    last = trainer.history[-1][1] if trainer.history else None
+    return TrainSummary(
+        run_id=run["run_id"],
+        name=plan.name,
+        attempt=run["attempt"],
+        reference=str(plan.reference) if plan.reference else None,
+        num_resumed=num_done,
+        num_steps=done,
+        first=first,
+        last=last,
+        num_pairs=trainer.num_pairs,
+        num_tokens=trainer.num_tokens,
+        seconds=trainer.seconds,
+        data_wait_seconds=trainer.data_wait_seconds,
+        output_dir=plan.settings.output_dir,
+        notes=(note,) if note else (),
+    )
+
+
+def _run(trainer: Trainer, records: RunRecords | None, num_done: int, save: Any) -> int:
+    """Run the steps and write down how it ended."""
+    if records is not None:
+        records.add_event("started", num_done)
+    try:
+        done = trainer.run(num_done, save)
+    except StoreError as error:
+        step = trainer.history[-1][0] if trainer.history else num_done
+        if records is not None:
+            records.add_event("failed", step, str(error))
+        raise
+    if trainer.is_interrupted and records is not None:
+        records.add_event("interrupted", done)
+    return done
+
+
+def _begin(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
+    """Make the output folder's ``run.json`` on the first rank, and return what it says."""
+    run = None
+    if processes.is_first:
+        run = _resumed(plan) if plan.settings.resume else _fresh(plan)
+        write_run(plan.settings.output_dir, run)
+    return dict(processes.gather(run)[0])
+
+
+def _fresh(plan: TrainingPlan) -> dict[str, Any]:
+    output = plan.settings.output_dir
+    if plan.settings.overwrite and output.is_dir():
+        with clear_write_errors(output):
+            shutil.rmtree(output)
+    return {
+        "run_id": uuid4().hex,
+        "attempt": 0,
+        "is_finished": False,
+        "settings": plan.settings.results_depend_on(),
+        "content": plan.digests,
+    }
+
+
+def _resumed(plan: TrainingPlan) -> dict[str, Any]:
+    """Return the run to go on with; refuse if what it depends on has changed."""
+    run = read_run(plan.settings.output_dir)
+    if run is None:
+        raise TrainingError(f"{plan.settings.output_dir} holds no run to resume")
+    now: dict[str, Any] = {**plan.settings.results_depend_on(), **plan.digests}
+    before: dict[str, Any] = {**run["settings"], **run["content"]}
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise TrainingError(
+                f"{plan.settings.output_dir} cannot be resumed: {name} was "
+                f"{before.get(name)!r} and is {value!r}; --overwrite starts again"
+            )
+    if run["is_finished"]:
+        raise TrainingError(f"{plan.settings.output_dir} is finished; --overwrite starts again")
+    return {**run, "attempt": int(run["attempt"]) + 1}
+
+
+def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: Any) -> RunRecords:
+    import torch
+    import transformers
+
+    name = torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu"
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": name,
+        "num_threads": torch.get_num_threads(),
+        "attention": policy.attention,
+        "route": policy.route,
+    }
+    records = RunRecords(
+        plan.store_path,
+        bytes.fromhex(run["run_id"]),
+        int(run["attempt"]),
+        provenance={"run": plan.name, **versions},
+    )
+    records.add_run(
+        {
+            "name": plan.name,
+            "config_fingerprint": plan.config_fingerprint,
+            "config": json.dumps({**plan.settings.described(), **plan.options, "dropout": 0.0}),
+            "pair_set": plan.pair_set.name,
+            "pair_set_fingerprint": plan.pair_set.fingerprint,
+            "reference": plan.reference.fingerprint if plan.reference else None,
+            "policy": plan.digests["policy"],
+            "versions": json.dumps(versions),
+        }
+    )
+    return records
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the run after its step; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        trainer.interrupt()
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _write_result(policy: Any, plan: TrainingPlan, processes: Processes) -> None:
+    """Write the trained policy into the output folder: weights first, what makes it a model last.
+
+    A kill in between leaves a folder that nobody takes for a model, and the checkpoint to resume.
+    """
+    weights = whole_state(policy) if processes.mesh is not None else None
+    if processes.is_first:
+        output = plan.settings.output_dir
+        partial = output / ".partial-policy"
+        with clear_write_errors(output):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            write_policy(policy, plan.settings, partial, weights)
+            files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+            for path in sorted(files, key=lambda path: path.name.endswith("config.json")):
+                sync_file(path)
+                move_synced(path, output / path.relative_to(partial))
+            shutil.rmtree(partial)
+            sync_folder(output)
+    processes.wait()

@@ -1,0 +1,326 @@
+"""The training loop: a step is exactly N pairs, however it is cut, wherever it runs.
+
+The loss of a step is the weighted sum of its pairs' losses, divided by N: the same number for any
+cut into microbatches and any number of processes. Each microbatch is one forward and backward
+pass; what was measured of all of them is fetched from the device once a step.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..stores.errors import TrainingError
+from ..stores.store import Store
+from .devices import Processes
+from .losses import PairScores, implicit_rewards
+from .measurements import Measured, Part, RankShare, by_pair, put_together
+from .microbatches import Cut, Microbatch, MicrobatchReader
+from .models import ScoringModel
+from .policies import learning_rates, trainable
+from .progress import Progress
+from .read_ahead import read_ahead
+from .run_records import RunRecords
+from .step_order import PairSizes, cut_microbatches, pair_sizes, share_microbatches
+from .training_pairs import TrainingPairs
+from .training_plan import TrainingPlan
+
+READ_AHEAD_STEPS = 4
+EVAL_CHUNK_PAIRS = 256
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+_NAMED_KEYS = 5
+
+# Per token, nats: mean and largest difference between a policy and the stored scores of the same
+# weights. Beyond the first batch of another shape it is rounding, beyond these it is not.
+TOLERANCES = {
+    "float64": (1e-5, 1e-3),  # stored scores are float32
+    "float32": (1e-4, 1e-2),
+    "bf16": (5e-2, 2.0),
+    "bf16-autocast": (5e-2, 2.0),
+}
+
+
+class Trainer:
+    """Runs the steps of one attempt."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        policy: ScoringModel,
+        optimizer: torch.optim.Optimizer,
+        processes: Processes,
+        records: RunRecords | None,
+        progress: Progress,
+    ) -> None:
+        self.history: list[tuple[int, Measured]] = []
+        """First and last step of this attempt."""
+        self.num_pairs = self.num_tokens = 0
+        self.seconds = self.data_wait_seconds = 0.0
+        self.is_interrupted = False
+        self._is_stopping = False
+        self._plan = plan
+        self._settings = plan.settings
+        self._policy = policy
+        self._optimizer = optimizer
+        self._processes = processes
+        self._records = records
+        self._progress = progress
+        self._parameters = list(trainable(policy).values())
+        self._learning_rate = learning_rates(plan.settings, plan.num_steps)
+        self._budget = plan.settings.max_batch_tokens or BATCH_TOKENS[processes.device.type]
+        self._num_total = int(plan.pairs.num_tokens.sum() * plan.num_steps / plan.steps_per_epoch)
+
+    def run(self, num_done: int, save: Callable[[int], None]) -> int:
+        """Train from after step ``num_done`` on and return the number of steps done.
+
+        Args:
+            num_done: Steps that are done.
+            save: Writes a checkpoint of a step.
+
+        Raises:
+            TrainingError: If a loss is not finite, or the policy does not agree with the stored
+                scores of its own weights.
+        """
+        if num_done == 0:
+            self._evaluate(0)
+        steps = read_ahead(self._steps(num_done + 1), READ_AHEAD_STEPS)
+        try:
+            for step in range(num_done + 1, self._plan.num_steps + 1):
+                started = time.perf_counter()
+                microbatches = next(steps)
+                waited = time.perf_counter() - started
+                is_interrupted = self._step(step, microbatches, started, waited)
+                is_last = step == self._plan.num_steps
+                if is_last or self._is_due(step, self._settings.eval_every):
+                    self._evaluate(step)
+                if is_interrupted and not is_last:
+                    self.is_interrupted = True
+                    save(step)
+                    return step
+                if self._is_due(step, self._settings.save_every):
+                    save(step)
+        finally:
+            steps.close()
+        return self._plan.num_steps
+
+    def interrupt(self) -> None:
+        """End after the step that is running."""
+        self._is_stopping = True
+
+    def _is_due(self, step: int, every: int | None) -> bool:
+        return every is not None and step % every == 0
+
+    def _step(
+        self, step: int, microbatches: Sequence[Microbatch], started: float, waited: float
+    ) -> bool:
+        """Take one optimizer step; returns whether the run shall end after it."""
+        parts = [self._pass(each, is_training=True) for each in microbatches]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        measured = self._gather(self._plan.pairs, parts, microbatches)
+        grad_norm = float(norm)
+        self._check_finite(step, measured, grad_norm)
+        if step == 1:
+            self._check_residual(measured)
+        rate = self._learning_rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        self._keep(step, measured, seconds, waited)
+        self._record(
+            step, self._plan.pairs, measured,
+            learning_rate=rate, grad_norm=grad_norm, seconds=seconds, data_wait_seconds=waited,
+        )  # fmt: skip
+        self._progress.advance(measured.num_tokens, self._num_total)
+        return measured.is_interrupted
+
+    def _pass(self, microbatch: Microbatch, *, is_training: bool) -> Part:
+        """Run one microbatch forward and, in training, backward."""
+        here = microbatch.to(self._processes.device)
+        with torch.set_grad_enabled(is_training):
+            token_logps = self._policy(here.batch).token_logps
+            scores = here.pair_scores(token_logps)
+            losses = self._plan.loss.function(scores, **self._plan.options)
+            if is_training:
+                # FSDP2 averages gradients over ranks; the factor makes a sum of it.
+                share = self._processes.world_size / self._settings.pairs_per_step
+                torch.autograd.backward((losses * here.weights).sum() * share)
+        values = self._values(scores, losses.detach())
+        residual = None
+        if here.ref_token_logps is not None:
+            difference = (token_logps.detach() - here.ref_token_logps).abs()
+            residual = torch.stack((difference.double().sum(), difference.double().max()))
+        return Part(values=values, residual=residual, token_logps=token_logps.detach())
+
+    def _values(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:  # [n] each
+        values = {"loss": losses, "policy_chosen_logps": scores.policy_chosen_logps.detach()}
+        if self._plan.loss.needs_rejected:
+            values["policy_rejected_logps"] = scores.policy_rejected_logps.detach()
+        if scores.ref_chosen_logps is not None and scores.ref_rejected_logps is not None:
+            values["ref_chosen_logps"] = scores.ref_chosen_logps
+            values["ref_rejected_logps"] = scores.ref_rejected_logps
+        rewards = implicit_rewards(self._settings.loss_type, scores, self._plan.options)
+        if rewards is not None:
+            values["chosen_rewards"], values["rejected_rewards"] = rewards
+        return values
+
+    def _gather(
+        self, pairs: TrainingPairs, parts: Sequence[Part], microbatches: Sequence[Microbatch]
+    ) -> Measured:
+        """Fetch what was measured from the device, at once, and from the other ranks."""
+        names = list(parts[0].values)
+        matrix = torch.cat(
+            [torch.stack([part.values[name] for name in names]) for part in parts], dim=1
+        )
+        residuals = [part.residual for part in parts if part.residual is not None]
+        flat = torch.cat([matrix.reshape(-1), *residuals]).cpu().numpy()  # the device sync
+        keeps_tokens = self._settings.log_tokens == "all" or (
+            self._settings.log_tokens == "eval" and pairs is self._plan.eval_pairs
+        )
+        tokens: list[Any] = []
+        if keeps_tokens:
+            for part, each in zip(parts, microbatches, strict=True):
+                tokens += by_pair(each, part.token_logps.float().cpu().numpy())
+        own = RankShare(
+            pairs=np.concatenate([each.pairs for each in microbatches]),
+            is_spare=np.repeat(
+                [each.is_spare for each in microbatches], [len(each.pairs) for each in microbatches]
+            ),
+            matrix=flat[: matrix.numel()].reshape(matrix.shape),
+            residuals=flat[matrix.numel() :].reshape(-1, 2),
+            tokens=tokens if keeps_tokens else None,
+            num_tokens=sum(each.batch.num_tokens for each in microbatches if not each.is_spare),
+            num_scored=sum(int(each.lengths.sum()) for each in microbatches),
+            is_interrupted=self._is_stopping,
+        )
+        return put_together(names, pairs, self._processes.gather(own))
+
+    def _check_finite(self, step: int, measured: Measured, grad_norm: float) -> None:
+        """Stop before the weights are spoilt, and say which pairs did it."""
+        losses = measured.table.values["loss"]
+        bad = measured.table.pairs[~np.isfinite(losses)]
+        if len(bad):
+            keys = [_hex(self._plan.pairs.keys[number]) for number in bad[:_NAMED_KEYS]]
+            more = f" and {len(bad) - _NAMED_KEYS} more" if len(bad) > _NAMED_KEYS else ""
+            raise TrainingError(
+                f"step {step}: expected finite losses, got others for pairs {', '.join(keys)}{more}"
+            )
+        if not np.isfinite(grad_norm):
+            raise TrainingError(f"step {step}: the losses are finite, their gradient is not")
+
+    def _check_residual(self, measured: Measured) -> None:
+        """Hold a policy that starts from the reference to the reference's stored scores."""
+        reference, residual = self._plan.reference, measured.residual
+        if reference is None or residual is None or not reference.is_policy:
+            return
+        mean, largest = TOLERANCES[self._settings.precision]
+        if not (residual[0] <= mean and residual[1] <= largest):
+            raise TrainingError(
+                f"the policy has the weights of reference {reference}, but differs from its "
+                f"stored scores by {residual[0]:.1e} nats a token (largest {residual[1]:.1e}), "
+                f"expected at most {mean:.0e} ({largest:.0e}): is it the right store, the same "
+                f"precision, and is dropout off? `offpref store verify` checks the store"
+            )
+
+    def _keep(self, step: int, measured: Measured, seconds: float, waited: float) -> None:
+        self.history = [*self.history[:1], (step, measured)]
+        self.num_pairs += len(measured.table.pairs)
+        self.num_tokens += measured.num_tokens
+        self.seconds += seconds
+        self.data_wait_seconds += waited
+
+    def _record(
+        self, step: int, pairs: TrainingPairs, measured: Measured, **columns: float | None
+    ) -> None:
+        if self._records is None:
+            return
+        metrics = dict(measured.metrics)
+        if step <= 1 and measured.residual is not None:
+            metrics["reference_residual/mean"], metrics["reference_residual/max"] = (
+                measured.residual
+            )
+        self._records.add_step(
+            {
+                "step": step,
+                "epoch": step / self._plan.steps_per_epoch,
+                "split": pairs.split,
+                "loss": measured.loss,
+                "metrics": metrics,
+                "num_pairs": len(measured.table.pairs),
+                "num_tokens": measured.num_tokens,
+                "peak_memory_bytes": _peak_memory_bytes(self._processes.device),
+                **columns,
+            }
+        )
+        self._records.add_pairs(step, pairs, measured.table)
+
+    def _steps(self, first_step: int) -> Iterator[list[Microbatch]]:
+        """Yield the microbatches of each step. Runs in a thread of its own."""
+        plan = self._plan
+        reader, sizes = self._reader(plan.pairs)
+        step = first_step
+        while step <= plan.num_steps:
+            epoch, first = divmod(step - 1, plan.steps_per_epoch)
+            left = plan.epoch(epoch)[first:][: plan.num_steps - step + 1]
+            yield from reader.read([self._cut(pairs, sizes) for pairs in left], self._policy)
+            step += len(left)
+
+    def _reader(self, pairs: TrainingPairs) -> tuple[MicrobatchReader, PairSizes]:
+        plan = self._plan
+        scorer = plan.reference.fingerprint if plan.reference else None
+        reader = MicrobatchReader(
+            Store.open(plan.store_path), plan.pair_set.tokenizer, scorer, pairs
+        )
+        sizes = pair_sizes(
+            pairs.num_prompt_tokens,
+            pairs.num_chosen_tokens,
+            pairs.num_rejected_tokens,
+            packed=self._policy.packs,
+            length_switch=self._policy.length_switch,
+        )
+        return reader, sizes
+
+    def _cut(self, pairs: NDArray[np.int64], sizes: PairSizes) -> Cut:
+        world_size = self._processes.world_size
+        parts = cut_microbatches(
+            pairs, sizes, max_batch_tokens=self._budget, multiple_of=world_size
+        )
+        return share_microbatches(parts, rank=self._processes.rank, world_size=world_size)
+
+    def _evaluate(self, step: int) -> None:
+        """Measure the held-out pairs: all of them, with the same metrics."""
+        pairs = self._plan.eval_pairs
+        if pairs is None:
+            return
+        started = time.perf_counter()
+        reader, sizes = self._reader(pairs)
+        order = np.argsort(pairs.num_tokens, kind="stable")
+        chunks = [order[i : i + EVAL_CHUNK_PAIRS] for i in range(0, len(order), EVAL_CHUNK_PAIRS)]
+        cuts = [self._cut(chunk, sizes) for chunk in chunks]
+        parts, microbatches = [], []
+        for chunk in read_ahead(reader.read(cuts, self._policy), READ_AHEAD_STEPS):
+            parts += [self._pass(each, is_training=False) for each in chunk]
+            microbatches += chunk
+        measured = self._gather(pairs, parts, microbatches)
+        self._record(
+            step, pairs, measured,
+            seconds=time.perf_counter() - started, data_wait_seconds=0.0,
+        )  # fmt: skip
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _hex(key: bytes) -> str:
+    return bytes(key).ljust(16, b"\0").hex()  # numpy drops trailing zeros

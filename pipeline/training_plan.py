@@ -1,0 +1,208 @@
+"""What a training run will do, checked before any work: pairs, reference, loss, steps.
+
+Everything that can be wrong with the data or the settings is found here, before a model is loaded
+or a file is written.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..stores.errors import ModelError, PairSetError
+from ..stores.keys import fingerprint
+from ..stores.store import Store
+from .config import ROUNDING_ONLY, TrainSettings
+from .fingerprints import max_positions, model_config, weights_hash
+from .losses import LOSSES, OPTION_NAMES, Loss, Option, loss_options
+from .packing import Indices
+from .pair_sets import PairSet, find_pair_set
+from .references import Reference, ReferenceRequest, find_reference
+from .step_order import epoch_steps
+from .tokenization import tokenizer_spec
+from .training_pairs import TrainingPairs, load_pairs, reference_digest
+
+CONTENT = ("pairs", "held-out pairs", "reference scores", "held-out reference scores",
+           "policy", "reference")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """A run that can start."""
+
+    store_path: Path
+    settings: TrainSettings
+    pair_set: PairSet
+    pairs: TrainingPairs
+    eval_pairs: TrainingPairs | None
+    reference: Reference | None
+    loss: Loss
+    options: dict[str, Option]
+    """Arguments of the loss."""
+    digests: dict[str, str | None]
+    """What the run reads, hashed, by a name that a person understands."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.settings.run_name or self.settings.output_dir.resolve().name
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.pairs) // self.settings.pairs_per_step
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        epochs = 1.0 if self.settings.num_epochs is None else self.settings.num_epochs
+        return self.settings.max_steps or int(epochs * self.steps_per_epoch)
+
+    @property
+    def config_fingerprint(self) -> str:
+        """Hash of all that the results depend on by more than rounding."""
+        settings = self.settings.results_depend_on()
+        kept = {name: value for name, value in settings.items() if name not in ROUNDING_ONLY}
+        return fingerprint(
+            {"settings": kept, "options": self.options, "content": dict(self.digests)}
+        )
+
+    def epoch(self, epoch: int) -> Indices:  # [S, N]
+        """Return the pairs of each step of an epoch, from 0 on."""
+        return epoch_steps(
+            self.pairs.keys,
+            self.pairs.num_tokens,
+            seed=self.settings.seed,
+            epoch=epoch,
+            pairs_per_step=self.settings.pairs_per_step,
+        )
+
+
+def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
+    """Return the plan of a run.
+
+    Raises:
+        ValueError: If a setting cannot act, or the output folder is not free.
+        PairSetError: If the pairs cannot be used, or scores are missing.
+        ModelError: If the policy does not fit the pairs.
+    """
+    loss = LOSSES.get(settings.loss_type)
+    options = loss_options(settings.loss_type, settings.loss_settings(OPTION_NAMES))
+    assert loss is not None  # loss_options has checked the name
+    _check_folders(store, settings)
+    if settings.reference is not None and not loss.needs_reference:
+        raise ValueError(f"reference takes no effect on {settings.loss_type}, which needs none")
+    pair_set = find_pair_set(store, settings.pair_set)
+    _check_tokenizer(store, settings.model, pair_set)
+    splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
+    found = [
+        load_pairs(store, pair_set, split=split, needs_rejected=loss.needs_rejected)
+        for split in splits
+    ]
+    _check_lengths(settings.model, pair_set, found)
+    reference = None
+    if loss.needs_reference:
+        reference = _reference(store, settings, pair_set, found)
+    plan = TrainingPlan(
+        store_path=store.path,
+        settings=settings,
+        pair_set=pair_set,
+        pairs=found[0],
+        eval_pairs=found[1] if len(found) > 1 else None,
+        reference=reference,
+        loss=loss,
+        options=options,
+        digests=_digests(store, settings, found, reference),
+    )
+    _check_steps(plan)
+    return plan
+
+
+def _reference(
+    store: Store, settings: TrainSettings, pair_set: PairSet, found: list[TrainingPairs]
+) -> Reference:
+    request = ReferenceRequest(
+        named=settings.reference,
+        policy=settings.model,
+        precision=settings.precision,
+        pair_set=pair_set,
+        sequence_keys=np.unique(np.concatenate([pairs.sequence_keys() for pairs in found])),
+    )
+    return find_reference(store, request)
+
+
+def _digests(
+    store: Store,
+    settings: TrainSettings,
+    found: list[TrainingPairs],
+    reference: Reference | None,
+) -> dict[str, str | None]:
+    """Hash what the run reads. Held-out data changes no parameter and is not a part of it."""
+    pairs = found[0]
+    return {
+        "pairs": pairs.digest(),
+        "policy": weights_hash(settings.model, store),
+        "reference": reference.fingerprint if reference else None,
+        "reference scores": reference_digest(store, reference.fingerprint, pairs.sequence_keys())
+        if reference
+        else None,
+    }
+
+
+def _check_folders(store: Store, settings: TrainSettings) -> None:
+    model_config(settings.model)  # says so if the folder is no model
+    output = settings.output_dir.resolve()
+    if output in (settings.model.resolve(), store.path.resolve()):
+        raise ValueError(f"output_dir {settings.output_dir} is the policy's or the store's own")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output_dir {settings.output_dir} is a file")
+    is_taken = output.is_dir() and any(output.iterdir())
+    has_run = (output / "run.json").exists()
+    if settings.resume and not has_run:
+        raise ValueError(f"{settings.output_dir} holds no run to resume")
+    if is_taken and not settings.resume and not settings.overwrite:
+        hint = "--resume goes on with it, --overwrite replaces it" if has_run else "choose another"
+        raise ValueError(f"output_dir {settings.output_dir} is not empty; {hint}")
+    if is_taken and settings.overwrite and not has_run:
+        raise ValueError(
+            f"output_dir {settings.output_dir} holds something else than a run; choose another"
+        )
+
+
+def _check_steps(plan: TrainingPlan) -> None:
+    num_pairs, size = len(plan.pairs), plan.settings.pairs_per_step
+    if not plan.steps_per_epoch:
+        raise ValueError(
+            f"pairs_per_step is {size}, and split {plan.pairs.split} of {plan.pair_set} has "
+            f"{num_pairs:,} pairs: not one step"
+        )
+    if not plan.num_steps:
+        raise ValueError(f"num_epochs is {plan.settings.num_epochs}: not one step")
+
+
+def _check_lengths(folder: Path, pair_set: PairSet, found: list[TrainingPairs]) -> None:
+    limit = max_positions(model_config(folder))
+    for pairs in found:
+        longest = pairs.num_prompt_tokens + np.maximum(
+            pairs.num_chosen_tokens, pairs.num_rejected_tokens
+        )
+        if limit is not None and longest.max() > limit:
+            raise ModelError(
+                f"{folder}: expected sequences of at most {limit} tokens, {pair_set} has some of "
+                f"up to {longest.max()}; add the data with --max-length {limit}"
+            )
+
+
+def _check_tokenizer(store: Store, folder: Path, pair_set: PairSet) -> None:
+    """Refuse a policy whose tokenizer gives other ids than the pair set's."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((folder / name).exists() for name in names):
+        return
+    theirs: dict[str, Any] = store.read_spec(pair_set.tokenizer)
+    own = tokenizer_spec(folder, store).without_template()
+    if differing := [name for name, value in own.items() if theirs.get(name) != value]:
+        raise PairSetError(
+            f"{folder}: expected the tokenizer of pair set {pair_set}, its "
+            f"{', '.join(differing)} differs; add the data with --tokenizer {folder}"
+        )
