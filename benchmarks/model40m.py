@@ -19,7 +19,7 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     names = ("prompt", "chosen", "rejected")
-    return [{n: row[n] for n in names} for row in rows if row["chosen"] and row["rejected"]]
+    return [{n: r[n] for n in names} for r in rows if r["chosen"].strip() and r["rejected"].strip()]
 
 
 def write_model(folder: Path, texts: list[str], *, vocab_size: int = 32_000) -> None:

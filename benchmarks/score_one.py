@@ -11,8 +11,9 @@ from pathlib import Path
 
 
 def by_offpref(model: Path, pairs: Path, out: Path) -> tuple[float, dict[str, list[float]]]:
-    """Score with offpref, adding the data included; returns seconds and summed log-probs."""
+    """Score with offpref, from file to store; returns seconds and summed log-probs."""
     import pyarrow.compute as pc
+    import transformers.generation  # noqa: F401  # imports are timed on neither side
 
     from offpref.pipeline.config import AddSettings, ScoreSettings
     from offpref.pipeline.score import score

@@ -5,7 +5,7 @@ a ``score`` that finds everything in the store.
 """
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType
@@ -278,16 +278,14 @@ def query(store: Path, question: str, limit: int) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def demo(folder: Path) -> None:
-    """Run what there is on an embedded small world, offline, into FOLDER."""
-    from ..stores.catalog import open_catalog
+    """Run every stage on an embedded small world, offline, into FOLDER."""
     from .demo import run_demo
-    from .progress import TokenBar
 
-    with TokenBar("score") as bar:
-        store = run_demo(folder, bar, _print_scores)
-    click.echo(f"\n$ offpref query {store} store")
-    with open_catalog(store) as catalog:
-        click.echo(catalog.table_text("store", limit=20))
+    def run(arguments: Sequence[str]) -> None:
+        click.echo(f"\n$ offpref {' '.join(arguments)}")
+        main.main(list(arguments), standalone_mode=False)
+
+    run_demo(folder, run, click.echo)
 
 
 @main.group(name="store", cls=StageGroup)

@@ -22,7 +22,7 @@ from ..stores.schema import LOGPS, SEQUENCES
 from ..stores.store import Store
 from .config import ScoreSettings
 from .fingerprints import max_positions, model_config
-from .packing import PackedRow, cut_batches, fill_rows, plan_rows
+from .packing import MAX_BATCH_TOKENS, PackedRow, cut_batches, fill_rows, plan_rows
 from .progress import Progress
 from .read_ahead import read_ahead
 from .wanted import Wanted
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 WINDOW_SEQUENCES = 4096
 LOOK_SECONDS = 0.25  # how often a worker looks at the commits of others
 READ_AHEAD_BATCHES = 4
-BATCH_TOKENS = {False: 4096, True: 65536}  # on a CPU what its cache holds, on a GPU what fills it
+BATCH_TOKENS = {"cuda": 65536}  # what fills a device; elsewhere what stays in a cache
 
 
 class Scorer:
@@ -152,7 +152,8 @@ class Scorer:
     def _batches(self, todo: pa.Table) -> Iterator["_Batch"]:
         """Yield the batches of each window. Runs in a thread of its own."""
         model = self._loaded()
-        budget = self._settings.max_batch_tokens or BATCH_TOKENS[model.device.type == "cuda"]
+        suited = BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS)
+        budget = self._settings.max_batch_tokens or suited
         reader = RowReader(
             Store.open(self._store.path),
             SEQUENCES.name,

@@ -11,7 +11,9 @@ Everything is a pure function of the seed. The tokenizer has one token for each 
 """
 
 import json
+import math
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ COURTESY = ("thank you", "if you please", "with respect", "kindly")
 DEGREES = ("very", "quite", "rather", "really")
 OPENINGS = ("what do you think of the", "tell me about the", "how was the", "did you like the")
 VERBS = ("was", "seemed", "felt")
+JUDGEMENT = 2.0  # how much a judge is moved by one word of praise, in log-odds
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
@@ -34,6 +37,11 @@ class Answer:
     sentiment: float
     brevity: float
     politeness: float
+
+    @classmethod
+    def of(cls, text: str) -> "Answer":
+        """Return a text with its rewards."""
+        return cls(text=text.strip(), **rewards(text))
 
 
 def prompts() -> list[str]:
@@ -63,8 +71,7 @@ def write_answer(prompt: str, chance: random.Random) -> Answer:
     clauses = [_clause(thing, chance) for _ in range(chance.choice((1, 1, 2, 2, 3)))]
     if chance.random() < 0.4:
         clauses.insert(0, chance.choice(COURTESY))
-    text = " . ".join(clauses) + " ."
-    return Answer(text=text, **rewards(text))
+    return Answer.of(" . ".join(clauses) + " .")
 
 
 def write_pairs(path: Path, *, num_pairs: int, seed: int) -> None:
@@ -81,6 +88,39 @@ def write_pairs(path: Path, *, num_pairs: int, seed: int) -> None:
             if (first.sentiment, first.brevity) < (second.sentiment, second.brevity):
                 first, second = second, first
             file.write(json.dumps(_row(prompt, first, second)) + "\n")
+
+
+def write_demonstrations(path: Path, *, num_rows: int, seed: int) -> None:
+    """Write prompts with one answer each as JSON lines: what a first policy learns to write."""
+    chance = random.Random(seed)
+    requests = prompts()
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_rows):
+            prompt = requests[number % len(requests)]
+            row = {"prompt": prompt, "completion": " " + write_answer(prompt, chance).text}
+            file.write(json.dumps(row) + "\n")
+
+
+def write_sampled_pairs(path: Path, samples: Mapping[str, Sequence[str]], *, seed: int) -> None:
+    """Write pairs of samples, labelled by a judge of sentiment as JSON lines.
+
+    The judge follows Bradley and Terry: of two answers whose sentiments differ by d it chooses the
+    better one with probability sigmoid(JUDGEMENT * d).
+
+    Args:
+        path: The file.
+        samples: For each prompt its samples; each two neighbours make a pair.
+        seed: Of the judge's noise.
+    """
+    chance = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, texts in samples.items():
+            for first, second in zip(texts[::2], texts[1::2], strict=True):
+                chosen, rejected = Answer.of(first), Answer.of(second)
+                gap = JUDGEMENT * (chosen.sentiment - rejected.sentiment)
+                if chance.random() > 1 / (1 + math.exp(-gap)):
+                    chosen, rejected = rejected, chosen
+                file.write(json.dumps(_row(prompt, chosen, rejected)) + "\n")
 
 
 def write_tokenizer(folder: Path) -> int:

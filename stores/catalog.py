@@ -2,8 +2,9 @@
 
 In a view of duplicate rows only the one that counts is seen, keys are UUIDs, and an absent table
 has its columns and no rows. Views of tables that belong to a scorer or a tokenizer begin with a
-column ``reference`` or ``tokenizer``: the fingerprint. Three more tables tell of the store itself:
-``shards``, ``specs`` and ``scorers``.
+column ``reference`` or ``tokenizer``: the fingerprint. ``steps``, ``examples`` and ``tokens`` show
+the newest attempt of each step, ``steps_of_all_attempts`` and its kin all. Three more tables
+tell of the store itself: ``shards``, ``specs`` and ``scorers``.
 
 Only a SELECT is accepted, and it reads live shards and nothing else: no other file, no network,
 no extension, no Python variable. A catalog shows the store as it was when it was opened.
@@ -27,6 +28,10 @@ from .store import Store
 from .texttable import text_table
 
 SQL = Path(__file__).parent / "sql"
+
+OF_STEPS = ("steps", "examples", "tokens")
+"""Tables of which a resumed run may write a step again: their views show its newest attempt, and
+``<table>_of_all_attempts`` shows all."""
 
 _PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint": "tokenizer"}
 
@@ -206,6 +211,14 @@ class Catalog:
             connection.execute(setting)
         for table in TABLES.values():
             self._create_view(connection, table)
+        # An attempt that resumes a run does some steps again: each step counts once.
+        for name in OF_STEPS:
+            connection.execute(
+                f"create view {name} as select * from {_view_name(name)}"
+                " where (run_id, step, split, attempt) in"
+                " (select (run_id, step, split, max(attempt)) from"
+                f" {_view_name('steps')} group by run_id, step, split)"
+            )
 
     def _create_view(self, connection: duckdb.DuckDBPyConnection, table: TableSchema) -> None:
         partition = _PARTITION_COLUMNS.get(table.partition)
@@ -213,7 +226,7 @@ class Catalog:
         shards = self._store.shards(table.name)
         if not shards:
             connection.execute(
-                f"create view {table.name} as {_no_rows(connection, table, partition)}"
+                f"create view {_view_name(table.name)} as {_no_rows(connection, table, partition)}"
             )
             return
         first = "" if partition is None else f"{_PARTITION} as {partition}, "
@@ -226,7 +239,12 @@ class Catalog:
                 f" where {same} and {_partition_of('other')} = {_partition_of('row')}"
                 f" and {_rank('other')} < {_rank('row')})"
             )
-        connection.execute(f"create view {table.name} as {sql}")
+        connection.execute(f"create view {_view_name(table.name)} as {sql}")
+
+
+def _view_name(table: str) -> str:
+    """What the view with all rows of a table is called."""
+    return f"{table}_of_all_attempts" if table in OF_STEPS else table
 
 
 def _partition_of(alias: str) -> str:
