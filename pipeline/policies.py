@@ -44,7 +44,7 @@ def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:
         if processes.mesh is not None:
             shard_model(policy, processes.mesh)
     if settings.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(policy.model)
         if settings.lora_r is not None:
             policy.model.enable_input_require_grads()
     return policy.train()
@@ -113,6 +113,13 @@ def write_policy(
                 target = folder / source.relative_to(settings.model)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, target)
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Keep the inputs of layers only; later versions of transformers renamed the method."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _write_config(policy: ScoringModel, source: Path, folder: Path) -> None:

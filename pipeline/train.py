@@ -168,8 +168,7 @@ def _fresh(plan: TrainingPlan) -> dict[str, Any]:
         "run_id": uuid4().hex,
         "attempt": 0,
         "is_finished": False,
-        "settings": plan.settings.results_depend_on(),
-        "content": plan.digests,
+        "depends_on": plan.depends_on,
     }
 
 
@@ -178,9 +177,8 @@ def _resumed(plan: TrainingPlan) -> dict[str, Any]:
     run = read_run(plan.settings.output_dir)
     if run is None:
         raise TrainingError(f"{plan.settings.output_dir} holds no run to resume")
-    now: dict[str, Any] = {**plan.settings.results_depend_on(), **plan.digests}
-    before: dict[str, Any] = {**run["settings"], **run["content"]}
-    for name, value in now.items():
+    before = dict(run["depends_on"])
+    for name, value in plan.depends_on.items():
         if before.get(name) != value:
             raise TrainingError(
                 f"{plan.settings.output_dir} cannot be resumed: {name} was "

@@ -23,9 +23,6 @@ from .step_order import epoch_steps
 from .tokenization import tokenizer_spec
 from .training_pairs import TrainingPairs, load_pairs, reference_digest
 
-CONTENT = ("pairs", "held-out pairs", "reference scores", "held-out reference scores",
-           "policy", "reference")  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPlan:
@@ -62,11 +59,15 @@ class TrainingPlan:
     @property
     def config_fingerprint(self) -> str:
         """Hash of all that the results depend on by more than rounding."""
+        kept = {k: v for k, v in self.depends_on.items() if k not in ROUNDING_ONLY}
+        return fingerprint(kept)
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """All that a resumed run must share with the run it goes on with, by name."""
         settings = self.settings.results_depend_on()
-        kept = {name: value for name, value in settings.items() if name not in ROUNDING_ONLY}
-        return fingerprint(
-            {"settings": kept, "options": self.options, "content": dict(self.digests)}
-        )
+        given = {name: value for name, value in settings.items() if name not in OPTION_NAMES}
+        return {**given, **self.options, **self.digests}
 
     def epoch(self, epoch: int) -> Indices:  # [S, N]
         """Return the pairs of each step of an epoch, from 0 on."""

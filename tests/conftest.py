@@ -1,10 +1,13 @@
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from offpref.pipeline.small_world import write_model, write_tokenizer
+from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
+from offpref.pipeline.score import score
+from offpref.pipeline.small_world import write_model, write_pairs, write_tokenizer
 from offpref.stores.store import Store
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -36,6 +39,45 @@ def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store.create(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def scored_once(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with some eighty pairs, a fifth of them held out, scored by ``model_dir``."""
+    folder = tmp_path_factory.mktemp("scored")
+    write_pairs(folder / "pairs.jsonl", num_pairs=80, seed=3)
+    data = AddSettings(
+        data=(str(folder / "pairs.jsonl"),),
+        pair_set="reviews",
+        tokenizer=model_dir,
+        max_length=64,
+        eval_fraction=0.2,
+    )
+    score(Store.create(folder / "store"), ScoreSettings(model=model_dir, data=data))
+    return folder / "store"
+
+
+@pytest.fixture
+def scored(scored_once: Path, tmp_path: Path) -> Store:
+    """A copy of that store."""
+    return Store.open(Path(shutil.copytree(scored_once, tmp_path / "scored")))
+
+
+@pytest.fixture
+def train_settings(model_dir: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
+    """Make the settings of a short run on the scored store; any of them may be given."""
+
+    def make(**given: object) -> TrainSettings:
+        defaults: dict[str, object] = {
+            "pair_set": "reviews",
+            "model": model_dir,
+            "output_dir": tmp_path / "out",
+            "pairs_per_step": 8,
+            "learning_rate": 1e-3,
+        }
+        return TrainSettings(**(defaults | given))  # type: ignore[arg-type] # spelled in tests
+
+    return make
 
 
 @pytest.fixture
