@@ -52,7 +52,9 @@ def step(number: int, loss: float, split: str = "train", **more: object) -> dict
     }  # fmt: skip
 
 
-def example(pair: int, number: int, chosen: float, rejected: float, **more: object) -> object:
+def example(
+    pair: int, number: int, chosen: float, rejected: float, **more: object
+) -> dict[str, object]:
     return {
         "run_id": RUN, "step": number, "split": "train", "pair_key": key(pair), "loss": 0.5,
         "chosen_rewards": chosen, "rejected_rewards": rejected, **more,
@@ -81,7 +83,7 @@ def test_a_step_counts_once_as_its_newest_attempt_has_it(run: Store) -> None:
     put(
         run, "steps", [step(1, 0.7), step(2, 0.6), step(2, 0.5, attempt=1), step(3, 0.4, attempt=1)]
     )
-    put(run, "examples", [example(1, 2, 0, 0), example(1, 2, 1, 0, attempt=1)])  # type: ignore[list-item]
+    put(run, "examples", [example(1, 2, 0, 0), example(1, 2, 1, 0, attempt=1)])
 
     steps = ask(run, "select step, loss, attempt from steps order by step")
     examples = ask(run, "select chosen_rewards from examples")
@@ -132,7 +134,7 @@ def test_accuracy_and_margins_take_each_pair_as_last_seen(run: Store) -> None:
         example(3, 1, 0, 4),
         example(4, 2, 6, 0),
     ]
-    put(run, "examples", rows)  # type: ignore[arg-type]
+    put(run, "examples", rows)
 
     (accuracy,) = ask(run, "accuracy")
     (margins,) = ask(run, "margins")
@@ -150,7 +152,7 @@ def test_displacement_counts_completions_that_became_less_likely(run: Store) -> 
     rows = [
         example(i, 1, 0, 0, **dict(zip(sides, row, strict=True))) for i, row in enumerate(values)
     ]
-    put(run, "examples", rows)  # type: ignore[arg-type]
+    put(run, "examples", rows)
 
     (row,) = ask(run, "displacement")
 
@@ -161,15 +163,16 @@ def test_displacement_counts_completions_that_became_less_likely(run: Store) -> 
 def test_length_bias_is_spearmans_correlation(run: Store) -> None:
     put(run, "steps", [step(1, 0.7)])
     # Lengths 1, 2, 3, 4; rewards 1, 2, 4, 3: rank correlation 0.8. logps fall with length: -1.
-    put(run, "pairs", [{"pair_key": key(1), "chosen_key": key(11), "rejected_key": key(12)},
-                       {"pair_key": key(2), "chosen_key": key(13), "rejected_key": key(14)}])  # fmt: skip
+    pairs = [(key(1), key(11), key(12)), (key(2), key(13), key(14))]
+    names = ("pair_key", "chosen_key", "rejected_key")
+    put(run, "pairs", [dict(zip(names, pair, strict=True)) for pair in pairs])
     put(run, "sequences", [
         {"sequence_key": key(10 + n), "num_completion_tokens": n} for n in (1, 2, 3, 4)
     ])  # fmt: skip
     put(run, "examples", [
         example(1, 1, 1, 2, policy_chosen_logps=-1, policy_rejected_logps=-3),
         example(2, 1, 4, 3, policy_chosen_logps=-6, policy_rejected_logps=-9),
-    ])  # type: ignore[list-item]  # fmt: skip
+    ])  # fmt: skip
 
     (row,) = ask(run, "length_bias")
 
@@ -190,7 +193,7 @@ def test_worst_pairs_show_their_texts(run: Store) -> None:
     ])  # fmt: skip
     put(run, "pairs", [{"pair_key": key(n), "chosen_key": key(11), "rejected_key": key(12)}
                        for n in (1, 2, 3)])  # fmt: skip
-    put(run, "examples", [example(1, 1, 0, 1), example(2, 1, 0, 5), example(3, 1, 2, 0)])  # type: ignore[list-item]
+    put(run, "examples", [example(1, 1, 0, 1), example(2, 1, 0, 5), example(3, 1, 2, 0)])
 
     rows = ask(run, "worst_pairs")
 
