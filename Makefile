@@ -10,16 +10,21 @@ STORE ?= store
 PAIR_SET ?= pairs
 MODEL ?=
 DATA ?=
-Q ?= store
+LOSS ?= sigmoid
+BETA ?=
+CONFIG ?=
+OUT ?= runs/$(PAIR_SET)-$(LOSS)$(if $(BETA),-beta$(BETA))
+Q ?= runs
 ARGS ?=
 
 .PHONY: help install demo add score reward train query report check lint types test test-gpu \
 	bench bench-gpu clean
 
 help:  ## List the commands and their variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables: STORE=%s PAIR_SET=%s MODEL=%s DATA=%s Q=%s ARGS=%s\n' \
-		'$(STORE)' '$(PAIR_SET)' '$(MODEL)' '$(DATA)' '$(Q)' '$(ARGS)'
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables, as they are now; options of a stage go into ARGS="--name value":\n'
+	@$(foreach name,STORE PAIR_SET MODEL DATA LOSS BETA CONFIG OUT Q ARGS,\
+		printf '  %-10s %s\n' '$(name)' '$($(name))';)
 
 install: .venv/installed  ## Set up .venv with the tested versions and the package, editable
 
@@ -35,22 +40,30 @@ install: .venv/installed  ## Set up .venv with the tested versions and the packa
 	@$(foreach package,$(PACKAGES),ln -sfn ../../$(package) .dev/offpref/$(package);)
 	@touch .dev
 
-demo: install  ## Run what there is on an embedded small world, offline
+demo: install  ## Run every stage on an embedded small world, offline, in minutes
 	$(BIN)/offpref demo .demo
 
 add: install  ## Put DATA into STORE as PAIR_SET, with the tokenizer of MODEL
 	@$(call need,MODEL) $(call need,DATA)
 	$(BIN)/offpref add $(STORE) --data $(DATA) --pair-set $(PAIR_SET) --tokenizer $(MODEL) $(ARGS)
 
-score: install  ## Stage one: score PAIR_SET with MODEL; DATA is added first if given
+score: install  ## Stage one: score PAIR_SET with MODEL, what is missing; DATA is added first
 	@$(call need,MODEL)
 	$(BIN)/offpref score $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) \
-		$(if $(DATA),--data $(DATA)) $(ARGS)
+		$(if $(DATA),--data $(DATA)) $(if $(filter score,$(MAKECMDGOALS)),$(ARGS))
 
-query: install  ## Stage three: answer Q, a named question or one SELECT, on STORE
-	$(BIN)/offpref query $(STORE) "$(Q)" $(ARGS)
+train: $(if $(filter $(LOSS),simpo sft),$(if $(DATA),add,install),score)  ## Stage two: train MODEL on PAIR_SET with LOSS into OUT, unless it is there; scores first
+	@$(call need,MODEL)
+	$(BIN)/offpref train $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) --output-dir $(OUT) \
+		--loss-type $(LOSS) $(if $(BETA),--beta $(BETA)) $(if $(CONFIG),--config $(CONFIG)) \
+		--resume $(if $(filter train,$(MAKECMDGOALS)),$(ARGS))
 
-reward train report:  ## Stages to come; they say so and fail
+query: $(if $(MODEL),train,install)  ## Stage three: answer Q; with MODEL, score and train what is missing
+	$(BIN)/offpref query $(STORE) "$(Q)" $(if $(filter query,$(MAKECMDGOALS)),$(ARGS))
+
+reward:  ## Stage one: margin rewards; does not exist yet, says so and fails
+report:  ## Stage three: a page to look at; does not exist yet, says so and fails
+reward report:
 	@echo "make $@: this stage does not exist yet" >&2; exit 1
 
 check: lint types  ## Style and types; with `make test`, all that a pull request must pass

@@ -1,0 +1,56 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TARGETS = (
+    "help install demo add score reward train query report check lint types test test-gpu "
+    "bench bench-gpu clean"
+)
+VARIABLES = "MODEL DATA STORE PAIR_SET LOSS BETA CONFIG Q"
+
+
+def commands(*arguments: str) -> list[str]:
+    """The offpref commands that make would run, in order."""
+    done = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [line.split("offpref ")[1].split()[0] for line in lines if "/offpref " in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["query", "MODEL=m", "DATA=d"], ["score", "train", "query"]),
+        (["query"], ["query"]),  # nothing to make it from: what is there is asked
+        (["train", "MODEL=m"], ["score", "train"]),
+        (["train", "MODEL=m", "DATA=d", "LOSS=simpo"], ["add", "train"]),  # needs no reference
+        (["demo"], ["demo"]),
+    ],
+)
+def test_targets_chain(arguments: list[str], expected: list[str]) -> None:
+    assert commands(*arguments) == expected
+
+
+def test_help_lists_every_target_and_variable() -> None:
+    text = subprocess.run(
+        ["make", "help", "BETA=0.5"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    words = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert {*TARGETS.split(), *VARIABLES.split()} <= set(words)
+    assert "runs/pairs-sigmoid-beta0.5" in text
+
+
+@pytest.mark.parametrize("target", ["reward", "report", "bench-gpu"])
+def test_target_of_a_stage_to_come_says_so_and_fails(target: str) -> None:
+    done = subprocess.run(["make", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "not exist yet" in done.stderr
+
+
+def test_missing_variable_is_named() -> None:
+    done = subprocess.run(["make", "score"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "expected MODEL=..." in done.stderr
