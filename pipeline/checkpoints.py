@@ -24,9 +24,6 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
 )
 
 from ..stores.errors import StoreFormatError
@@ -71,7 +68,8 @@ def save_checkpoint(
         if processes.mesh is None:
             _save_whole(partial, policy, optimizer)
         else:
-            state_dict_saver.save(_split_state(policy, optimizer), checkpoint_id=partial)
+            tensors = _split_state(policy, optimizer, processes.rank)
+            state_dict_saver.save(tensors, checkpoint_id=partial)
         processes.wait()
         if processes.is_first:
             write_synced(json.dumps(dict(state)).encode(), partial / STATE_FILE)
@@ -120,7 +118,7 @@ def load_checkpoint(
         )
     try:
         if is_split:
-            _load_split(checkpoint, policy, optimizer)
+            _load_split(checkpoint, policy, optimizer, processes.rank)
         else:
             _load_whole(checkpoint, policy, optimizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -171,40 +169,66 @@ def whole_state(policy: ScoringModel) -> dict[str, Any]:
     """Return the state of a model that is split over processes, whole, on the first of them."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(policy, options=options)
-    return {name.removeprefix("model."): value for name, value in state.items()}
+    once = {name for name, _ in policy.named_parameters()}
+    every = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+    return {  # a tied tensor comes once, under the name that the model's own folder has
+        name.removeprefix("model."): value
+        for name, value in state.items()
+        if name not in every - once
+    }
 
 
 def _save_whole(folder: Path, policy: ScoringModel, optimizer: torch.optim.Optimizer) -> None:
-    weights = trainable(policy)
-    save_file(
-        {k: v.detach().contiguous() for k, v in weights.items()}, folder / "model.safetensors"
-    )
-    moments = {
-        f"{key}/{name}": value.contiguous()
-        for name, parameter in weights.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
+    weights = {k: v.detach().contiguous() for k, v in trainable(policy).items()}
+    save_file(weights, folder / "model.safetensors")
+    save_file(_moments(policy, optimizer), folder / "optimizer.safetensors")
     save_file(_random_states(policy), folder / "random.safetensors")
 
 
 def _load_whole(folder: Path, policy: ScoringModel, optimizer: torch.optim.Optimizer) -> None:
-    weights = trainable(policy)
-    saved = load_file(folder / "model.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
-    if saved.keys() != weights.keys():
+    weights = {k: v.detach() for k, v in trainable(policy).items()}
+    _copy(load_file(folder / "model.safetensors"), weights)
+    _copy(load_file(folder / "optimizer.safetensors"), _moments(policy, optimizer))
+    _restore_random_states(load_file(folder / "random.safetensors"), policy)
+
+
+def _copy(saved: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    if saved.keys() != places.keys():
         raise ValueError("its tensors are not those of the policy")
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            parameter.copy_(saved[name])
-    for key, value in moments.items():
-        kind, _, name = key.partition("/")
-        # AdamW keeps its count of steps on the CPU unless it is fused on a GPU.
-        optimizer.state[weights[name]][kind] = value.to(weights[name].device)
-    random = load_file(folder / "random.safetensors")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and policy.device.type == "cuda":
-        torch.cuda.set_rng_state(random["cuda"], policy.device)
+    for name, place in places.items():
+        place.copy_(saved[name])
+
+
+def _split_state(
+    policy: ScoringModel, optimizer: torch.optim.Optimizer, rank: int
+) -> dict[str, Any]:
+    return {
+        "model": {k: v.detach() for k, v in trainable(policy).items()},
+        "optimizer": _moments(policy, optimizer),
+        "random": {f"{kind}/{rank}": state for kind, state in _random_states(policy).items()},
+    }
+
+
+def _load_split(
+    folder: Path, policy: ScoringModel, optimizer: torch.optim.Optimizer, rank: int
+) -> None:
+    state = _split_state(policy, optimizer, rank)
+    state_dict_loader.load(state, checkpoint_id=folder)  # into the tensors that are there
+    random = {name.partition("/")[0]: value for name, value in state["random"].items()}
+    _restore_random_states(random, policy)
+
+
+def _moments(policy: ScoringModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return AdamW's state by the names of the parameters; made where there is none yet."""
+    moments: dict[str, Tensor] = {}
+    for name, parameter in trainable(policy).items():
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter).detach()
+            state["exp_avg_sq"] = torch.zeros_like(parameter).detach()
+        moments |= {f"{kind}/{name}": value for kind, value in state.items()}
+    return moments
 
 
 def _random_states(policy: ScoringModel) -> dict[str, Tensor]:
@@ -214,15 +238,7 @@ def _random_states(policy: ScoringModel) -> dict[str, Tensor]:
     return states
 
 
-def _split_state(policy: ScoringModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {
-        "model": get_model_state_dict(policy),
-        "optimizer": get_optimizer_state_dict(policy, optimizer),
-    }
-
-
-def _load_split(folder: Path, policy: ScoringModel, optimizer: torch.optim.Optimizer) -> None:
-    state = _split_state(policy, optimizer)
-    state_dict_loader.load(state, checkpoint_id=folder)
-    set_model_state_dict(policy, state["model"])
-    set_optimizer_state_dict(policy, optimizer, state["optimizer"])
+def _restore_random_states(states: Mapping[str, Tensor], policy: ScoringModel) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and policy.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], policy.device)

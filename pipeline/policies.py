@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..stores.errors import ModelError
 from .config import TrainSettings
@@ -47,7 +48,18 @@ def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:
         _checkpoint_activations(policy.model)
         if settings.lora_r is not None:
             policy.model.enable_input_require_grads()
+    reshard(policy)
     return policy.train()
+
+
+def reshard(policy: nn.Module) -> None:
+    """Give back what a forward pass without a backward one keeps whole under FSDP2.
+
+    The root's parameters stay whole after a forward pass, for the backward one to come. Where none
+    comes, they would be taken for the parameters that an optimizer or a checkpoint wants.
+    """
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
 
 
 def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:

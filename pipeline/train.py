@@ -153,6 +153,7 @@ def _run(trainer: Trainer, records: RunRecords | None, num_done: int, save: Any)
 def _begin(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
     """Make the output folder's ``run.json`` on the first rank, and return what it says."""
     run = None
+    processes.wait()  # all have looked at the folder, before one of them writes into it
     if processes.is_first:
         run = _resumed(plan) if plan.settings.resume else _fresh(plan)
         write_run(plan.settings.output_dir, run)

@@ -22,7 +22,7 @@ from .losses import PairScores, implicit_rewards
 from .measurements import Measured, Part, RankShare, by_pair, put_together
 from .microbatches import Cut, Microbatch, MicrobatchReader
 from .models import ScoringModel
-from .policies import learning_rates, trainable
+from .policies import learning_rates, reshard, trainable
 from .progress import Progress
 from .read_ahead import read_ahead
 from .run_records import RunRecords
@@ -309,6 +309,7 @@ class Trainer:
         for chunk in read_ahead(reader.read(cuts, self._policy), READ_AHEAD_STEPS):
             parts += [self._pass(each, is_training=False) for each in chunk]
             microbatches += chunk
+        reshard(self._policy)
         measured = self._gather(pairs, parts, microbatches)
         self._record(
             step, pairs, measured,

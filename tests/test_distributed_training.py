@@ -1,0 +1,96 @@
+"""Real torchrun, real gloo: two processes train as one does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offpref.stores.store import Store
+
+OFFPREF = [sys.executable, "-c", "from offpref.pipeline.cli import main; main()"]
+SCRIPT = "from offpref.pipeline.cli import main\nmain()\n"
+
+
+def run(processes: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    start = [*launcher, str(script)] if processes > 1 else [str(script)]
+    return subprocess.run(
+        [sys.executable, *start, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(script.parent)},
+    )
+
+
+def arguments(store: Store, model: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "train", str(store.path), "--pair-set", "reviews", "--model", str(model),
+        "--output-dir", str(output), "--pairs-per-step", "7", "--learning-rate", "1e-3",
+        "--max-steps", "6", "--max-batch-tokens", "150", "--eval-every", "3", "--device", "cpu",
+        "--log-tokens", "all", *more,
+    ]  # fmt: skip
+
+
+def recorded(store: Store, output: Path, table: str) -> list[dict]:
+    store.refresh()
+    run_id = json.loads((output / "run.json").read_text())["run_id"]
+    return store.read(table, run_id).to_pylist()
+
+
+def test_two_processes_give_the_losses_of_one(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for number, output in ((1, one), (2, two)):
+        done = run(number, tmp_path / "go.py", *arguments(scored, model_dir, output))
+        assert done.returncode == 0, done.stderr
+
+    first, second = recorded(scored, one, "steps"), recorded(scored, two, "steps")
+    assert len(first) == len(second) == 9
+    for a, b in zip(first, second, strict=True):
+        assert (a["step"], a["split"], a["num_pairs"]) == (b["step"], b["split"], b["num_pairs"])
+        assert a["num_tokens"] == b["num_tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        if a["grad_norm"] is not None:
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        for name, value in dict(a["metrics"]).items():
+            if name.startswith("logps"):
+                assert value == pytest.approx(dict(b["metrics"])[name], rel=1e-5)
+    for table in ("examples", "tokens"):
+        sides = [
+            [(r["step"], r["split"], r["pair_key"], r.get("sequence_key")) for r in rows]
+            for rows in (recorded(scored, one, table), recorded(scored, two, table))
+        ]
+        assert sides[0] == sides[1]
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_split_run_resumes_from_its_checkpoint(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    output, script = tmp_path / "out", tmp_path / "go.py"
+    saving = arguments(scored, model_dir, output, "--save-every", "4")
+    whole = run(2, script, *saving)
+    assert whole.returncode == 0, whole.stderr
+    one = load_file(output / "model.safetensors")
+    entry = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps(entry | {"is_finished": False}))
+    (output / "model.safetensors").unlink()
+
+    done = run(2, script, *saving, "--resume")
+
+    assert done.returncode == 0, done.stderr
+    assert "4 of them before" in done.stdout
+    two = load_file(output / "model.safetensors")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
