@@ -260,7 +260,8 @@ def train(store: Path, **options: Any) -> None:
 
     with TokenBar("train") as bar:
         summary = run(plan, bar)
-    _print_training(summary)
+    if summary.is_first:
+        _print_training(summary)
 
 
 @main.command()

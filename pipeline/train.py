@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .checkpoints import (
 )
 from .devices import Processes, join_processes
 from .measurements import Measured
+from .models import ScoringModel
 from .policies import load_policy, make_optimizer, write_policy
 from .progress import Progress
 from .run_records import RunRecords
@@ -56,7 +57,8 @@ class TrainSummary:
     seconds: float
     data_wait_seconds: float
     output_dir: Path
-    notes: tuple[str, ...]
+    is_first: bool
+    """Whether this process speaks for all of them."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,8 +77,10 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     """
     progress = progress or Progress()
     processes = join_processes(plan.settings.device)
+    progress = progress if processes.is_first else Progress()
     run = _begin(plan, processes)
     policy = load_policy(plan.settings, processes)
+    _say(plan, policy, progress)
     optimizer = make_optimizer(policy, plan.settings)
     num_done = 0
     checkpoint = newest_checkpoint(plan.settings.output_dir) if plan.settings.resume else None
@@ -113,7 +117,6 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     finally:
         if records is not None:
             records.close()
-    note = policy.report.message if policy.report else None
     first = trainer.history[0][1] if trainer.history else None
     last = trainer.history[-1][1] if trainer.history else None
     return TrainSummary(
@@ -130,7 +133,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         seconds=trainer.seconds,
         data_wait_seconds=trainer.data_wait_seconds,
         output_dir=plan.settings.output_dir,
-        notes=(note,) if note else (),
+        is_first=processes.is_first,
     )
 
 
@@ -140,14 +143,27 @@ def _run(trainer: Trainer, records: RunRecords | None, num_done: int, save: Any)
         records.add_event("started", num_done)
     try:
         done = trainer.run(num_done, save)
-    except StoreError as error:
+    except BaseException as error:  # raised again; the store shall say how the run ended
         step = trainer.history[-1][0] if trainer.history else num_done
+        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if records is not None:
-            records.add_event("failed", step, str(error))
+            with suppress(StoreError):  # the store itself may be what failed
+                records.add_event(event, step, str(error) or type(error).__name__)
         raise
     if trainer.is_interrupted and records is not None:
         records.add_event("interrupted", done)
     return done
+
+
+def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
+    """Tell what a person should know before the first step."""
+    if policy.report is not None and policy.report.message:
+        progress.note(policy.report.message)
+    if plan.pairs.num_left_out:
+        progress.note(
+            f"{plan.pairs.num_left_out:,} pairs of split {plan.pairs.split} are left out: they "
+            "have no chosen completion"
+        )
 
 
 def _begin(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
@@ -190,7 +206,7 @@ def _resumed(plan: TrainingPlan) -> dict[str, Any]:
     return {**run, "attempt": int(run["attempt"]) + 1}
 
 
-def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: Any) -> RunRecords:
+def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel) -> RunRecords:
     import torch
     import transformers
 
@@ -244,7 +260,7 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def _write_result(policy: Any, plan: TrainingPlan, processes: Processes) -> None:
+def _write_result(policy: ScoringModel, plan: TrainingPlan, processes: Processes) -> None:
     """Write the trained policy into the output folder: weights first, what makes it a model last.
 
     A kill in between leaves a folder that nobody takes for a model, and the checkpoint to resume.

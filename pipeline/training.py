@@ -265,6 +265,8 @@ class Trainer:
     def _steps(self, first_step: int) -> Iterator[list[Microbatch]]:
         """Yield the microbatches of each step. Runs in a thread of its own."""
         plan = self._plan
+        if self._processes.device.type == "cuda":
+            torch.cuda.set_device(self._processes.device)  # a thread starts on the first device
         reader, sizes = self._reader(plan.pairs)
         step = first_step
         while step <= plan.num_steps:

@@ -10,7 +10,14 @@ import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from offpref.pipeline import run_records
 from offpref.pipeline.cli import main
@@ -166,6 +173,33 @@ def test_step_equals_a_plain_loop_with_a_resident_reference(
     for key, gradient in gradients.items():
         scale = float(plain[key].abs().max())
         torch.testing.assert_close(gradient, plain[key], rtol=tolerance, atol=tolerance * scale)
+
+
+def test_step_of_a_model_that_cannot_pack_is_the_same(
+    store: Store, train_settings: Settings, model_dir: Path, tmp_path: Path
+) -> None:
+    """ALiBi takes no mask: each completion is a row of its own, both in one microbatch."""
+    bloom = Path(shutil.copytree(model_dir, tmp_path / "bloom"))
+    torch.manual_seed(4)
+    config = BloomConfig(vocab_size=58, hidden_size=32, n_layer=2, n_head=4)
+    BloomForCausalLM(config).save_pretrained(bloom)
+    write_pairs(tmp_path / "pairs.jsonl", num_pairs=16, seed=3)
+    data = AddSettings(
+        data=(str(tmp_path / "pairs.jsonl"),), pair_set="reviews", tokenizer=model_dir,
+        max_length=64,
+    )  # fmt: skip
+    add_pairs(store, plan_add(store, data))
+    settings = train_settings(
+        loss_type="simpo", model=bloom, max_steps=1, max_batch_tokens=120, max_grad_norm=math.inf
+    )
+
+    found, gradients, (pairs, table) = first_step(store, settings)
+
+    expected, plain = plain_step(store, pairs, table.pairs, bloom, None, plain_simpo, torch.float32)
+    assert found == pytest.approx(expected, rel=1e-5)
+    for key, gradient in gradients.items():
+        scale = float(plain[key].abs().max())
+        torch.testing.assert_close(gradient, plain[key], rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_weights_of_pairs_act(scored: Store, train_settings: Settings, tmp_path: Path) -> None:
@@ -475,6 +509,33 @@ def test_loss_that_is_not_finite_stops_with_the_pairs_that_caused_it(
     last = store.read("run_events", own).to_pylist()[-1]
     assert last["event"] == "failed"
     assert last["message"] == str(caught.value)
+
+
+def test_changed_reference_scores_are_named_on_resume(
+    scored: Store, train_settings: Settings, other_model: Path
+) -> None:
+    given = {"model": other_model, "max_steps": 2, "save_every": 1}
+    run(scored, train_settings(**given))
+    wrong_scores(scored, lambda logps: logps - 1e-3)
+
+    with pytest.raises(TrainingError, match=r"reference scores was '.*' and is"):
+        run(Store.open(scored.path), train_settings(**given, resume=True))
+
+
+def test_run_that_breaks_is_marked_failed(
+    scored: Store, train_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Trainer, "_gather", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(scored, train_settings())
+
+    scored.refresh()
+    (own,) = scored.partitions("runs")
+    last = scored.read("run_events", own).to_pylist()[-1]
+    assert (last["event"], last["message"]) == ("failed", "out of memory")
 
 
 @pytest.mark.parametrize(
