@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .microbatches import Microbatch
-from .run_records import PairTable
+from .run_records import PairTable, TokenValues
 from .training_pairs import TrainingPairs
 
 
@@ -39,6 +39,7 @@ class Part:
     values: dict[str, Tensor]  # [n] each, float64
     residual: Tensor | None  # [2]
     token_logps: Tensor  # [T]
+    entropy: Tensor | None  # [T]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,7 @@ def put_together(names: list[str], pairs: TrainingPairs, shares: Sequence[RankSh
     if shares[0].tokens is not None:
         every = [tokens for share in shares for tokens in share.tokens or ()]
         tokens = [every[i] for i in np.flatnonzero(is_kept)[order]]
-    table = PairTable(pairs=numbers[is_kept][order], values=values, token_logps=tokens)
+    table = PairTable(pairs=numbers[is_kept][order], values=values, tokens=tokens)
     residuals = np.concatenate([share.residuals for share in shares])
     residual = None
     if len(residuals):
@@ -93,15 +94,24 @@ def pair_metrics(values: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
         metrics["rewards/rejected"] = float(rejected.mean())
         metrics["rewards/margins"] = float((chosen - rejected).mean())
         metrics["rewards/accuracies"] = float((chosen > rejected).mean())
+    if "entropy_sums" in values:
+        metrics["entropy"] = float(values["entropy_sums"].sum() / values["num_scored"].sum())
     return metrics
 
 
-def by_pair(
-    microbatch: Microbatch, token_logps: NDArray[np.float32]
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """Return the log-probs of chosen and rejected of each pair of a microbatch."""
-    counts = np.array(microbatch.batch.num_completion_tokens)
-    parts = np.split(token_logps, np.cumsum(counts)[:-1])
+def by_pair(microbatch: Microbatch, part: Part) -> list[tuple[TokenValues, TokenValues | None]]:
+    """Return the token values of chosen and rejected of each pair of a microbatch."""
+    ends = np.cumsum(microbatch.batch.num_completion_tokens)[:-1]
+    parts = [
+        TokenValues(token_logps=logps, entropy=entropy)
+        for logps, entropy in zip(
+            np.split(part.token_logps.float().cpu().numpy(), ends),
+            [None] * (len(ends) + 1)
+            if part.entropy is None
+            else np.split(part.entropy.float().cpu().numpy(), ends),
+            strict=True,
+        )
+    ]
     chosen, rejected = microbatch.chosen.tolist(), microbatch.rejected.tolist()
     return [
         (parts[c], parts[r] if r < len(parts) else None)

@@ -66,9 +66,9 @@ class Microbatch:
 
         Sums are float64: losses see small differences of large sums, and N numbers cost nothing.
         """
-        sums = self._sums(token_logps)
+        sums = self.sums(token_logps)
         counts = torch.nn.functional.pad(self.lengths.double(), (0, 1))
-        ref = None if self.ref_token_logps is None else self._sums(self.ref_token_logps)
+        ref = None if self.ref_token_logps is None else self.sums(self.ref_token_logps)
         return PairScores(
             policy_chosen_logps=sums[self.chosen],
             policy_rejected_logps=sums[self.rejected],
@@ -78,7 +78,7 @@ class Microbatch:
             ref_rejected_logps=None if ref is None else ref[self.rejected],
         )
 
-    def _sums(self, token_values: Tensor) -> Tensor:  # [T] -> [s + 1]
+    def sums(self, token_values: Tensor) -> Tensor:  # [T] -> [s + 1]
         """Return the sum of each sequence, and a 0 for the completion that is not there."""
         sums = torch.segment_reduce(
             token_values.double(), "sum", lengths=self.lengths, unsafe=True

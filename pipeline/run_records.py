@@ -25,6 +25,14 @@ FLUSH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenValues:
+    """What was measured of the T tokens of a completion."""
+
+    token_logps: NDArray[np.float32]  # [T]
+    entropy: NDArray[np.float32] | None  # [T]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PairTable:
     """What was measured of N pairs, sorted by their numbers."""
 
@@ -32,8 +40,8 @@ class PairTable:
     """Numbers of the pairs."""
     values: Mapping[str, NDArray[np.float64]]  # [N] each
     """``loss`` and the float columns of ``examples`` that the loss has."""
-    token_logps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]] | None
-    """The policy's log-probs of each pair's completions, chosen and rejected; None if not kept."""
+    tokens: Sequence[tuple[TokenValues, TokenValues | None]] | None
+    """The tokens of each pair's completions, chosen and rejected; None if not kept."""
 
 
 class RunRecords:
@@ -84,19 +92,21 @@ class RunRecords:
         numbers = measured.pairs
         keys = key_array(pairs.keys[numbers])
         self._add(EXAMPLES.name, {**place, "pair_key": keys, **measured.values}, len(numbers))
-        if measured.token_logps is None:
+        if measured.tokens is None:
             return
-        rows: list[tuple[bytes, bytes, NDArray[np.float32]]] = []
-        for number, logps in zip(numbers.tolist(), measured.token_logps, strict=True):
-            sides = {_key(pairs.chosen_keys[number]): logps[0]}
-            if logps[1] is not None:  # two equal completions are one sequence, hence one row
-                sides.setdefault(_key(pairs.rejected_keys[number]), logps[1])
+        rows: list[tuple[bytes, bytes, TokenValues]] = []
+        for number, values in zip(numbers.tolist(), measured.tokens, strict=True):
+            sides = {_key(pairs.chosen_keys[number]): values[0]}
+            if values[1] is not None:  # two equal completions are one sequence, hence one row
+                sides.setdefault(_key(pairs.rejected_keys[number]), values[1])
             rows += [(_key(pairs.keys[number]), key, each) for key, each in sides.items()]
-        columns = {
+        columns: dict[str, Any] = {
             "pair_key": [row[0] for row in rows],
             "sequence_key": [row[1] for row in rows],
-            "token_logps": [row[2] for row in rows],
+            "token_logps": [row[2].token_logps for row in rows],
         }
+        if rows and rows[0][2].entropy is not None:
+            columns["entropy"] = [row[2].entropy for row in rows]
         self._add(TOKENS.name, {**place, **columns}, len(rows))
 
     def flush(self) -> None:

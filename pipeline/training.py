@@ -146,7 +146,10 @@ class Trainer:
         """Run one microbatch forward and, in training, backward."""
         here = microbatch.to(self._processes.device)
         with torch.set_grad_enabled(is_training):
-            token_logps = self._policy(here.batch).token_logps
+            # The entropy costs another pass over the logits: held-out pairs alone pay it.
+            want = ("token_logps",) if is_training else ("token_logps", "entropy")
+            token_scores = self._policy(here.batch, want)
+            token_logps, entropy = token_scores.token_logps, token_scores.entropy
             scores = here.pair_scores(token_logps)
             losses = self._plan.loss.function(scores, **self._plan.options)
             if is_training:
@@ -154,11 +157,17 @@ class Trainer:
                 share = self._processes.world_size / self._settings.pairs_per_step
                 torch.autograd.backward((losses * here.weights).sum() * share)
         values = self._values(scores, losses.detach())
+        if entropy is not None:
+            sums = here.sums(entropy)
+            values["entropy_sums"] = sums[here.chosen] + sums[here.rejected]
+            values["num_scored"] = scores.num_chosen_tokens + scores.num_rejected_tokens
         residual = None
         if here.ref_token_logps is not None:
             difference = (token_logps.detach() - here.ref_token_logps).abs()
             residual = torch.stack((difference.double().sum(), difference.double().max()))
-        return Part(values=values, residual=residual, token_logps=token_logps.detach())
+        return Part(
+            values=values, residual=residual, token_logps=token_logps.detach(), entropy=entropy
+        )
 
     def _values(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:  # [n] each
         values = {"loss": losses, "policy_chosen_logps": scores.policy_chosen_logps.detach()}
@@ -188,7 +197,7 @@ class Trainer:
         tokens: list[Any] = []
         if keeps_tokens:
             for part, each in zip(parts, microbatches, strict=True):
-                tokens += by_pair(each, part.token_logps.float().cpu().numpy())
+                tokens += by_pair(each, part)
         own = RankShare(
             pairs=np.concatenate([each.pairs for each in microbatches]),
             is_spare=np.repeat(

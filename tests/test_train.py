@@ -215,14 +215,19 @@ def test_weights_of_pairs_act(scored: Store, train_settings: Settings, tmp_path:
     )  # fmt: skip
     add_pairs(scored, plan_add(scored, data))
 
-    loss, _, (pairs, table) = first_step(
-        scored, train_settings(pair_set="weighted", loss_type="simpo", max_steps=1)
+    settings = train_settings(
+        pair_set="weighted", loss_type="simpo", max_steps=1, max_grad_norm=math.inf
     )
+    loss, gradients, (pairs, table) = first_step(scored, settings)
 
-    assert sorted(pairs.weights.tolist()) == [float(n) for n in range(8)]
-    assert loss == pytest.approx(
-        float((pairs.weights[table.pairs] * table.values["loss"]).sum() / 8), rel=1e-12
+    expected, plain = plain_step(
+        scored, pairs, table.pairs, settings.model, None, plain_simpo, torch.float32
     )
+    assert sorted(pairs.weights.tolist()) == [float(n) for n in range(8)]
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for key, gradient in gradients.items():
+        scale = float(plain[key].abs().max())
+        torch.testing.assert_close(gradient, plain[key], rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_loss_does_not_depend_on_how_a_step_is_cut(
@@ -298,6 +303,10 @@ def test_records_say_what_happened_down_to_the_token(
             ]
             both = [example["policy_chosen_logps"], example["policy_rejected_logps"]]
             assert sorted(sums) == pytest.approx(sorted(both), rel=1e-4)
+    held_out = [t for t in tokens if t["split"] == "eval" and t["step"] == 0]
+    entropies = np.concatenate([t["entropy"] for t in held_out])
+    assert dict(steps[0]["metrics"])["entropy"] == pytest.approx(entropies.mean(), rel=1e-5)
+    assert 3.5 < entropies.mean() < np.log(58)  # a random model hardly knows its 58 words
     train_step = steps[1]
     assert train_step["grad_norm"] > 0
     assert train_step["learning_rate"] == pytest.approx(1e-3)
