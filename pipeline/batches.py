@@ -43,6 +43,11 @@ class PackedBatch:
     """Number of tokens in the rows, without padding."""
 
     @property
+    def has_shared_prompts(self) -> bool:
+        """Whether a row holds several completions: then, and only then, it needs a mask."""
+        return len(self.sequence_indices) > self.input_ids.shape[0]
+
+    @property
     def num_padded_tokens(self) -> int:
         """R times L: what the model computes."""
         return self.input_ids.numel()

@@ -55,7 +55,8 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{path}: expected a TOML file, got: {error}") from error
     # A file may serve several commands, each with a table of its own.
-    own = settings.get(ctx.info_name or "", settings)
+    has_tables = any(isinstance(value, dict) for value in settings.values())
+    own = settings.get(ctx.info_name or "", {} if has_tables else settings)
     known = {each.name for each in ctx.command.params if isinstance(each, click.Option)}
     given = {name.replace("-", "_"): value for name, value in own.items()}
     if unknown := sorted(set(given) - known):
@@ -63,6 +64,9 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
             f"{path}: {unknown[0]!r} is no option of {ctx.info_name}; "
             f"there are: {', '.join(sorted(str(name) for name in known))}"
         )
+    for each in ctx.command.params:
+        if each.multiple and isinstance(given.get(each.name or ""), str):
+            given[each.name or ""] = [given[each.name or ""]]
     ctx.default_map = {**(ctx.default_map or {}), **given}
 
 
@@ -138,10 +142,11 @@ def main() -> None:
 def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **options: Any) -> None:
     """Put pairs, prompts with completions, or unpaired labels into STORE."""
     from ..stores.store import Store
-    from .pairs import add_pairs, plan_add
+    from .pairs import add_pairs, check_sources, plan_add
     from .progress import RowBar
 
     settings = _add_settings(data, pair_set, tokenizer, options)
+    check_sources(settings)
     opened = Store.create(store)
     planned = plan_add(opened, settings)
     with RowBar("add") as bar:
@@ -179,7 +184,7 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
 )
 @click.option(
     "--commit-seconds",
-    type=click.FloatRange(min=0, max=60),
+    type=click.FloatRange(min=0, max=45),
     default=20.0,
     show_default=True,
     help="Seconds of work between commits: what a kill can cost.",
@@ -190,6 +195,8 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
     """Stage one: write the reference's log-probs of every sequence that has none."""
     from ..stores.store import Store
     from .config import ScoreSettings
+    from .fingerprints import model_config
+    from .pairs import check_sources
     from .progress import TokenBar
     from .score import score as run
 
@@ -204,11 +211,16 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
         data=_add_settings(data, pair_set, model, added) if data else None,
         **options,
     )
+    if settings.data is not None:
+        check_sources(settings.data)
+        model_config(model)
     opened = Store.create(store) if data else Store.open(store)
     with TokenBar("score") as bar:
-        summary = run(opened, settings, bar)
-    if data:
-        _print_pair_set(opened, summary.pair_set, is_new=summary.is_added)
+        try:
+            summary = run(opened, settings, bar)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+    _print_pair_set(opened, summary.pair_set, is_new=summary.is_added)
     _print_scores(summary)
 
 
@@ -267,7 +279,13 @@ def train(store: Path, **options: Any) -> None:
 @main.command()
 @store_argument
 @click.argument("question", metavar="NAME|SQL")
-@click.option("--limit", default=20, show_default=True, help="Rows to print at most.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Rows to print at most.",
+)
 def query(store: Path, question: str, limit: int) -> None:
     """Stage three: answer a named question, or one SELECT, on STORE."""
     from ..stores.catalog import open_catalog
@@ -369,7 +387,9 @@ def _add_settings(
             data=data,
             pair_set=pair_set,
             tokenizer=tokenizer,
-            max_length=options["max_length"] or default_max_length(tokenizer),
+            max_length=default_max_length(tokenizer)
+            if options["max_length"] is None
+            else options["max_length"],
             truncation=options["truncation"],
             split_column=options["split_column"],
             eval_fraction=options["eval_fraction"],
@@ -382,7 +402,7 @@ def _add_settings(
 def _print_pair_set(store: Any, found: "PairSet", *, is_new: bool) -> None:
     from .pair_sets import reject_counts
 
-    state = "added" if is_new else "unchanged, nothing was read"
+    state = "added" if is_new else "known, nothing was read"
     click.echo(f"pair set   {found}: {state}")
     click.echo(f"form       {found.form}")
     click.echo(
@@ -406,7 +426,8 @@ def _print_scores(summary: "ScoreSummary") -> None:
         f"{summary.num_cached:,} cached"
     )
     if not summary.num_new:
-        click.echo("computed   nothing: no model was loaded")
+        why = "others did it meanwhile" if summary.was_loaded else "no model was loaded"
+        click.echo(f"computed   nothing: {why}")
         return
     click.echo(
         f"computed   {summary.num_tokens:,} tokens as {summary.num_computed_tokens:,} "

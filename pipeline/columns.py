@@ -13,7 +13,7 @@ Each of prompt and completion is a text, a list of messages (``role``/``content`
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -36,7 +36,7 @@ SPELLINGS = {
 ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}
 LAST_TURN = "\n\nAssistant:"
 NUMBERS = re.compile(r"\[\s*\d")
-TRUE, FALSE = {"true", "1"}, {"false", "0"}
+TRUE, FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +131,23 @@ def _value(rows: pa.Table, name: str, kind: str) -> str:
         return "text"
     values = columns_of(rows, [name])[f"value/{name}"].drop_null().to_pylist()
     return "ids" if any(NUMBERS.match(value) for value in values) else "messages"
+
+
+def widened(form: Form, rows: pa.Table) -> Form:
+    """Return the form of a source with what only begins in a later batch of its rows.
+
+    Raises:
+        SourceError: If labels begin there: the rows before would mean something else with them.
+    """
+    kinds = row_names(rows)
+    if form.name == "demonstrations" and "label" in kinds:
+        first = rows["source_row"][0].as_py()
+        raise SourceError(
+            f"expected a label in every row or in none, got the first ones after row {first}"
+        )
+    if "weight" in form.columns or "weight" not in kinds:
+        return form
+    return replace(form, columns={**form.columns, "weight": "weight"})
 
 
 def read_examples(rows: pa.Table, form: Form) -> Examples:
@@ -232,7 +249,7 @@ def _assign(
         return prompts, completions, empty
     chosen, rejected = list(empty), list(empty)
     for i, label in enumerate(parts["label"]):
-        if (word := str(label).lower()) in TRUE:
+        if (word := str(label).strip().lower()) in TRUE:
             chosen[i] = completions[i]
         elif word in FALSE:
             rejected[i] = completions[i]

@@ -47,6 +47,8 @@ class AddSettings:
             )
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {self.max_length}")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise ValueError("two parts cannot come from one column; name another for one of them")
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.eval_fraction and self.split_column:

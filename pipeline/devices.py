@@ -38,6 +38,14 @@ class Processes:
             dist.barrier()
 
 
+def default_device(device: str | None) -> torch.device:
+    """Return the device of that name; for None this process's GPU if there is one."""
+    if device is None:
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
 def join_processes(device: str | None) -> Processes:
     """Return this process's place among those of torchrun, joined with the others.
 
@@ -45,10 +53,7 @@ def join_processes(device: str | None) -> Processes:
         device: As torch names it; None for a GPU if there is one.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if device is None:
-        local_rank = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
+    place = default_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if world_size == 1:

@@ -118,25 +118,29 @@ def weights_hash(folder: Path, store: Store) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the model's safetensors files, those its index names if it has one.
+    """Return the files that transformers loads: one, or those its index names.
+
+    Other safetensors beside them, a backup say, are no part of the model.
 
     Raises:
         ModelError: If there are none, or one that the index names is missing.
     """
-    index = folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index}: expected an index of weights, got: {error}") from error
+        files = [folder / name for name in sorted(names)]
         if missing := [path.name for path in files if not path.exists()]:
             raise ModelError(f"{folder}: its index names {missing[0]}, which is not there")
         return files
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"{folder}: expected weights in safetensors, found none; other formats are not read "
-            "because loading them can run code"
-        )
-    return files
+    raise ModelError(
+        f"{folder}: expected weights as model.safetensors or its index, found none; other formats "
+        "are not read because loading them can run code"
+    )
 
 
 def _tensor_hashes(path: Path) -> dict[str, str]:

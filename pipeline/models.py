@@ -201,7 +201,7 @@ class ScoringModel(nn.Module):
         self._reset_rotary()
         # Padding comes last and attention looks back: without a mask it changes nothing either.
         arguments: dict[str, Any] = {}
-        if self.route == "packed":
+        if self.route == "packed" and batch.has_shared_prompts:
             assert self.mask_rule is not None
             masks = self.mask_rule.masks(batch.segments, batch.position_ids, self.dtype)
             arguments = {"attention_mask": masks, "position_ids": batch.position_ids}

@@ -6,8 +6,6 @@
 from collections import Counter
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from ..stores.errors import PairSetError
 from ..stores.schema import PAIR_SETS, REJECTS
 from ..stores.store import Store
@@ -75,6 +73,6 @@ def reject_counts(store: Store, pair_set: PairSet) -> dict[str, int]:
         REJECTS.name,
         pair_set.tokenizer,
         columns=["reason"],
-        filters=pc.field("pair_set_fingerprint") == pair_set.fingerprint,
+        filters=[("pair_set_fingerprint", "=", pair_set.fingerprint)],
     )
     return dict(Counter(rejects["reason"].to_pylist()).most_common())

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..stores import keys
+from ..stores.errors import SourceError
 from ..stores.schema import (
     PAIR_SETS,
     PAIRS,
@@ -27,12 +28,12 @@ from ..stores.schema import (
 )
 from ..stores.sources import SourceFile, identity, read_rows, source_files, source_hash
 from ..stores.store import Store
-from .columns import Examples, Form, as_text, find_form, read_examples
+from .columns import Examples, Form, as_text, find_form, read_examples, widened
 from .config import AddSettings
 from .encoding import Encoder, Sequence, sequence_table
 from .pair_sets import PairSet, pair_sets
 from .read_ahead import read_ahead
-from .tokenization import Tokenizer, TokenizerSpec, tokenizer_spec
+from .tokenization import Tokenizer, TokenizerSpec, tokenizer_files, tokenizer_spec
 
 CHUNK_ROWS = 1024
 COMMIT_SECONDS = 5.0
@@ -55,9 +56,22 @@ class _Chunk:
     """Some rows of a source, and of each usable one the sequences of its sides, by row."""
 
     examples: Examples
-    address: str
+    source: int
+    """Number of the file."""
     chosen: Mapping[int, Sequence]
     rejected: Mapping[int, Sequence]
+
+
+def check_sources(settings: AddSettings) -> None:
+    """Look whether sources and tokenizer are there, before anything is created.
+
+    Raises:
+        SourceError: If a source is not there.
+        ModelError: If the tokenizer is not there.
+    """
+    for address in settings.data:
+        source_files(address)
+    tokenizer_files(settings.tokenizer)
 
 
 def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
@@ -135,17 +149,19 @@ def _hash_of(file: SourceFile, store: Store) -> str:
     return known
 
 
-def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, str]]:
-    """Yield the sources' rows in chunks, with the address each came from."""
+def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, int]]:
+    """Yield the sources' rows in chunks, with the number of the file each came from."""
     named = dict(planned.settings.columns)
     if planned.settings.split_column:
         named["split"] = planned.settings.split_column
-    for file in planned.files:
+    for number, file in enumerate(planned.files):
         form: Form | None = None
         for rows in read_rows(file):
-            form = form or find_form(rows, named)
+            if not rows.num_rows:
+                continue
+            form = find_form(rows, named) if form is None else widened(form, rows)
             for start in range(0, rows.num_rows, CHUNK_ROWS):
-                yield read_examples(rows.slice(start, CHUNK_ROWS), form), file.address
+                yield read_examples(rows.slice(start, CHUNK_ROWS), form), number
 
 
 def _encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[_Chunk]:
@@ -155,10 +171,10 @@ def _encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[_Chunk]:
         max_length=planned.settings.max_length,
         truncation=planned.settings.truncation,
     )
-    for examples, address in _examples(planned):
+    for examples, number in _examples(planned):
         chosen = encoder.sequences(examples, "chosen")
         rejected = encoder.sequences(examples, "rejected")
-        yield _Chunk(examples=examples, address=address, chosen=chosen, rejected=rejected)
+        yield _Chunk(examples=examples, source=number, chosen=chosen, rejected=rejected)
 
 
 def _add_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
@@ -181,33 +197,37 @@ class _Adder:
     def __init__(self, store: Store, planned: PlannedAdd) -> None:
         self._store = store
         self._planned = planned
-        self._occurrences: Counter[tuple[bytes | None, bytes | None]] = Counter()
+        self._occurrences: Counter[bytes] = Counter()  # by the key of the pair's first occurrence
         self._counts = dict.fromkeys(
             ("num_rows", "num_pairs", "num_rejects", "num_eos_lost", "num_merges"), 0
         )
-        self._form = "no rows"
+        self._forms: dict[str, None] = {}  # in the order of the files
         self._pending: list[tuple[str, str, pa.Table]] = []
         # The first chunk is committed at once: who scores meanwhile has something to begin with.
         self._last_commit = -COMMIT_SECONDS
 
     def add(self, chunk: _Chunk) -> None:
         """Take one chunk; commits when the last commit is long enough ago."""
-        self._form = str(chunk.examples.form)
+        self._forms[str(chunk.examples.form)] = None
         self._counts["num_rows"] += len(chunk.examples.row)
         self._add_pairs(chunk)
-        self._add_rejects(chunk.examples, chunk.address)
+        self._add_rejects(chunk.examples, chunk.source)
         if time.monotonic() - self._last_commit > COMMIT_SECONDS:
             self._commit()
 
     def finish(self) -> PairSet:
         """Write what is left, and with it the row that makes the version complete."""
+        if not self._counts["num_rows"]:
+            files = ", ".join(file.address for file in self._planned.files)
+            raise SourceError(f"{files}: expected rows of data, found none")
+        form = "; ".join(self._forms)
         name, partition = self._planned.settings.pair_set, self._planned.tokenizer.fingerprint
         settings = keys.canonical_json(dict(self._planned.spec))
         row = {
             "pair_set": name,
             "pair_set_fingerprint": self._planned.fingerprint,
             "created_at": datetime.now(UTC),
-            "form": self._form,
+            "form": form,
             "settings": settings,
             **self._counts,
         }
@@ -218,7 +238,7 @@ class _Adder:
             name=name,
             fingerprint=self._planned.fingerprint,
             tokenizer=partition,
-            form=self._form,
+            form=form,
             settings=settings,
             **self._counts,
         )
@@ -244,21 +264,22 @@ class _Adder:
                 continue
             present = [each for each in (one, other) if each is not None]
             pair = (one.key if one else None, other.key if other else None)
+            first_key = keys.pair_key(*pair, 0)
             rows.append(
                 {
                     "pair_set": self._planned.settings.pair_set,
                     "pair_set_fingerprint": self._planned.fingerprint,
-                    "pair_key": keys.pair_key(*pair, self._occurrences[pair]),
+                    "pair_key": keys.pair_key(*pair, self._occurrences[first_key]),
                     "chosen_key": pair[0],
                     "rejected_key": pair[1],
                     "split": self._split(examples, i, present[0].prompt_key),
                     "weight": examples.weight[i],
-                    "source_file": chunk.address,
+                    "source_file": self._planned.files[chunk.source].address,
                     "source_row": examples.source_row[i],
                     "source": examples.rest[i],
                 }
             )
-            self._occurrences[pair] += 1
+            self._occurrences[first_key] += 1
             self._counts["num_eos_lost"] += sum(each.eos_lost for each in present)
             self._counts["num_merges"] += sum(each.merges for each in present)
             sequences |= {each.key: each for each in present}
@@ -277,12 +298,13 @@ class _Adder:
         text_table = pa.Table.from_pylist(list(texts.values()), schema=TEXTS.schema)
         self._queue_unseen(TEXTS.name, SHARED_PARTITION, text_table)
 
-    def _add_rejects(self, examples: Examples, address: str) -> None:
+    def _add_rejects(self, examples: Examples, source: int) -> None:
         rows = [
             {
                 "pair_set": self._planned.settings.pair_set,
                 "pair_set_fingerprint": self._planned.fingerprint,
-                "source_file": address,
+                "source_number": source,
+                "source_file": self._planned.files[source].address,
                 "source_row": examples.source_row[i],
                 "reason": problem,
                 "source": examples.row[i],

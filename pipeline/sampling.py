@@ -35,7 +35,8 @@ def sample_texts(
     tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     tokenizer.padding_side = "left"  # a completion begins right behind its prompt
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True)
+    model.to(device)
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
     texts: list[str] = []
     devices = [device] if device == "cuda" else []

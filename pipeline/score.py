@@ -12,11 +12,11 @@ from pathlib import Path
 from ..stores.errors import ModelError
 from ..stores.store import Store
 from .config import ScoreSettings
-from .fingerprints import model_config, scorer_fingerprint, scorer_spec
+from .fingerprints import model_config, scorer_spec
 from .pair_sets import PairSet
 from .progress import Progress
 from .scoring import Scorer
-from .tokenization import TokenizerSpec, tokenizer_spec
+from .tokenization import TokenizerSpec, tokenizer_files, tokenizer_spec
 from .wanted import Wanted
 from .workers import Worker
 
@@ -42,7 +42,8 @@ class ScoreSummary:
     seconds: float
     num_bytes: int
     """Bytes written."""
-    notes: tuple[str, ...]
+    was_loaded: bool
+    """Whether the model had to be loaded."""
 
     @property
     def num_cached(self) -> int:
@@ -54,6 +55,7 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
     """Score what is missing of a pair set.
 
     Raises:
+        ValueError: If a setting takes no effect.
         ModelError: If the model is missing, incomplete, or does not fit the pair set.
         PairSetError: If the store has no such pair set.
         SourceError: If the data cannot be read.
@@ -69,10 +71,12 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
         store=store,
     )
     worker = Worker.from_environment(is_sharded=settings.shard_model)
+    if settings.shard_model and worker.world_size == 1:
+        raise ValueError("shard_model takes no effect on one process; start several with torchrun")
     source = Wanted(store, settings.pair_set, settings.data, is_adder=worker.rank == 0)
     _check_tokenizer(settings.model, model_tokenizer, source)
     store.write_spec(spec, name=settings.model.resolve().name)
-    scorer = Scorer(store, settings, scorer_fingerprint(spec), source, worker, progress)
+    scorer = Scorer(store, settings, spec, source, worker, progress)
     scorer.run()
     return ScoreSummary(
         pair_set=source.pair_set(),
@@ -86,18 +90,18 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
         num_computed_tokens=scorer.num_computed_tokens,
         seconds=time.monotonic() - started,
         num_bytes=scorer.num_bytes,
-        notes=tuple(scorer.notes),
+        was_loaded=scorer.was_loaded,
     )
 
 
 def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:
     """Return the spec of the model's own tokenizer; None if its folder has none."""
     model_config(folder)  # says so if the folder is no model
-    has_tokenizer = any(
-        (folder / name).exists()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    )
-    return tokenizer_spec(folder, store) if has_tokenizer else None
+    try:
+        tokenizer_files(folder)
+    except ModelError:
+        return None
+    return tokenizer_spec(folder, store)
 
 
 def _check_tokenizer(folder: Path, ours: TokenizerSpec | None, source: Wanted) -> None:

@@ -4,10 +4,9 @@ Reading ids, computing and committing overlap; what is computed is kept on Ctrl-
 committed on kill -9.
 """
 
-import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from ..stores.reader import RowReader
 from ..stores.schema import LOGPS, SEQUENCES
 from ..stores.store import Store
 from .config import ScoreSettings
-from .fingerprints import max_positions, model_config
+from .fingerprints import max_positions, model_config, scorer_fingerprint, weights_hash
 from .packing import MAX_BATCH_TOKENS, PackedRow, cut_batches, fill_rows, plan_rows
 from .progress import Progress
 from .read_ahead import read_ahead
@@ -29,8 +28,6 @@ from .wanted import Wanted
 from .workers import Worker, key_order, leading_numbers, turned
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
     from .batches import PackedBatch
     from .models import ScoringModel
 
@@ -47,25 +44,27 @@ class Scorer:
         self,
         store: Store,
         settings: ScoreSettings,
-        fingerprint: str,
+        spec: Mapping[str, object],
         source: Wanted,
         worker: Worker,
         progress: Progress,
     ) -> None:
-        self.fingerprint = fingerprint
+        self.fingerprint = scorer_fingerprint(spec)
+        self._weights = spec["weights"]
         self.num_new = self.num_tokens = self.num_computed_tokens = self.num_bytes = 0
-        self.notes: list[str] = []
         self._store = store
         self._settings = settings
         self._source = source
         self._worker = worker
         self._start = worker.start
         self._progress = progress
+        self.was_loaded = False
         self._model: ScoringModel | None = None
         self._results: dict[bytes, np.ndarray[Any, Any]] = {}
         self._committer = ThreadPoolExecutor(1, "commit")
         self._commit: Future[int] | None = None
         self._in_flight: tuple[_Batch, Any] | None = None
+        self._writer: Store | None = None
         self._provenance: dict[str, object] = {}
         self._total = 0
         self._last_commit = self._last_look = time.monotonic()
@@ -80,6 +79,7 @@ class Scorer:
             while not self._source.is_complete:
                 self._source.wait(0.1)
         self._model = self._load(load)
+        self.was_loaded = True
         try:
             self._rounds()
         finally:
@@ -138,6 +138,15 @@ class Scorer:
         is_missing = pc.is_in(table["sequence_key"], pa.array(missing, pa.binary(16)))
         return table.filter(is_missing)
 
+    def _check_ids(self, ids: pa.ChunkedArray) -> None:
+        """Refuse ids that the model has no embedding for: on a GPU they would be a device error."""
+        largest, size = pc.max(pc.list_flatten(ids)).as_py(), self._loaded().vocab_size
+        if largest >= size:
+            raise ModelError(
+                f"{self._settings.model}: expected token ids below its vocabulary of {size}, "
+                f"{self._source.name} has {largest}; it was added with another tokenizer"
+            )
+
     def _check_lengths(self, lengths: pa.ChunkedArray) -> None:
         limit = max_positions(model_config(self._settings.model))
         longest = pc.max(lengths).as_py()
@@ -175,6 +184,7 @@ class Scorer:
                 length_switch=model.length_switch,
             )
             rows = reader.rows(window["sequence_key"])
+            self._check_ids(rows["ids"])
             sequences = _id_slices(rows)
             batches = turned(cut_batches(plan, max_batch_tokens=budget), within)
             for batch, is_kept in self._worker.share(batches):
@@ -260,7 +270,9 @@ class Scorer:
             self._commit = None
 
     def _write(self, results: dict[bytes, np.ndarray[Any, Any]]) -> int:
-        with Store.open(self._store.path).batch(provenance=self._provenance) as batch:
+        # A store of its own: this runs in the committing thread.
+        self._writer = self._writer or Store.open(self._store.path)
+        with self._writer.batch(provenance=self._provenance) as batch:
             batch.add(LOGPS.name, self.fingerprint, _logps_table(results))
         return batch.num_bytes
 
@@ -268,15 +280,18 @@ class Scorer:
         import torch
         import transformers
 
-        device = self._settings.device or _default_device()
-        mesh = _join_mesh(device) if self._worker.is_sharded else None
+        from .devices import default_device, join_processes
+
+        device = default_device(self._settings.device)
+        mesh = join_processes(self._settings.device).mesh if self._worker.is_sharded else None
         model = load(
             self._settings.model, precision=self._settings.precision, device=device, mesh=mesh
         )
+        if weights_hash(self._settings.model, self._store) != self._weights:
+            raise ModelError(f"{self._settings.model}: the weights changed while they were loaded")
         if model.report is not None and model.report.message:
-            self.notes.append(model.report.message)
             self._progress.note(model.report.message)
-        name = torch.cuda.get_device_name() if model.device.type == "cuda" else device
+        name = torch.cuda.get_device_name() if model.device.type == "cuda" else str(device)
         self._provenance = {
             "model": self._settings.model.name,
             "device": name,
@@ -310,23 +325,6 @@ class _Batch:
         return sum(
             len(row.prompt) * len(row.completions) + row.num_completion_tokens for row in self.rows
         )
-
-
-def _default_device() -> str:
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
-def _join_mesh(device: str) -> "DeviceMesh":
-    """Join the other processes of torchrun, and return the devices of all of them."""
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-
-    kind = device.partition(":")[0]
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    return init_device_mesh(kind, (int(os.environ["WORLD_SIZE"]),))
 
 
 def _import_models() -> Callable[..., "ScoringModel"]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model",
     "chat_template.jinja", "chat_template.json", "config.json",
 )  # fmt: skip
 MERGE_WINDOW = 32  # characters looked at on each side of the boundary
@@ -73,16 +74,24 @@ def tokenizer_spec(folder: Path, store: "Store") -> TokenizerSpec:
     return TokenizerSpec(**json.loads(known))
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files that a tokenizer is read from.
+
+    Raises:
+        ModelError: If the folder holds none.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: expected a folder with a tokenizer, found no folder")
+    files = [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+    if not {path.name for path in files} - {"config.json"}:
+        raise ModelError(f"{folder}: expected a folder with a tokenizer, found no file of one")
+    return files
+
+
 def _file_states(folder: Path) -> list[list[object]]:
     """Return name, size, time of change and inode of each of the tokenizer's files."""
-    states: list[list[object]] = []
-    for name in TOKENIZER_FILES:
-        if (path := folder / name).is_file():
-            stat = path.stat()
-            states.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    if not states:
-        raise ModelError(f"{folder}: expected a folder with a tokenizer, found no file of one")
-    return states
+    stats = [(path.name, path.stat()) for path in tokenizer_files(folder)]
+    return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
 
 
 class Tokenizer:
@@ -113,7 +122,7 @@ class Tokenizer:
         self.eos_token_id: int | None = self._tokenizer.eos_token_id
         self.spec = self._spec()
         self.size = len(self._tokenizer)
-        self._adds_eos = self._encode(["a"], special=True)[0][-1] == self.eos_token_id
+        self._adds_eos = self._encode(["a"], special=True)[0][-1:] == [self.eos_token_id]
         if self.eos_token_id is None:
             raise ModelError(
                 f"{folder}: the tokenizer has no end-of-sequence token; "

@@ -24,6 +24,7 @@ class Wanted:
         self._planned: PlannedAdd | None = None
         self._found: PairSet | None = None
         self._error: BaseException | None = None
+        self._keys: pa.Array | None = None  # of the complete pair set
         self._thread: threading.Thread | None = None
         self._is_adder = is_adder
         if data is None:
@@ -89,16 +90,22 @@ class Wanted:
 
     def wanted(self) -> pa.Array:
         """Return the keys of the pair set's sequences that are in the store by now."""
+        if self._keys is not None:
+            return self._keys
+        is_all = self._found is not None
         pairs = self._store.read(
             PAIRS.name,
             self.tokenizer,
             columns=["chosen_key", "rejected_key"],
-            filters=pc.field("pair_set_fingerprint") == self.version,
+            filters=[("pair_set_fingerprint", "=", self.version)],
         )
         both = pa.chunked_array(
             pairs["chosen_key"].chunks + pairs["rejected_key"].chunks, pa.binary(16)
         )
-        return pc.unique(both).drop_null()
+        keys = pc.unique(both).drop_null()
+        if is_all:
+            self._keys = keys
+        return keys
 
     def _complete(self) -> PairSet | None:
         found = [each for each in pair_sets(self._store) if each.fingerprint == self.version]

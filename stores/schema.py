@@ -163,14 +163,15 @@ REJECTS = TableSchema(
         [
             column("pair_set", pa.string(), "name of the pair set"),
             column("pair_set_fingerprint", pa.string(), "its version"),
-            column("source_file", pa.string(), "file it came from, as given"),
+            column("source_number", pa.int32(), "which of the set's files, from 0 on"),
+            column("source_file", pa.string(), "the file, as given"),
             column("source_row", pa.int64(), "row of that file, from 0 on"),
             column("reason", pa.string(), "why it could not be used"),
             column("source", pa.string(), "the row as it stands in the source"),
         ]
     ),
-    key=("pair_set_fingerprint", "source_file", "source_row"),
-    order=("pair_set_fingerprint", "source_file", "source_row"),
+    key=("pair_set_fingerprint", "source_number", "source_row"),
+    order=("pair_set_fingerprint", "source_number", "source_row"),
 )
 
 LOGPS = TableSchema(

@@ -80,8 +80,8 @@ def identity(source: SourceFile) -> dict[str, object] | None:
     """Return what tells a remote file from a later version of it; None for a local file."""
     if source.local_path is not None:
         return None
-    filesystem, path = _filesystem(source.address)
-    return {"address": source.address, "version": str(filesystem.ukey(path))}
+    with _remote(source.address) as (filesystem, path):
+        return {"address": source.address, "version": str(filesystem.ukey(path))}
 
 
 def source_hash(source: SourceFile) -> str:
@@ -116,6 +116,8 @@ def read_rows(source: SourceFile) -> Iterator[pa.Table]:
 def row_names(rows: pa.Table) -> dict[str, str]:
     """Return the column names of JSON rows, each with the JSON type it has most often.
 
+    ``NULL`` is the type of a column that holds nothing else.
+
     Args:
         rows: As `read_rows` yields them.
     """
@@ -123,9 +125,11 @@ def row_names(rows: pa.Table) -> dict[str, str]:
         connection.register("rows", rows)
         found = connection.sql(
             f"""
-            select name, mode(json_type({_member("name")})) as kind
-            from (select row, unnest(json_keys(row)) as name from rows where problem is null)
-            where json_type({_member("name")}) <> 'NULL'
+            select name, coalesce(mode(kind) filter (kind <> 'NULL'), 'NULL')
+            from (
+                select name, json_type({_member("name")}) as kind
+                from (select row, unnest(json_keys(row)) as name from rows where problem is null)
+            )
             group by name
             order by name
             """
@@ -213,36 +217,36 @@ def _readable(folder: str, addresses: Sequence[str]) -> list[SourceFile]:
     return files
 
 
-def _filesystem(address: str) -> tuple[Any, str]:
-    """Return fsspec's file system for ``address``, and the path in it."""
+@contextmanager
+def _remote(address: str) -> Iterator[tuple[Any, str]]:
+    """Give fsspec's file system for ``address`` and the path in it; its errors become one line."""
     import fsspec
 
     try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(address))
-    except (ImportError, ValueError) as error:
-        raise SourceError(f"{address}: cannot be opened: {error}") from error
+        yield fsspec.core.url_to_fs(address)
+    except SourceError:
+        raise
+    except Exception as error:  # every file system of fsspec has errors of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(f"{address}: cannot be reached: {reason}") from error
 
 
 def _remote_files(address: str) -> list[SourceFile]:
-    filesystem, path = _filesystem(address)
-    try:
+    with _remote(address) as (filesystem, path):
         if not filesystem.isdir(path):
+            if not filesystem.exists(path):
+                raise FileNotFoundError("found nothing there")
             return [_source_file(address)]
-        protocol = address.split("://")[0]
         names = sorted(filesystem.ls(path, detail=False))
-    except OSError as error:
-        raise SourceError(f"{address}: cannot be listed: {error}") from error
-    return _readable(address, [f"{protocol}://{name.lstrip('/')}" for name in names])
+        found = [str(filesystem.unstrip_protocol(name)) for name in names]
+    return _readable(address, found)
 
 
 def _open_raw(source: SourceFile) -> IO[bytes]:
     if source.local_path is not None:
         return source.local_path.open("rb")
-    filesystem, path = _filesystem(source.address)
-    try:
+    with _remote(source.address) as (filesystem, path):
         return cast(IO[bytes], filesystem.open(path, "rb"))
-    except OSError as error:
-        raise SourceError(f"{source.address}: cannot be opened: {error}") from error
 
 
 @contextmanager
@@ -351,7 +355,8 @@ def _read_csv(source: SourceFile) -> Iterator[pa.Table]:
     numbers = [n for n in range(table.num_rows + len(bad)) if n not in bad_numbers]
     numbers += [number for number, _ in bad]
     rows = pa.chunked_array([_json_rows(table), pa.array([t for _, t in bad], pa.large_string())])
-    yield pa.table([pa.array(numbers), rows, pa.nulls(len(rows), pa.string())], schema=ROWS)
+    problems = pa.array([None] * table.num_rows + ["another number of columns"] * len(bad))
+    yield pa.table([pa.array(numbers), rows, problems.cast(pa.string())], schema=ROWS)
 
 
 def _json_rows(table: pa.Table) -> pa.Array:
@@ -375,6 +380,7 @@ def _with_problems(table: pa.Table) -> pa.Table:
                 f"""
             select source_row, replace(row, '{UNDECODABLE}', '\ufffd') as row,
                 case
+                    when problem is not null then problem
                     when contains(row, '{UNDECODABLE}') then 'undecodable bytes'
                     when not json_valid(row) then 'not valid JSON'
                     when json_type(row) <> 'OBJECT' then 'not a JSON object'

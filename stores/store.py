@@ -13,7 +13,7 @@ One thread uses one Store object.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -171,7 +171,8 @@ class Store:
             partition: Name of the partition; None reads all, in one order.
             columns: Names of the columns to return, ``row_hash`` being one; None returns those of
                 the schema.
-            filters: Rows to keep; None keeps all.
+            filters: Rows to keep; None keeps all. A list of ``(column, operator, value)`` reads
+                no column but those it names; an expression reads all.
 
         Returns:
             The rows, keys as ``fixed_size_binary(16)``; none, but typed, if there are none.
@@ -182,10 +183,13 @@ class Store:
         """
         schema = table_schema(table)
         wanted = list(schema.schema.names if columns is None else columns)
+        read = wanted
         if isinstance(filters, list):
+            read = [*wanted, *_filtered_columns(filters)]
             filters = pq.filters_to_expression(filters) if filters else None
-        # An expression does not say which columns it reads: then all are at hand.
-        read = wanted if filters is None else [*schema.schema.names]
+        elif filters is not None:
+            # An expression does not say which columns it reads: then all are at hand.
+            read = [*schema.schema.names]
         read = list(dict.fromkeys([*read, *schema.key, *schema.order, ROW_HASH.name]))
         try:
             rows = self._read_partitions(table, partition, read)
@@ -308,6 +312,12 @@ class Store:
     def recall_identity(self, kind: str, identity: Mapping[str, object]) -> str | None:
         """Return what was remembered for ``identity``; None if nothing, or it is damaged."""
         return remembered.recall(self.path, kind, identity)
+
+
+def _filtered_columns(filters: list[Any]) -> list[str]:
+    """Return the columns that a list of filters, or of lists of them, looks at."""
+    flat = [each for part in filters for each in (part if isinstance(part, list) else [part])]
+    return [str(column) for column, _, _ in flat]
 
 
 def check_store_file(content: bytes, path: Path) -> str:

@@ -33,5 +33,6 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    text = text.replace("\n", "\\n").replace("\t", "\\t")
+    # What data holds is shown, not obeyed: control characters would move the cursor.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."

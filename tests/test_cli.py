@@ -53,7 +53,7 @@ def test_add_then_score_then_score_again(tmp_path: Path, model_dir: Path, pairs:
     assert [added.exit_code, scored.exit_code, again.exit_code] == [0, 0, 0]
     assert "rows       40: 40 pairs, 0 rejected" in added.stdout
     assert ": 0 new," in again.stdout
-    assert "unchanged, nothing was read" in again.stdout  # the length is the model's in both
+    assert "known, nothing was read" in again.stdout  # the length is the model's in both
     assert "80 new" in scored.stdout or " new, 0 cached" in scored.stdout
 
 

@@ -109,6 +109,19 @@ def test_max_length_comes_from_the_model(model_dir: Path, chat_dir: Path) -> Non
     assert (default_max_length(model_dir), default_max_length(chat_dir)) == (64, None)
 
 
+def test_weights_are_those_that_are_loaded(copy: Path, model_dir: Path, store: Store) -> None:
+    """What lies beside them, older weights or a stale index, must not hide a change."""
+    tensors = load_file(copy / "model.safetensors")
+    shutil.copy(copy / "model.safetensors", copy / "model_old.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model_old.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights_hash(copy, store) == weights_hash(model_dir, store)
+
+    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, copy / "model.safetensors")
+
+    assert weights_hash(copy, store) != weights_hash(model_dir, store)
+
+
 def test_folders_that_are_no_model_are_clear_errors(
     copy: Path, chat_dir: Path, store: Store
 ) -> None:
@@ -121,7 +134,7 @@ def test_folders_that_are_no_model_are_clear_errors(
     with pytest.raises(ModelError, match="cut short"):
         fingerprint(copy, store)
     weights.rename(copy / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="expected weights in safetensors"):
+    with pytest.raises(ModelError, match="expected weights as model"):
         fingerprint(copy, store)
     (copy / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="merge it first"):

@@ -107,7 +107,7 @@ def test_cached_run_imports_neither_torch_nor_transformers_and_reads_no_weights(
 
     assert done.returncode == 0, done.stderr
     assert "computed   nothing: no model was loaded" in done.stdout
-    assert "unchanged, nothing was read" in done.stdout
+    assert "known, nothing was read" in done.stdout
 
 
 def test_only_unseen_sequences_are_computed(store: Store, model_dir: Path, tmp_path: Path) -> None:

@@ -74,7 +74,20 @@ def test_remote_address_is_read_through_fsspec() -> None:
 
     assert json.loads(rows[1]["row"])["chosen"] == "c\n2"
     assert len(source_hash(source)) == 64
-    assert [each.address for each in source_files("memory://bucket")] == ["memory://bucket/a.jsonl"]
+    (found,) = source_files("memory://bucket")
+    assert next(read_rows(found)).num_rows == 2
+
+
+def test_folder_and_file_by_url_are_the_local_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    assert len(all_rows(f"file://{tmp_path}")) == 2
+    assert len(all_rows(f"file://{tmp_path}/a.jsonl")) == 2
+
+
+@pytest.mark.parametrize("address", ["memory://nowhere/a.jsonl", "file:///nowhere/a.jsonl"])
+def test_missing_remote_file_is_one_clear_line(address: str) -> None:
+    with pytest.raises(SourceError, match="cannot be reached: found nothing there"):
+        source_files(address)
 
 
 def test_unreadable_lines_keep_their_number_and_say_why(tmp_path: Path) -> None:
@@ -108,7 +121,8 @@ def test_bad_csv_rows_keep_their_number(tmp_path: Path) -> None:
 
     rows = {row["source_row"]: row["problem"] for row in all_rows(path)}
 
-    assert rows == {0: None, 1: "not valid JSON", 2: None, 3: "not valid JSON"}
+    reason = "another number of columns"
+    assert rows == {0: None, 1: reason, 2: None, 3: reason}
 
 
 @pytest.mark.parametrize(
