@@ -48,7 +48,7 @@ class RankShare:
 
     pairs: NDArray[np.int64]  # [n]
     is_spare: NDArray[np.bool_]  # [n]
-    matrix: NDArray[np.float64]  # [number of values, n]
+    values: dict[str, NDArray[np.float64]]  # [n] each
     residuals: NDArray[np.float64]  # [microbatches, 2]
     tokens: list[Any] | None
     num_tokens: int
@@ -56,13 +56,15 @@ class RankShare:
     is_interrupted: bool
 
 
-def put_together(names: list[str], pairs: TrainingPairs, shares: Sequence[RankShare]) -> Measured:
+def put_together(pairs: TrainingPairs, shares: Sequence[RankShare]) -> Measured:
     """Put the shares of all ranks together, in the order of the pairs' numbers."""
     is_kept = ~np.concatenate([share.is_spare for share in shares])
     numbers = np.concatenate([share.pairs for share in shares])
     order = np.argsort(numbers[is_kept], kind="stable")
-    matrix = np.concatenate([share.matrix for share in shares], axis=1)[:, is_kept][:, order]
-    values = dict(zip(names, matrix, strict=True))
+    values = {
+        name: np.concatenate([share.values[name] for share in shares])[is_kept][order]
+        for name in shares[0].values
+    }
     tokens = None
     if shares[0].tokens is not None:
         every = [tokens for share in shares for tokens in share.tokens or ()]

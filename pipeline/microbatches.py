@@ -6,7 +6,7 @@ microbatches ready. Each pair is one packed row, so its completions always share
 Letters in shape comments: n pairs of a microbatch, s sequences of it, T completion tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -125,7 +125,7 @@ class MicrobatchReader:
             else RowReader(store, LOGPS.name, scorer, columns=["token_logps"])
         )
 
-    def read(self, cuts: Sequence[Cut], model: ScoringModel) -> Iterator[list[Microbatch]]:
+    def read(self, cuts: Iterable[Cut], model: ScoringModel) -> Iterator[list[Microbatch]]:
         """Yield the microbatches of each step.
 
         Args:
@@ -133,12 +133,13 @@ class MicrobatchReader:
             model: Says how rows are laid out and where they go.
         """
         chunk: list[Cut] = []
-        for number, cut in enumerate(cuts):
+        for cut in cuts:
             chunk.append(cut)
-            num_pairs = sum(len(pairs) for each in chunk for pairs, _ in each)
-            if num_pairs >= CHUNK_PAIRS or number == len(cuts) - 1:
+            if sum(len(pairs) for each in chunk for pairs, _ in each) >= CHUNK_PAIRS:
                 yield from self._read_chunk(chunk, model)
                 chunk = []
+        if chunk:
+            yield from self._read_chunk(chunk, model)
 
     def _read_chunk(self, cuts: Sequence[Cut], model: ScoringModel) -> Iterator[list[Microbatch]]:
         numbers = np.unique(np.concatenate([pairs for cut in cuts for pairs, _ in cut]))

@@ -123,7 +123,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
-        measured = self._gather(self._plan.pairs, parts, microbatches)
+        share = self._share(self._plan.pairs, parts, microbatches)
+        measured = self._gather(self._plan.pairs, [share])
         grad_norm = float(norm)
         self._check_finite(step, measured, grad_norm)
         if step == 1:
@@ -181,10 +182,10 @@ class Trainer:
             values["chosen_rewards"], values["rejected_rewards"] = rewards
         return values
 
-    def _gather(
+    def _share(
         self, pairs: TrainingPairs, parts: Sequence[Part], microbatches: Sequence[Microbatch]
-    ) -> Measured:
-        """Fetch what was measured from the device, at once, and from the other ranks."""
+    ) -> RankShare:
+        """Fetch what was measured from the device, at once."""
         names = list(parts[0].values)
         matrix = torch.cat(
             [torch.stack([part.values[name] for name in names]) for part in parts], dim=1
@@ -198,19 +199,23 @@ class Trainer:
         if keeps_tokens:
             for part, each in zip(parts, microbatches, strict=True):
                 tokens += by_pair(each, part)
-        own = RankShare(
+        return RankShare(
             pairs=np.concatenate([each.pairs for each in microbatches]),
             is_spare=np.repeat(
                 [each.is_spare for each in microbatches], [len(each.pairs) for each in microbatches]
             ),
-            matrix=flat[: matrix.numel()].reshape(matrix.shape),
+            values=dict(zip(names, flat[: matrix.numel()].reshape(matrix.shape), strict=True)),
             residuals=flat[matrix.numel() :].reshape(-1, 2),
             tokens=tokens if keeps_tokens else None,
             num_tokens=sum(each.batch.num_tokens for each in microbatches if not each.is_spare),
             num_scored=sum(int(each.lengths.sum()) for each in microbatches),
             is_interrupted=self._is_stopping,
         )
-        return put_together(names, pairs, self._processes.gather(own))
+
+    def _gather(self, pairs: TrainingPairs, shares: list[RankShare]) -> Measured:
+        """Put the shares of all ranks together, on every rank."""
+        every = self._processes.gather(shares)
+        return put_together(pairs, [share for each in every for share in each])
 
     def _check_finite(self, step: int, measured: Measured, grad_norm: float) -> None:
         """Stop before the weights are spoilt, and say which pairs did it."""
@@ -281,7 +286,7 @@ class Trainer:
         while step <= plan.num_steps:
             epoch, first = divmod(step - 1, plan.steps_per_epoch)
             left = plan.epoch(epoch)[first:][: plan.num_steps - step + 1]
-            yield from reader.read([self._cut(pairs, sizes) for pairs in left], self._policy)
+            yield from reader.read((self._cut(pairs, sizes) for pairs in left), self._policy)
             step += len(left)
 
     def _reader(self, pairs: TrainingPairs) -> tuple[MicrobatchReader, PairSizes]:
@@ -315,13 +320,13 @@ class Trainer:
         reader, sizes = self._reader(pairs)
         order = np.argsort(pairs.num_tokens, kind="stable")
         chunks = [order[i : i + EVAL_CHUNK_PAIRS] for i in range(0, len(order), EVAL_CHUNK_PAIRS)]
-        cuts = [self._cut(chunk, sizes) for chunk in chunks]
-        parts, microbatches = [], []
+        cuts = (self._cut(chunk, sizes) for chunk in chunks)
+        shares = []
         for chunk in read_ahead(reader.read(cuts, self._policy), READ_AHEAD_STEPS):
-            parts += [self._pass(each, is_training=False) for each in chunk]
-            microbatches += chunk
+            parts = [self._pass(each, is_training=False) for each in chunk]
+            shares.append(self._share(pairs, parts, chunk))
         reshard(self._policy)
-        measured = self._gather(pairs, parts, microbatches)
+        measured = self._gather(pairs, shares)
         self._record(
             step, pairs, measured,
             seconds=time.perf_counter() - started, data_wait_seconds=0.0,
