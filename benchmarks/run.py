@@ -1,6 +1,6 @@
 """Measure offpref side by side with what a user would pick instead, on this machine, in one run.
 
-    python benchmarks/run.py [score] [cached] [--pairs N] [--keep FOLDER]
+    python benchmarks/run.py [score] [train] [cached] [--pairs N] [--steps N] [--keep FOLDER]
 
 Each side runs in a process of its own, one after the other, in turns; ratios are of medians. The
 results go to benchmarks/results/<machine>.json.
@@ -21,10 +21,10 @@ from model40m import HH, write_world
 HERE = Path(__file__).parent
 
 
-def one(which: str, model: Path, pairs: Path, out: Path) -> dict[str, object]:
-    """Run one side of the scoring benchmark in a process of its own."""
+def one(script: str, which: str, *arguments: object) -> dict[str, object]:
+    """Run one side of a benchmark in a process of its own."""
     done = subprocess.run(
-        [sys.executable, HERE / "score_one.py", which, model, pairs, out],
+        [sys.executable, HERE / script, which, *map(str, arguments)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -39,7 +39,7 @@ def bench_score(folder: Path, num_pairs: int, rounds: int) -> dict[str, object]:
     for number in range(rounds):
         for which, kept in results.items():
             out = folder / f"{which}-{number}-{time.time_ns()}"
-            kept.append(one(which, folder / "model", pairs, out))
+            kept.append(one("score_one.py", which, folder / "model", pairs, out))
     ours, theirs = (results[which][0]["logps"] for which in ("offpref", "trl"))
     largest = max(
         abs(a - b) for side in ours for a, b in zip(ours[side], theirs[side], strict=True)
@@ -54,6 +54,31 @@ def bench_score(folder: Path, num_pairs: int, rounds: int) -> dict[str, object]:
         "rate_ratio": rates["offpref"] / rates["trl"],
         "memory_ratio": peaks["offpref"] / peaks["trl"],
         "largest_difference_of_summed_logps": largest,
+    }
+
+
+def bench_train(folder: Path, num_steps: int) -> dict[str, object]:
+    """Stage two against TRL's training on the same batches from the same start."""
+    pairs = write_world(folder, num_pairs=num_steps * 8)
+    out = folder / f"train-{time.time_ns()}"
+    out.mkdir()
+    ours = one("train_one.py", "offpref", folder / "model", pairs, out, num_steps)
+    (out / "order.json").write_text(json.dumps(ours.pop("order")))
+    theirs = one("train_one.py", "trl", folder / "model", pairs, out, num_steps)
+    losses = zip(ours["losses"], theirs["losses"], strict=True)
+    return {
+        "num_steps": num_steps,
+        "pairs_per_step": 8,
+        "pairs_per_second": {
+            "offpref": num_steps * 8 / ours["seconds"],
+            "trl": num_steps * 8 / theirs["seconds"],
+        },
+        "peak_bytes": {"offpref": ours["peak_bytes"], "trl": theirs["peak_bytes"]},
+        "rate_ratio": theirs["seconds"] / ours["seconds"],
+        "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
+        "largest_difference_of_losses": max(abs(a - b) for a, b in losses),
+        "data_wait_share": ours["data_wait_share"],
+        "losses": {"offpref": ours["losses"], "trl": theirs["losses"]},
     }
 
 
@@ -76,12 +101,13 @@ def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, obj
 def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["score", "cached"])
+    parser.add_argument("what", nargs="*", default=["score", "train", "cached"])
     parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder to work in and to leave")
     settings = parser.parse_args()
-    if "score" in settings.what and not HH.exists():
+    if {"score", "train"} & set(settings.what) and not HH.exists():
         raise SystemExit(f"expected HH pairs as {HH}; see benchmarks/README.md")
     path = HERE / "results" / f"{platform.machine()}-{platform.system().lower()}-cpu.json"
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -90,6 +116,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if "score" in settings.what:
             results["score"] = bench_score(folder, settings.pairs, settings.rounds)
+        if "train" in settings.what:
+            results["train"] = bench_train(folder, settings.steps)
         if "cached" in settings.what:
             results["cached"] = bench_cached(folder, 100_000, settings.rounds)
     path.parent.mkdir(exist_ok=True)

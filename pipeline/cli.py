@@ -442,6 +442,8 @@ def _print_training(summary: "TrainSummary") -> None:
     click.echo(f"run        {summary.name}@{summary.run_id[:12]}{attempt}")
     click.echo(f"reference  {summary.reference or 'none'}")
     resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
+    if summary.num_resumed == summary.num_steps:
+        resumed = ": finished before, nothing was done"
     click.echo(f"steps      {summary.num_steps:,}{resumed}")
     if summary.first is not None and summary.last is not None and summary.seconds:
         click.echo(f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}")

@@ -188,7 +188,10 @@ class TrainSettings:
     )
     keep: int = _option(1, "Checkpoints that are kept, the newest ones.")
     device: str | None = _option(None, "As torch names it.", shown="a GPU if there is one")
-    resume: bool = _option(False, "Go on from the newest checkpoint in the output folder.")
+    resume: bool = _option(
+        False, "Go on with the run in the output folder: start it if there is none, leave it if it "
+        "is finished.",
+    )  # fmt: skip
     overwrite: bool = _option(False, "Replace an earlier run in the output folder.")
 
     def __post_init__(self) -> None:

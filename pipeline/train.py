@@ -79,6 +79,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     processes = join_processes(plan.settings.device)
     progress = progress if processes.is_first else Progress()
     run = _begin(plan, processes)
+    if run["is_finished"]:
+        return _nothing_to_do(plan, run, processes)
     policy = load_policy(plan.settings, processes)
     _say(plan, policy, progress)
     optimizer = make_optimizer(policy, plan.settings)
@@ -171,7 +173,8 @@ def _begin(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
     run = None
     processes.wait()  # all have looked at the folder, before one of them writes into it
     if processes.is_first:
-        run = _resumed(plan) if plan.settings.resume else _fresh(plan)
+        has_run = plan.settings.resume and read_run(plan.settings.output_dir) is not None
+        run = _resumed(plan) if has_run else _fresh(plan)
         write_run(plan.settings.output_dir, run)
     return dict(processes.gather(run)[0])
 
@@ -190,10 +193,9 @@ def _fresh(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def _resumed(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the run to go on with; refuse if what it depends on has changed."""
+    """Return the run to go on with, or that is finished; refuse if what it depends on changed."""
     run = read_run(plan.settings.output_dir)
-    if run is None:
-        raise TrainingError(f"{plan.settings.output_dir} holds no run to resume")
+    assert run is not None  # the caller has looked
     before = dict(run["depends_on"])
     for name, value in plan.depends_on.items():
         if before.get(name) != value:
@@ -201,9 +203,27 @@ def _resumed(plan: TrainingPlan) -> dict[str, Any]:
                 f"{plan.settings.output_dir} cannot be resumed: {name} was "
                 f"{before.get(name)!r} and is {value!r}; --overwrite starts again"
             )
-    if run["is_finished"]:
-        raise TrainingError(f"{plan.settings.output_dir} is finished; --overwrite starts again")
-    return {**run, "attempt": int(run["attempt"]) + 1}
+    return run if run["is_finished"] else {**run, "attempt": int(run["attempt"]) + 1}
+
+
+def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> TrainSummary:
+    """Return the summary of a run that was finished before."""
+    return TrainSummary(
+        run_id=run["run_id"],
+        name=plan.name,
+        attempt=run["attempt"],
+        reference=str(plan.reference) if plan.reference else None,
+        num_resumed=plan.num_steps,
+        num_steps=plan.num_steps,
+        first=None,
+        last=None,
+        num_pairs=0,
+        num_tokens=0,
+        seconds=0.0,
+        data_wait_seconds=0.0,
+        output_dir=plan.settings.output_dir,
+        is_first=processes.is_first,
+    )
 
 
 def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel) -> RunRecords:

@@ -160,12 +160,10 @@ def _check_folders(store: Store, settings: TrainSettings) -> None:
         raise ValueError(f"output_dir {settings.output_dir} is a file")
     is_taken = output.is_dir() and any(output.iterdir())
     has_run = (output / "run.json").exists()
-    if settings.resume and not has_run:
-        raise ValueError(f"{settings.output_dir} holds no run to resume")
     if is_taken and not settings.resume and not settings.overwrite:
         hint = "--resume goes on with it, --overwrite replaces it" if has_run else "choose another"
         raise ValueError(f"output_dir {settings.output_dir} is not empty; {hint}")
-    if is_taken and settings.overwrite and not has_run:
+    if is_taken and not has_run:
         raise ValueError(
             f"output_dir {settings.output_dir} holds something else than a run; choose another"
         )

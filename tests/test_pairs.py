@@ -1,8 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from offpref.pipeline.config import AddSettings
@@ -10,7 +15,7 @@ from offpref.pipeline.pair_sets import PairSet, find_pair_set, reject_counts
 from offpref.pipeline.pairs import add_pairs, plan_add
 from offpref.pipeline.tokenization import Tokenizer
 from offpref.stores import keys
-from offpref.stores.errors import PairSetError
+from offpref.stores.errors import PairSetError, SourceError
 from offpref.stores.store import Store
 
 Write = Callable[..., Path]
@@ -257,6 +262,68 @@ def test_ids_are_taken_as_they_are_and_checked(
         "chosen: a token id beyond the tokenizer's": 1,
         "rejected: empty completion": 1,
     }
+
+
+def test_weights_that_begin_late_are_not_lost(
+    store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offpref.stores.sources.BLOCK_BYTES", 300)  # a few rows a batch
+    rows = [{**ROWS[0], "n": i} for i in range(20)] + [ROWS[1] | {"weight": 0.25}] * 2
+
+    found, _ = add(store, write_rows(rows), model_dir)
+
+    weights = store.read("pairs", found.tokenizer).sort_by("source_row")["weight"].to_pylist()
+    assert weights == [1.0] * 20 + [0.25] * 2
+
+
+def test_labels_that_begin_late_are_an_error(
+    store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offpref.stores.sources.BLOCK_BYTES", 300)
+    rows: list[dict[str, object]] = [
+        {"prompt": PROMPT, "completion": f"good {i}"} for i in range(20)
+    ]
+    with pytest.raises(SourceError, match="a label in every row or in none"):
+        add(store, write_rows([*rows, rows[0] | {"label": False}]), model_dir)
+
+
+def test_column_of_nulls_is_a_column(store: Store, model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [{**ROWS[0], "fold": None}, {**ROWS[1], "fold": None}]
+    columns = {name: pa.array([r[name] for r in rows]) for name in ("prompt", "chosen", "rejected")}
+    pq.write_table(pa.table(columns | {"fold": pa.nulls(2, pa.string())}), path)
+    found, _ = add(store, path, model_dir, split_column="fold")
+    assert found.num_pairs == 2
+
+
+def test_rejects_count_once_however_the_file_is_named(
+    store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An add that was killed, done again by another path to the same file."""
+    data = write_rows([ROWS[0], "nope"])
+    code = "import sys; from offpref.pipeline.cli import main; main(sys.argv[1:])"
+    killed = subprocess.run(
+        [sys.executable, "-c", code, "add", store.path, "--data", data, "--pair-set", "reviews",
+         "--tokenizer", model_dir],
+        env=os.environ | {"OFFPREF_CRASH_AT": "record-placed:1"}, capture_output=True, check=False,
+    )  # fmt: skip
+    monkeypatch.chdir(data.parent)
+    store.refresh()
+    assert (killed.returncode, store.read("rejects").num_rows) == (-9, 1)
+
+    found, is_new = add(store, Path(data.name), model_dir, max_length=64)
+
+    assert is_new
+    assert (found.num_rejects, reject_counts(store, found)) == (1, {"not valid JSON": 1})
+
+
+@pytest.mark.parametrize("content", ["", "[]", "\n\n"])
+def test_data_without_rows_is_an_error(
+    content: str, store: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(SourceError, match="expected rows of data, found none"):
+        add(store, tmp_path / "a.json", model_dir)
 
 
 def test_unknown_pair_set_lists_the_known(store: Store, model_dir: Path, write_rows: Write) -> None:

@@ -191,9 +191,25 @@ def test_changed_policy_is_named(
         train(plan_training(scored, train_settings(**given, resume=True)))
 
 
-def test_nothing_to_resume_is_said(scored: Store, train_settings: Settings) -> None:
-    with pytest.raises(ValueError, match="holds no run to resume"):
-        plan_training(scored, train_settings(resume=True))
-    train(plan_training(scored, train_settings(max_steps=1)))
-    with pytest.raises(TrainingError, match="is finished"):
-        train(plan_training(scored, train_settings(max_steps=1, resume=True)))
+def test_resume_starts_what_has_not_begun_and_leaves_what_is_finished(
+    scored: Store, train_settings: Settings
+) -> None:
+    settings = train_settings(max_steps=2, resume=True)
+    first = train(plan_training(scored, settings))
+    before = (settings.output_dir / "model.safetensors").stat()
+
+    again = train(plan_training(scored, settings))
+
+    assert (first.num_resumed, first.num_steps) == (0, 2)
+    assert (again.run_id, again.num_resumed, again.num_pairs) == (first.run_id, 2, 0)
+    assert (settings.output_dir / "model.safetensors").stat() == before
+    with pytest.raises(TrainingError, match=r"beta was 0\.1 and is 0\.2"):
+        train(plan_training(scored, train_settings(max_steps=2, resume=True, beta=0.2)))
+
+
+def test_folder_that_holds_something_else_is_left(scored: Store, train_settings: Settings) -> None:
+    settings = train_settings(resume=True)
+    settings.output_dir.mkdir(parents=True)
+    (settings.output_dir / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something else than a run"):
+        plan_training(scored, settings)

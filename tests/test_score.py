@@ -1,3 +1,5 @@
+import gzip
+import itertools
 import json
 import os
 import re
@@ -17,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from offpref.pipeline.config import AddSettings, ScoreSettings
+from offpref.pipeline.pairs import add_pairs, plan_add
 from offpref.pipeline.score import ScoreSummary, score
-from offpref.pipeline.small_world import write_pairs
+from offpref.pipeline.small_world import write_model, write_pairs
 from offpref.stores.errors import ModelError, PairSetError, StoreError
 from offpref.stores.store import Store
 from offpref.stores.verify import verify_store
@@ -201,6 +204,61 @@ def test_sequences_beyond_the_models_positions_are_refused(
         run(store, model_dir, data)
 
 
+def test_template_of_another_model_is_refused_in_a_mixed_folder(
+    store: Store, model_dir: Path, chat_dir: Path, tmp_path: Path
+) -> None:
+    data, other = tmp_path / "data", Path(shutil.copytree(model_dir, tmp_path / "other"))
+    data.mkdir()
+    messages = {
+        "prompt": [{"role": "user", "content": "how was the film ?"}],
+        "chosen": [{"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+    }
+    (data / "a.jsonl").write_text(json.dumps(messages) + "\n")
+    write_pairs(data / "b.jsonl", num_pairs=2, seed=0)  # texts come last
+    added = AddSettings(data=(str(data),), pair_set="mixed", tokenizer=chat_dir)
+    pair_set, _ = add_pairs(store, plan_add(store, added))
+    (other / "chat_template.jinja").write_text("another")
+
+    with pytest.raises(ModelError, match="its template differs"):
+        score(store, ScoreSettings(model=other, pair_set=str(pair_set)))
+
+
+def test_ids_beyond_the_models_vocabulary_are_refused(
+    store: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    small, data = tmp_path / "small", tmp_path / "pairs.jsonl"
+    write_model(small, vocab_size=20, seed=0)
+    write_pairs(data, num_pairs=4, seed=0)
+    added = AddSettings(data=(str(data),), pair_set="p", tokenizer=model_dir)
+    with pytest.raises(ModelError, match="token ids below its vocabulary of 20"):
+        score(store, ScoreSettings(model=small, data=added))
+
+
+def test_sharding_over_one_process_is_refused(store: Store, model_dir: Path, pairs: Path) -> None:
+    with pytest.raises(ValueError, match="start several with torchrun"):
+        run(store, model_dir, pairs, shard_model=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
+def test_real_scores_are_those_of_the_plain_model(name: str, store: Store, shared: Path) -> None:
+    """Float32 on real text: both ways of computing round, and stay near float64 alike."""
+    model, data = shared / "models" / name, store.path.parent / "hh.jsonl"
+    with gzip.open(shared / "data/prefs/hh_harmless.jsonl.gz", "rt", encoding="utf-8") as file:
+        data.write_text("".join(itertools.islice(file, 60)), encoding="utf-8")
+    longest = {"stories260k": 512, "babyllama105": 256}[name]
+    summary = run(store, model, data, max_length=longest)
+
+    plain = plain_scores(model, store, summary.pair_set.tokenizer)
+    rows = store.read("logps", summary.scorer).to_pylist()
+    ours = np.concatenate([row["token_logps"] for row in rows])
+    theirs = np.concatenate([plain[row["sequence_key"]] for row in rows])
+    assert len(rows) >= 10
+    assert np.abs(ours - theirs).mean() < 2e-6
+    assert np.abs(ours - theirs).max() < 1e-4  # a token or two of thousands
+
+
 def test_neither_pair_set_nor_store_are_clear(store: Store, model_dir: Path) -> None:
     with pytest.raises(PairSetError, match="there are: none"):
         score(store, ScoreSettings(model=model_dir, pair_set="helpful"))
@@ -352,12 +410,12 @@ def test_sharded_model_under_torchrun_gives_the_scores_of_one_process(
     alone = Store.create(tmp_path / "alone")
     summary = run(alone, model_dir, pairs, max_length=64)
     arguments = ["score", str(tmp_path / "store"), "--data", str(pairs), "--pair-set", "reviews"]
-    script = tmp_path / "offpref_main.py"
-    script.write_text("from offpref.pipeline.cli import main\nmain()\n")
+    offpref = Path(sys.executable).parent / "offpref"
 
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-         "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), *arguments,
+         "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python", offpref,
+         *arguments,
          "--model", str(model_dir), "--shard-model", "--device", "cpu"],
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from offpref.pipeline import run_records
 from offpref.pipeline.cli import main
 from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
 from offpref.pipeline.devices import Processes
+from offpref.pipeline.models import ScoringModel
 from offpref.pipeline.pairs import add_pairs, plan_add
 from offpref.pipeline.policies import load_policy, trainable
 from offpref.pipeline.progress import Progress
@@ -653,6 +654,35 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     assert plain[0] == pytest.approx(other[0], abs=1e-7)
     for name, gradient in plain[1].items():
         torch.testing.assert_close(gradient, other[1][name])
+
+
+def test_sweep_costs_trainings_and_no_scoring(
+    scored: Store, train_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten runs on one scored pair set; every forward pass is counted."""
+    (scorer,) = scored.partitions("logps")
+    shards, digest = scored.shards("logps", scorer), scored.digest("logps", scorer)
+    forward = ScoringModel.forward
+    passes: list[bool] = []
+
+    def counted(self: ScoringModel, *arguments: Any, **options: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(ScoringModel, "forward", counted)
+    load_policy(train_settings(), Processes(device=torch.device("cpu")))
+    num_probes = len(passes)
+    passes.clear()
+    for number in range(10):
+        given = {"beta": 0.05 * (number + 1), "max_steps": 1, "max_batch_tokens": 4096}
+        run(scored, train_settings(output_dir=tmp_path / f"run-{number}", **given))
+
+    training_passes = sum(passes)
+    assert scored.shards("logps", scorer) == shards
+    assert scored.digest("logps", scorer) == digest
+    assert scored.read("runs").num_rows == 10
+    assert training_passes == 10  # one microbatch a step, and nothing else with a gradient
+    assert len(passes) - training_passes == 10 * num_probes  # the self-check at each load
 
 
 def test_command_trains_and_says_so(scored: Store, model_dir: Path, tmp_path: Path) -> None:
