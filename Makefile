@@ -32,7 +32,8 @@ install: .venv/installed  ## Set up .venv with the tested versions and the packa
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable . --group dev
 	@touch $@
 
 .dev: Makefile  # a view of the tree under its import name, for mypy and editors
