@@ -212,8 +212,8 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
         **options,
     )
     if settings.data is not None:
+        model_config(model)  # says so if the folder is no model
         check_sources(settings.data)
-        model_config(model)
     opened = Store.create(store) if data else Store.open(store)
     with TokenBar("score") as bar:
         try:

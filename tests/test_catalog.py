@@ -250,7 +250,7 @@ def test_named_query_runs_on_an_empty_store_and_says_what_it_answers(
 
 
 def test_unknown_query_lists_the_known_ones(store: Store) -> None:
-    with pytest.raises(UnknownQueryError, match=r"'magic'.*pair_sets, rejects, store"):
+    with pytest.raises(UnknownQueryError, match=r"'magic'.*accuracy, compare, curves"):
         answer(store, "magic")
 
 
@@ -274,6 +274,7 @@ def test_rejects_query_counts_by_reason_and_shows_the_first_row(store: Store) ->
         {
             "pair_set": "hh",
             "pair_set_fingerprint": "v1",
+            "source_number": "ab".index(file),
             "source_file": file,
             "source_row": row,
             "reason": reason,

@@ -169,11 +169,20 @@ def test_nothing_opens_a_socket(tmp_path: Path, model_dir: Path, pairs: Path) ->
     assert done.returncode == 0, done.stderr
 
 
-def test_demo_scores_the_small_world_once(tmp_path: Path) -> None:
-    result = invoke("demo", tmp_path / "demo")
-    assert result.exit_code == 0
-    assert result.stdout.count("computed   nothing: no model was loaded") == 1
-    assert "logps" in result.stdout
+@pytest.mark.slow
+def test_demo_learns_and_does_nothing_twice(tmp_path: Path) -> None:
+    first = invoke("demo", tmp_path / "demo")
+    again = invoke("demo", tmp_path / "demo")
+
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    sentiment = {
+        words[0]: float(words[1]) for words in map(str.split, first.stdout.splitlines()[-2:])
+    }
+    assert sentiment["dpo"] > sentiment["sft"] + 0.5  # words of praise less words of blame
+    assert "$ offpref train" in first.stdout
+    assert "$ offpref train" not in again.stdout
+    assert "computed   nothing: no model was loaded" in again.stdout
+    assert again.stdout.splitlines()[-3:] == first.stdout.splitlines()[-3:]
 
 
 def test_store_commands(tmp_path: Path, model_dir: Path, pairs: Path) -> None:

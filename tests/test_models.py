@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
-from torch.distributed.fsdp import FSDPModule
 
 from offpref.kernels import reference
 from offpref.pipeline.batches import collate_rows, separate_rows
@@ -551,24 +552,6 @@ def test_loading_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def _score_sharded(rank: int, model_dir: Path, rendezvous: Path, found: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=2
-    )
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    model = load_scoring_model(model_dir, mesh=mesh)
-    scores = score_rows(model, ROWS)
-    batch = model.collate(ROWS)
-    model(batch).token_logps.sum().backward()
-    gradients = [p.grad.full_tensor() for p in model.parameters()]
-    kept = {"scores": scores, "gradients": gradients, "route": model.route}
-    kept["num_local"] = sum(p.to_local().numel() for p in model.parameters())
-    kept["num_units"] = sum(isinstance(module, FSDPModule) for module in model.modules())
-    torch.save(kept, found / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("family", ["llama-tied-bias", "gemma3"])
 def test_sharded_over_two_processes(
     family: str, tmp_path: Path, model_dirs: Callable[[str], Path]
@@ -577,9 +560,10 @@ def test_sharded_over_two_processes(
     expected = score_rows(model, ROWS)
     model(model.collate(ROWS)).token_logps.sum().backward()
 
-    torch.multiprocessing.spawn(
-        _score_sharded, (model_dirs(family), tmp_path / "rendezvous", tmp_path), nprocs=2
-    )
+    torch.save(ROWS, tmp_path / "rows.pt")
+    worker = [sys.executable, Path(__file__).with_name("sharded_worker.py"), model_dirs(family)]
+    ranks = [subprocess.Popen([*worker, tmp_path, str(rank)]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
 
     for rank in range(2):
         kept = torch.load(tmp_path / f"{rank}.pt", weights_only=False)

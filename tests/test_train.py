@@ -677,6 +677,7 @@ def test_sweep_costs_trainings_and_no_scoring(
         given = {"beta": 0.05 * (number + 1), "max_steps": 1, "max_batch_tokens": 4096}
         run(scored, train_settings(output_dir=tmp_path / f"run-{number}", **given))
 
+    scored.refresh()
     training_passes = sum(passes)
     assert scored.shards("logps", scorer) == shards
     assert scored.digest("logps", scorer) == digest
