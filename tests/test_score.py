@@ -2,7 +2,6 @@ import gzip
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -399,8 +398,6 @@ def test_workers_share_the_work(
     assert rows.num_rows == num_sequences
     # Computed twice at most: what a worker had under way when the other came by.
     assert num_scored(store, scorer) - num_sequences < num_sequences * 0.8  # on a busy machine too
-    new = [int(re.findall(r"([\d,]+) new", out)[0].replace(",", "")) for out, _ in said]
-    assert min(new) >= 0
 
 
 @pytest.mark.slow
