@@ -5,6 +5,9 @@ PACKAGES := kernels stores pipeline
 PYTHON ?= python3
 BIN := .venv/bin
 
+empty :=
+space := $(empty) $(empty)
+
 # The stages' variables; more options with ARGS="--option value".
 STORE ?= store
 PAIR_SET ?= pairs
@@ -13,7 +16,7 @@ DATA ?=
 LOSS ?= sigmoid
 BETA ?=
 CONFIG ?=
-OUT ?= runs/$(PAIR_SET)-$(LOSS)$(if $(BETA),-beta$(BETA))
+OUT ?= runs/$(PAIR_SET)-$(subst $(space),+,$(strip $(LOSS)))$(if $(BETA),-beta$(BETA))
 Q ?= runs
 ARGS ?=
 
@@ -51,12 +54,15 @@ add: install  ## Put DATA into STORE as PAIR_SET, with the tokenizer of MODEL
 score: install  ## Stage one: score PAIR_SET with MODEL, what is missing; DATA is added first
 	@$(call need,MODEL)
 	$(BIN)/offpref score $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) \
-		$(if $(DATA),--data $(DATA)) $(if $(filter score,$(MAKECMDGOALS)),$(ARGS))
+		$(if $(DATA),--data $(DATA)) $(if $(filter kto,$(LOSS)),--kl-pairs) \
+		$(if $(filter score,$(MAKECMDGOALS)),$(ARGS))
 
-train: $(if $(filter $(LOSS),simpo sft),$(if $(DATA),add,install),score)  ## Stage two: train MODEL on PAIR_SET with LOSS into OUT, unless it is there; scores first
+FREE := simpo orpo cpo slic rrhf sft unlikelihood  # losses that need no reference
+
+train: $(if $(filter-out $(FREE),$(LOSS)),score,$(if $(DATA),add,install))  ## Stage two: train MODEL on PAIR_SET with LOSS into OUT, unless it is there; scores first
 	@$(call need,MODEL)
 	$(BIN)/offpref train $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) --output-dir $(OUT) \
-		--loss-type $(LOSS) $(if $(BETA),--beta $(BETA)) $(if $(CONFIG),--config $(CONFIG)) \
+		$(addprefix --loss-type ,$(LOSS)) $(if $(BETA),--beta $(BETA)) $(if $(CONFIG),--config $(CONFIG)) \
 		--resume $(if $(filter train,$(MAKECMDGOALS)),$(ARGS))
 
 query: $(if $(MODEL),train,install)  ## Stage three: answer Q; with MODEL, score and train what is missing

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from offpref.pipeline.config import ScoreSettings
+from offpref.pipeline.score import score
 from offpref.stores.store import Store
 
 OFFPREF = [sys.executable, "-c", "from offpref.pipeline.cli import main; main()"]
@@ -73,6 +75,28 @@ def test_two_processes_give_the_losses_of_one(
     assert weights[0].keys() == weights[1].keys()
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_share_losses_that_couple_pairs(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    score(scored, ScoreSettings(model=model_dir, pair_set="reviews", kl_pairs=True))
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--loss-type", "aot", "--loss-type", "kto", "--beta", "1", "--learning-rate", "3e-3"]
+    for number, output in ((1, one), (2, two)):
+        done = run(number, tmp_path / "go.py", *arguments(scored, model_dir, output, *more))
+        assert done.returncode == 0, done.stderr
+
+    first, second = recorded(scored, one, "steps"), recorded(scored, two, "steps")
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+        if a["grad_norm"] is not None:
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    losses = [row["loss"] for row in first if row["split"] == "eval"]
+    assert losses[-1] != pytest.approx(losses[0], rel=1e-3)  # it did learn something
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    for key in weights[0]:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=3e-5)
 
 
 def test_split_run_resumes_from_its_checkpoint(

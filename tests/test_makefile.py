@@ -27,11 +27,29 @@ def commands(*arguments: str) -> list[str]:
         (["query"], ["query"]),  # nothing to make it from: what is there is asked
         (["train", "MODEL=m"], ["score", "train"]),
         (["train", "MODEL=m", "DATA=d", "LOSS=simpo"], ["add", "train"]),  # needs no reference
+        (["train", "MODEL=m", "LOSS=sigmoid sft"], ["score", "train"]),  # one of them does
         (["demo"], ["demo"]),
     ],
 )
 def test_targets_chain(arguments: list[str], expected: list[str]) -> None:
     assert commands(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("kto", "--kl-pairs"),  # scores what it estimates its KL on
+        ("sigmoid sft", "--loss-type sigmoid --loss-type sft"),
+        ("orpo sft", "runs/pairs-orpo+sft "),
+    ],
+)
+def test_loss_reaches_the_stages(loss: str, expected: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "train", "MODEL=m", f"LOSS={loss}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert expected in done.stdout
 
 
 def test_help_lists_every_target_and_variable() -> None:
