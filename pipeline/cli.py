@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -65,7 +65,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
             f"there are: {', '.join(sorted(str(name) for name in known))}"
         )
     for each in ctx.command.params:
-        if each.multiple and isinstance(given.get(each.name or ""), str):
+        if each.multiple and isinstance(given.get(each.name or ""), str | int | float):
             given[each.name or ""] = [given[each.name or ""]]
     ctx.default_map = {**(ctx.default_map or {}), **given}
 
@@ -189,6 +189,11 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
     show_default=True,
     help="Seconds of work between commits: what a kill can cost.",
 )
+@click.option(
+    "--kl-pairs",
+    is_flag=True,
+    help="Score what kto needs as well: each prompt with the next prompt's completion.",
+)
 @data_options
 @config_option
 def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **options: Any) -> None:
@@ -244,7 +249,7 @@ def train_options(command: Command) -> Command:
         elif kind is not bool:
             shown = each.metadata.get("shown")
             more |= {"default": each.default, "show_default": f"{shown}" if shown else True}
-        more["multiple"] = each.name == "lora_target_modules"
+        more["multiple"] = get_origin(hints[each.name]) is tuple
         name = f"--{each.name.replace('_', '-')}"
         command = click.option(name, help=each.metadata["help"], **more)(command)
     return command
@@ -448,7 +453,9 @@ def _print_training(summary: "TrainSummary") -> None:
     if summary.first is not None and summary.last is not None and summary.seconds:
         click.echo(f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}")
         for name, value in summary.last.metrics.items():
-            click.echo(f"  {name:<20} {summary.first.metrics[name]:.4f} -> {value:.4f}")
+            # A step of unpaired data may have had no completion of one kind.
+            first = summary.first.metrics.get(name, float("nan"))
+            click.echo(f"  {name:<20} {first:.4f} -> {value:.4f}")
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
             click.echo(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 TRUNCATIONS = ("drop", "keep-start")
 COMMIT_SECONDS = 20.0
@@ -83,14 +83,24 @@ class ScoreSettings:
     commit_seconds: float = COMMIT_SECONDS
     """Seconds of work between commits: what a kill can cost."""
 
+    kl_pairs: bool = False
+    """Whether the mismatched sequences of ``kto`` are scored, too."""
+
 
 def _option(default: Any, help: str, **extra: Any) -> Any:  # a field of any type
     """Return a field whose help the command line shows; ``shown`` words a default of None."""
     return field(default=default, metadata={"help": help, **extra})
 
 
-LOSS_TYPES = ("sigmoid", "ipo", "hinge", "simpo", "sft")
+LOSS_TYPES = (
+    "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "tdpo1", "tdpo2", "modpo",
+    "simpo", "orpo", "cpo", "slic", "rrhf", "kto", "rdpo", "sft", "unlikelihood",
+)  # fmt: skip
 """Keys of ``losses.LOSSES``, here so that help needs no torch."""
+Sides = Literal["both", "chosen", "any"]
+"""Completions that a loss needs of a pair: both, the chosen one, or any."""
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt",
@@ -120,13 +130,37 @@ class TrainSettings:
         "Whose stored scores to use: a model's folder, or the beginning of a fingerprint.",
         shown="the policy itself, else the only one that has scored the pairs",
     )
-    loss_type: str = _option("sigmoid", "Loss.", choices=LOSS_TYPES)
+    loss_type: tuple[str, ...] = _option(
+        ("sigmoid",), "Loss; may be repeated: the weighted sum of several. docs/losses.md says "
+        "which answers which question.", choices=LOSS_TYPES,
+    )  # fmt: skip
+    loss_weights: tuple[float, ...] = _option(
+        (), "Weight of a loss, one for each --loss-type.", shown="1"
+    )
     beta: float | None = _option(
         None, "Strength of the pull towards the reference.", shown="0.1; simpo 2.0"
     )
     label_smoothing: float | None = _option(
         None, "Share of pairs assumed labelled the wrong way round.", shown="0"
     )
+    f_divergence_type: str | None = _option(
+        None, "Divergence that keeps the policy near the reference.", choices=DIVERGENCES,
+        shown="reverse_kl",
+    )  # fmt: skip
+    f_alpha_divergence_coef: float | None = _option(None, "Alpha of alpha_divergence.", shown="0.5")
+    ld_alpha: float | None = _option(
+        None, "Weight of tokens beyond the length of the shorter completion (LD-DPO).", shown="1"
+    )
+    use_weighting: bool = _option(
+        False, "Weigh pairs by how likely the policy would be to write them (WPO)."
+    )
+    preference_weight: float | None = _option(
+        None, "Weight of the pairs' own preference beside the objectives (MODPO).", shown="1"
+    )
+    objective: tuple[str, ...] = _option(
+        (), "Another objective and its weight, NAME=0.2; may be repeated. Its rewards are in the "
+        "store.", shown="none",
+    )  # fmt: skip
     ipo_reduction: str | None = _option(
         None, "Whether ipo compares means over tokens or sums.", choices=("mean", "sum"),
         shown="mean",
@@ -136,11 +170,38 @@ class TrainSettings:
     )
     gamma_beta_ratio: float | None = _option(None, "The same, divided by beta.", shown="0.25")
     link: str | None = _option(
-        None, "How simpo turns a margin into a loss.", choices=("sigmoid", "hinge"),
+        None, "How simpo and modpo turn a margin into a loss.", choices=("sigmoid", "hinge"),
         shown="sigmoid",
     )  # fmt: skip
     sft_weight: float | None = _option(
         None, "Weight of the chosen completion's likelihood in simpo.", shown="0"
+    )
+    tdpo_alpha: float | None = _option(None, "Weight of tdpo2's KL term.", shown="0.5")
+    rdpo_alpha: float | None = _option(None, "What a token of length costs in rdpo.", shown="0.05")
+    discopop_tau: float | None = _option(None, "Temperature of discopop.", shown="0.05")
+    orpo_lambda: float | None = _option(None, "Weight of orpo's odds ratio.", shown="0.1")
+    cpo_lambda: float | None = _option(
+        None, "Weight of the chosen completion's likelihood in cpo.", shown="1"
+    )
+    cpo_reduction: str | None = _option(
+        None, "Whether that likelihood is a mean over tokens or a sum.", choices=("mean", "sum"),
+        shown="mean",
+    )  # fmt: skip
+    slic_delta: float | None = _option(None, "Margin that slic asks for, in nats.", shown="1")
+    slic_lambda: float | None = _option(
+        None, "Weight of the chosen completion's likelihood in slic.", shown="0.1"
+    )
+    rrhf_lambda: float | None = _option(
+        None, "Weight of the chosen completion's likelihood in rrhf.", shown="1"
+    )
+    kto_desirable_weight: float | None = _option(
+        None, "Weight of chosen completions in kto.", shown="1"
+    )
+    kto_undesirable_weight: float | None = _option(
+        None, "Weight of rejected completions in kto.", shown="1"
+    )
+    unlikelihood_alpha: float | None = _option(
+        None, "Weight of the rejected completion in unlikelihood.", shown="1"
     )
     train_split: str = _option("train", "Split that is trained on.")
     eval_split: str = _option("eval", "Split that is held out.")
@@ -195,6 +256,8 @@ class TrainSettings:
     overwrite: bool = _option(False, "Replace an earlier run in the output folder.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):  # one loss may be given by its name
+            object.__setattr__(self, "loss_type", (self.loss_type,))
         for name in ("pairs_per_step", "max_steps", "max_batch_tokens", "lora_r", "lora_alpha",
                      "eval_every", "save_every", "keep"):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
@@ -215,8 +278,12 @@ class TrainSettings:
         for each in fields(self):
             choices, value = each.metadata.get("choices"), getattr(self, each.name)
             is_known = each.name == "precision" and value == "float64"  # for tests of the numbers
-            if choices and value is not None and value not in choices and not is_known:
-                raise ValueError(f"{each.name} must be one of {', '.join(choices)}, got {value!r}")
+            if not choices or value is None or is_known:
+                continue
+            for one in value if isinstance(value, tuple) else (value,):
+                if one not in choices:
+                    names = ", ".join(choices)
+                    raise ValueError(f"{each.name} must be one of {names}, got {one!r}")
 
     def _check_effects(self) -> None:
         """Refuse what takes no effect."""
@@ -242,8 +309,9 @@ class TrainSettings:
         return {name: getattr(self, name) for name in names}
 
     def described(self) -> dict[str, Any]:
-        """Return all settings as JSON knows them."""
+        """Return all settings as JSON knows them; several losses as one name."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["loss_type"] = "+".join(self.loss_type)
         return {
             name: str(value)
             if isinstance(value, Path)

@@ -1,104 +1,23 @@
-"""The losses of preference optimisation: pure functions of what policy and reference say of pairs.
+"""The losses by name: what each needs, and which options act on it.
 
-A loss takes a :class:`PairScores` and its own options, and returns one number a pair; ``LOSSES``
-says of each what it needs and which options act on it. A new loss is a function and an entry.
-
-Letters in shape comments: N pairs. Names as in the equations: Delta is ``logps`` of the policy
-minus those of the reference, h the difference of Delta between chosen and rejected.
+``LOSSES`` is the registry; the functions are in :mod:`pair_losses`, the ranges of options in
+:mod:`loss_options`. A new loss is a function, an entry here, its name in ``config.LOSS_TYPES``, and
+a row of docs/losses.md. What a run minimises, one loss or several, is :mod:`training_loss`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-Option = float | str
+from . import pair_losses
+from .config import Sides
+from .loss_options import Option, check_option, settle_options
+from .pair_scores import PairScores
+
 PairLoss = Callable[..., Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairScores:
-    """What policy and reference say of N pairs; float64, or the dtype the caller chose."""
-
-    policy_chosen_logps: Tensor  # [N]
-    """Summed log-prob of the chosen completion, policy; 0 where there is none."""
-    policy_rejected_logps: Tensor  # [N]
-    """The same of the rejected completion."""
-    num_chosen_tokens: Tensor  # [N]
-    """Tokens of the chosen completion; 0 where there is none."""
-    num_rejected_tokens: Tensor  # [N]
-    """Tokens of the rejected completion; 0 where there is none."""
-    ref_chosen_logps: Tensor | None = None  # [N]
-    """As for the policy; None where the loss needs no reference."""
-    ref_rejected_logps: Tensor | None = None  # [N]
-    """As for the policy; None where the loss needs no reference."""
-
-    @property
-    def chosen_logratios(self) -> Tensor:  # [N]
-        """Delta of the chosen completion."""
-        return self.policy_chosen_logps - _present(self.ref_chosen_logps)
-
-    @property
-    def rejected_logratios(self) -> Tensor:  # [N]
-        """Delta of the rejected completion."""
-        return self.policy_rejected_logps - _present(self.ref_rejected_logps)
-
-    @property
-    def logratio_margins(self) -> Tensor:  # [N]
-        """h: Delta of the chosen completion minus Delta of the rejected one."""
-        return self.chosen_logratios - self.rejected_logratios
-
-    @property
-    def chosen_mean_logps(self) -> Tensor:  # [N]
-        """Log-prob per token of the chosen completion, policy."""
-        return self.policy_chosen_logps / self.num_chosen_tokens
-
-    @property
-    def rejected_mean_logps(self) -> Tensor:  # [N]
-        """Log-prob per token of the rejected completion, policy."""
-        return self.policy_rejected_logps / self.num_rejected_tokens
-
-
-def sigmoid(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor:  # [N]
-    """DPO (Eq. 7 of arXiv:2305.18290), with smoothing cDPO: -(1-e) logsig(bh) - e logsig(-bh)."""
-    return _smoothed(beta * scores.logratio_margins, label_smoothing)
-
-
-def ipo(scores: PairScores, *, beta: float, ipo_reduction: str) -> Tensor:  # [N]
-    """IPO (Eq. 17 of arXiv:2310.12036): (h - 1 / 2b)^2, h from means over tokens or from sums."""
-    chosen, rejected = scores.chosen_logratios, scores.rejected_logratios
-    if ipo_reduction == "mean":
-        chosen, rejected = chosen / scores.num_chosen_tokens, rejected / scores.num_rejected_tokens
-    return (chosen - rejected - 1 / (2 * beta)) ** 2
-
-
-def hinge(scores: PairScores, *, beta: float) -> Tensor:  # [N]
-    """SLiC's hinge on DPO's margin (Table 1 of arXiv:2309.06657): max(0, 1 - bh)."""
-    return torch.relu(1 - beta * scores.logratio_margins)
-
-
-def simpo(
-    scores: PairScores,
-    *,
-    beta: float,
-    simpo_gamma: float,
-    label_smoothing: float,
-    link: str,
-    sft_weight: float,
-) -> Tensor:  # [N]
-    """SimPO (Eq. 6 of arXiv:2405.14734): -logsig(b (a_w - a_l) - gamma), a per-token log-probs."""
-    chosen, rejected = scores.chosen_mean_logps, scores.rejected_mean_logps
-    margins = beta * (chosen - rejected) - simpo_gamma
-    losses = torch.relu(1 - margins) if link == "hinge" else _smoothed(margins, label_smoothing)
-    return losses - sft_weight * chosen
-
-
-def sft(scores: PairScores) -> Tensor:  # [N]
-    """Preferred-FT: minus the chosen completion's log-prob per token."""
-    return -scores.chosen_mean_logps
+Rewards = Literal["logratios", "forward_kl", "logps", "mean_logps"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,31 +30,102 @@ class Loss:
     """The options that act, with their defaults."""
     needs_reference: bool = True
     """Whether stored scores of a reference are needed."""
-    needs_rejected: bool = True
-    """Whether the rejected completion plays a part; if not, it is not computed."""
-    rewards: str | None = "logratios"
-    """What beta turns into implicit rewards: ``logratios``, ``mean_logps``; None for nothing."""
+    sides: Sides = "both"
+    """Completions that a pair must have: both, the chosen one (the other is not computed), any."""
+    needs_forward_kl: bool = False
+    """Whether the reference's whole distribution is needed: tier ``hidden`` or ``topk``."""
+    needs_kl_pairs: bool = False
+    """Whether mismatched sequences and their stored scores are needed."""
+    couples: bool = False
+    """Whether the loss of a pair depends on the other pairs of its step."""
+    takes_divergence: bool = False
+    """Whether another f-divergence can take the reverse KL's place."""
+    takes_objectives: bool = False
+    """Whether margin rewards of other objectives enter it."""
+    takes_ld_alpha: bool = False
+    """Whether tokens beyond the shorter completion's length can weigh less."""
+    rewards: Rewards | None = "logratios"
+    """What times beta, or 1 where there is none, is logged as rewards; None for nothing.
+    ``forward_kl`` is Delta + D."""
+
+
+def _dpo(function: PairLoss, **options: Option | None) -> Loss:
+    """Return a loss on the difference of two scores, which may be f'(exp Delta) and have margins.
+
+    A term of the prompt alone cancels there. It does not in a loss of single completions.
+    """
+    return Loss(
+        function=function, options={"beta": 0.1, **options},
+        takes_divergence=True, takes_objectives=True, takes_ld_alpha=True,
+    )  # fmt: skip
+
+
+def _single(function: PairLoss) -> Loss:
+    """Return a loss on Delta of each completion by itself."""
+    return Loss(function=function, options={"beta": 0.1}, takes_ld_alpha=True)
+
+
+def _aot(function: PairLoss) -> Loss:
+    options = {"beta": 0.1, "label_smoothing": 0.0}
+    return Loss(function=function, options=options, couples=True, takes_ld_alpha=True)
+
+
+def _tdpo(function: PairLoss, **options: Option | None) -> Loss:
+    return Loss(
+        function=function, options={"beta": 0.1, **options}, needs_forward_kl=True,
+        takes_objectives=True, rewards="forward_kl",
+    )  # fmt: skip
+
+
+def _free(function: PairLoss, rewards: Rewards | None, **options: Option | None) -> Loss:
+    """Return a loss that needs no reference."""
+    return Loss(function=function, options=options, needs_reference=False, rewards=rewards)
 
 
 LOSSES: dict[str, Loss] = {
-    "sigmoid": Loss(function=sigmoid, options={"beta": 0.1, "label_smoothing": 0.0}),
-    "ipo": Loss(function=ipo, options={"beta": 0.1, "ipo_reduction": "mean"}),
-    "hinge": Loss(function=hinge, options={"beta": 0.1}),
-    "simpo": Loss(
-        function=simpo,
-        options={
-            "beta": 2.0, "simpo_gamma": None, "gamma_beta_ratio": 0.25,
-            "label_smoothing": 0.0, "link": "sigmoid", "sft_weight": 0.0,
-        },
-        needs_reference=False,
-        rewards="mean_logps",
+    "sigmoid": _dpo(pair_losses.sigmoid, label_smoothing=0.0),
+    "ipo": _dpo(pair_losses.ipo, ipo_reduction="mean"),
+    "hinge": _dpo(pair_losses.hinge),
+    "robust": _dpo(pair_losses.robust, label_smoothing=0.0),
+    "exo_pair": _dpo(pair_losses.exo_pair, label_smoothing=None),
+    "nca_pair": _single(pair_losses.nca_pair),
+    "bco_pair": _single(pair_losses.bco_pair),
+    "sppo_hard": _single(pair_losses.sppo_hard),
+    "aot": _aot(pair_losses.aot),
+    "aot_unpaired": _aot(pair_losses.aot_unpaired),
+    "apo_zero": _single(pair_losses.apo_zero),
+    "apo_down": _single(pair_losses.apo_down),
+    "discopop": _dpo(pair_losses.discopop, discopop_tau=0.05),
+    "sigmoid_norm": Loss(
+        function=pair_losses.sigmoid_norm, options={"beta": 0.1},
+        takes_divergence=True, takes_ld_alpha=True,
     ),
+    "tdpo1": _tdpo(pair_losses.tdpo1),
+    "tdpo2": _tdpo(pair_losses.tdpo2, tdpo_alpha=0.5),
+    "modpo": _dpo(pair_losses.modpo, label_smoothing=0.0, link="sigmoid"),
+    "simpo": _free(
+        pair_losses.simpo, "mean_logps", beta=2.0, simpo_gamma=None, gamma_beta_ratio=0.25,
+        label_smoothing=0.0, link="sigmoid", sft_weight=0.0,
+    ),
+    "orpo": _free(pair_losses.orpo, "mean_logps", orpo_lambda=0.1),
+    "cpo": _free(
+        pair_losses.cpo, "logps", beta=0.1, label_smoothing=0.0, cpo_lambda=1.0,
+        cpo_reduction="mean",
+    ),
+    "slic": _free(pair_losses.slic, "logps", slic_delta=1.0, slic_lambda=0.1),
+    "rrhf": _free(pair_losses.rrhf, "mean_logps", rrhf_lambda=1.0),
+    "kto": Loss(
+        function=pair_losses.kto,
+        options={"beta": 0.1, "kto_desirable_weight": 1.0, "kto_undesirable_weight": 1.0},
+        sides="any", needs_kl_pairs=True, couples=True,
+    ),
+    "rdpo": _dpo(pair_losses.rdpo, rdpo_alpha=0.05),
     "sft": Loss(
-        function=sft, options={}, needs_reference=False, needs_rejected=False, rewards=None
+        function=pair_losses.sft, options={}, needs_reference=False, sides="chosen", rewards=None
     ),
+    "unlikelihood": _free(pair_losses.unlikelihood, "logps", unlikelihood_alpha=1.0),
 }  # fmt: skip
 
-_CHOICES = {"ipo_reduction": ("mean", "sum"), "link": ("sigmoid", "hinge")}
 OPTION_NAMES = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in loss.options))
 
 
@@ -147,8 +137,8 @@ def loss_options(name: str, given: Mapping[str, Option | None]) -> dict[str, Opt
         given: Options by name; None where an option was not given.
 
     Raises:
-        ValueError: If there is no such loss, an option cannot act on it, or a value is out of
-            range.
+        ValueError: If there is no such loss, an option cannot act on it or is missing, or a value
+            is out of range.
 
     >>> loss_options("sigmoid", {"beta": 0.5})
     {'beta': 0.5, 'label_smoothing': 0.0}
@@ -163,61 +153,34 @@ def loss_options(name: str, given: Mapping[str, Option | None]) -> dict[str, Opt
     options = {**LOSSES[name].options, **wanted}
     for key, value in options.items():
         if value is not None:
-            _check_option(key, value)
-    if name == "simpo":
-        _settle_simpo(options, wanted)
+            check_option(key, value)
+    settle_options(name, options, wanted)
     return {key: value for key, value in options.items() if value is not None}
 
 
 def implicit_rewards(
     name: str, scores: PairScores, options: Mapping[str, Option]
 ) -> tuple[Tensor, Tensor] | None:  # [N], [N]
-    """Return the implicit rewards of chosen and rejected, detached; None if the loss has none."""
+    """Return the rewards of chosen and rejected that are logged, detached; None if there are none.
+
+    That is b Delta; b a without a reference and with means over tokens; b (Delta + D) for TDPO,
+    which is its authors' convention and knows no alpha; MODPO's r where there are objectives.
+    """
     kind = LOSSES[name].rewards
     if kind is None:
         return None
-    if kind == "logratios":
-        chosen, rejected = scores.chosen_logratios, scores.rejected_logratios
-    else:
+    beta = float(options.get("beta", 1.0))
+    if kind == "mean_logps":
         chosen, rejected = scores.chosen_mean_logps, scores.rejected_mean_logps
-    beta = float(options["beta"])
-    return beta * chosen.detach(), beta * rejected.detach()
-
-
-def _smoothed(margins: Tensor, label_smoothing: float) -> Tensor:
-    return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
-
-
-def _present(logps: Tensor | None) -> Tensor:
-    if logps is None:
-        raise AssertionError("a loss that needs no reference asked for one")
-    return logps
-
-
-def _settle_simpo(options: dict[str, Option | None], wanted: Mapping[str, Option]) -> None:
-    """Replace the ratio by gamma itself, and refuse what cannot act together."""
-    if "simpo_gamma" in wanted and "gamma_beta_ratio" in wanted:
-        raise ValueError("simpo_gamma and gamma_beta_ratio say the same; give one of them")
-    if options["link"] == "hinge" and wanted.get("label_smoothing"):
-        raise ValueError("label_smoothing takes no effect with link hinge")
-    ratio, beta = options.pop("gamma_beta_ratio"), options["beta"]
-    if options["simpo_gamma"] is None:
-        assert isinstance(ratio, float | int)
-        assert isinstance(beta, float | int)
-        options["simpo_gamma"] = ratio * beta
-
-
-def _check_option(name: str, value: Option) -> None:
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
-        return
-    assert not isinstance(value, str)
-    if not isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    if name == "beta" and value <= 0:
-        raise ValueError(f"beta must be greater than 0, got {value}")
-    if name == "label_smoothing" and not 0 <= value < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), got {value}")
-    if name in ("sft_weight", "simpo_gamma", "gamma_beta_ratio") and value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
+    elif kind == "logps":
+        chosen, rejected = scores.policy_chosen_logps, scores.policy_rejected_logps
+    else:
+        chosen, rejected = scores.chosen_logratios, scores.rejected_logratios
+    if kind == "forward_kl" and scores.chosen_forward_kl is not None:
+        assert scores.rejected_forward_kl is not None
+        chosen, rejected = chosen + scores.chosen_forward_kl, rejected + scores.rejected_forward_kl
+    chosen, rejected = beta * chosen.detach(), beta * rejected.detach()
+    return (
+        scores.subtract_objectives(chosen, "chosen"),
+        scores.subtract_objectives(rejected, "rejected"),
+    )

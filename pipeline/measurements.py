@@ -6,9 +6,9 @@ was cut or shared.
 Letters in shape comments: n pairs of a microbatch or a rank, T completion tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,22 @@ class RankShare:
     is_interrupted: bool
 
 
-def put_together(pairs: TrainingPairs, shares: Sequence[RankShare]) -> Measured:
-    """Put the shares of all ranks together, in the order of the pairs' numbers."""
+Values: TypeAlias = Mapping[str, NDArray[np.float64]]  # [N] each
+
+
+def put_together(
+    pairs: TrainingPairs,
+    shares: Sequence[RankShare],
+    losses: Callable[[Values], NDArray[np.float64]] | None = None,
+) -> Measured:
+    """Put the shares of all ranks together, in the order of the pairs' numbers.
+
+    Args:
+        pairs: The split.
+        shares: One a rank and chunk.
+        losses: Returns the losses of all pairs, where the shares do not have them because they
+            depend on each other.
+    """
     is_kept = ~np.concatenate([share.is_spare for share in shares])
     numbers = np.concatenate([share.pairs for share in shares])
     order = np.argsort(numbers[is_kept], kind="stable")
@@ -69,6 +83,8 @@ def put_together(pairs: TrainingPairs, shares: Sequence[RankShare]) -> Measured:
     if shares[0].tokens is not None:
         every = [tokens for share in shares for tokens in share.tokens or ()]
         tokens = [every[i] for i in np.flatnonzero(is_kept)[order]]
+    if losses is not None:
+        values["loss"] = losses(values)
     table = PairTable(pairs=numbers[is_kept][order], values=values, tokens=tokens)
     residuals = np.concatenate([share.residuals for share in shares])
     residual = None
@@ -78,30 +94,56 @@ def put_together(pairs: TrainingPairs, shares: Sequence[RankShare]) -> Measured:
     return Measured(
         table=table,
         loss=float(pairs.weights[table.pairs] @ values["loss"] / len(table.pairs)),
-        metrics=pair_metrics(values),
+        metrics=pair_metrics(
+            values,
+            has_chosen=pairs.num_chosen_tokens[table.pairs] > 0,
+            has_rejected=pairs.num_rejected_tokens[table.pairs] > 0,
+        ),
         num_tokens=sum(share.num_tokens for share in shares),
         residual=residual,
         is_interrupted=any(share.is_interrupted for share in shares),
     )
 
 
-def pair_metrics(values: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """Return the means over pairs, under the names that everyone uses."""
-    metrics = {"logps/chosen": float(values["policy_chosen_logps"].mean())}
-    if "policy_rejected_logps" in values:
-        metrics["logps/rejected"] = float(values["policy_rejected_logps"].mean())
+def pair_metrics(
+    values: Values,
+    *,
+    has_chosen: NDArray[np.bool_],  # [N]
+    has_rejected: NDArray[np.bool_],  # [N]
+) -> dict[str, float]:
+    """Return the means over pairs, under the names that everyone uses.
+
+    Where pairs have one completion, means are over those that have it, margins are the difference
+    of the means, and there is no accuracy unless some have both.
+    """
+    metrics: dict[str, float] = {}
+    both = (("chosen", has_chosen), ("rejected", has_rejected))
+    for side, is_there in both:
+        if f"policy_{side}_logps" in values and is_there.any():
+            metrics[f"logps/{side}"] = float(values[f"policy_{side}_logps"][is_there].mean())
     if "chosen_rewards" in values:
         chosen, rejected = values["chosen_rewards"], values["rejected_rewards"]
-        metrics["rewards/chosen"] = float(chosen.mean())
-        metrics["rewards/rejected"] = float(rejected.mean())
-        metrics["rewards/margins"] = float((chosen - rejected).mean())
-        metrics["rewards/accuracies"] = float((chosen > rejected).mean())
+        for (side, is_there), rewards in zip(both, (chosen, rejected), strict=True):
+            if is_there.any():
+                metrics[f"rewards/{side}"] = float(rewards[is_there].mean())
+        is_pair = has_chosen & has_rejected
+        if is_pair.all():
+            metrics["rewards/margins"] = float((chosen - rejected).mean())
+        elif has_chosen.any() and has_rejected.any():
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        if is_pair.any():
+            metrics["rewards/accuracies"] = float((chosen > rejected)[is_pair].mean())
+    for side, is_there in both:
+        if f"{side}_forward_kl" in values and is_there.any():
+            metrics[f"forward_kl/{side}"] = float(values[f"{side}_forward_kl"][is_there].mean())
     if "entropy_sums" in values:
         metrics["entropy"] = float(values["entropy_sums"].sum() / values["num_scored"].sum())
     return metrics
 
 
-def by_pair(microbatch: Microbatch, part: Part) -> list[tuple[TokenValues, TokenValues | None]]:
+def by_pair(
+    microbatch: Microbatch, part: Part
+) -> list[tuple[TokenValues | None, TokenValues | None]]:
     """Return the token values of chosen and rejected of each pair of a microbatch."""
     ends = np.cumsum(microbatch.batch.num_completion_tokens)[:-1]
     parts = [
@@ -116,6 +158,6 @@ def by_pair(microbatch: Microbatch, part: Part) -> list[tuple[TokenValues, Token
     ]
     chosen, rejected = microbatch.chosen.tolist(), microbatch.rejected.tolist()
     return [
-        (parts[c], parts[r] if r < len(parts) else None)
+        (parts[c] if c < len(parts) else None, parts[r] if r < len(parts) else None)
         for c, r in zip(chosen, rejected, strict=True)
     ]

@@ -3,11 +3,12 @@
 They are read ahead in a thread, some steps at a time, straight from mapped files: a step finds its
 microbatches ready. Each pair is one packed row, so its completions always share a microbatch.
 
-Letters in shape comments: n pairs of a microbatch, s sequences of it, T completion tokens.
+Letters in shape comments: n pairs of a microbatch, s sequences of it, T completion tokens of it,
+K objectives.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,15 +22,38 @@ from ..stores.reader import RowReader
 from ..stores.schema import LOGPS, SEQUENCES
 from ..stores.store import Store
 from .batches import PackedBatch
-from .losses import PairScores
 from .models import ScoringModel
 from .packing import Indices, PackedRow
+from .pair_scores import PairScores
 from .training_pairs import TrainingPairs, key_array
 
 CHUNK_PAIRS = 256
 """Pairs whose rows are read together: neighbours in a shard are then read once."""
 
 Lists: TypeAlias = dict[bytes, NDArray[Any]]  # of ids or of log-probs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mismatched:
+    """The mismatched sequence of each pair of a microbatch, for the estimate of a KL."""
+
+    batch: PackedBatch
+    lengths: Tensor
+    """Tokens of each completion, [n] int64."""
+    ref_token_logps: Tensor
+    """The reference's log-probs of them, float32, in the order of the batch's tokens."""
+
+    def logratios(self, token_logps: Tensor) -> Tensor:  # -> [n]
+        """Return Delta of each, given the policy's token log-probs."""
+        return _sums(token_logps - self.ref_token_logps, self.lengths)
+
+    def changed(self, function: Callable[[Tensor], Tensor], batch: PackedBatch) -> "Mismatched":
+        """Return the same with other tensors: on another device, or in other memory."""
+        return Mismatched(
+            batch=batch,
+            lengths=function(self.lengths),
+            ref_token_logps=function(self.ref_token_logps),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,31 +68,57 @@ class Microbatch:
     lengths: Tensor
     """Tokens of each sequence, [s] int64, in the order of the batch's tokens."""
     chosen: Tensor
-    """Place of each pair's chosen completion among the sequences, [n] int64."""
+    """Place of each pair's chosen completion among the sequences, [n] int64; s, one beyond the
+    last, where there is none."""
     rejected: Tensor
-    """The same of the rejected one; s, one beyond the last, where there is none."""
+    """The same of the rejected one."""
     weights: Tensor
     """Weight of each pair, [n] float64; 0 if spare."""
     ref_token_logps: Tensor | None
     """The reference's log-prob of each completion token, [T] float32; None without reference."""
+    chosen_margin_rewards: Tensor | None = None
+    """Rewards of the chosen completions for other objectives, [n, K] float64."""
+    rejected_margin_rewards: Tensor | None = None
+    """The same of the rejected ones."""
+    mismatched: Mismatched | None = None
+    """What the loss estimates a KL on; None where it does not."""
 
     def to(self, device: torch.device) -> "Microbatch":
         """Return the microbatch on a device; from pinned memory the copy runs in parallel."""
-        batch = self.batch.to(device, non_blocking=True)
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+        return self._changed(
+            lambda tensor: tensor.to(device, non_blocking=True),
+            lambda batch: batch.to(device, non_blocking=True),
+        )
 
     def pin_memory(self) -> "Microbatch":
         """Return the microbatch in page-locked memory."""
-        return self._with_tensors(Tensor.pin_memory, self.batch.pin_memory())
+        return self._changed(Tensor.pin_memory, PackedBatch.pin_memory)
 
-    def pair_scores(self, token_logps: Tensor) -> PairScores:  # [T]
+    def pair_scores(
+        self,
+        token_logps: Tensor,  # [T]
+        *,
+        ld_alpha: float | None = None,
+        forward_kl: Tensor | None = None,  # [T]
+        log_sum_sq: Tensor | None = None,  # [T]
+    ) -> PairScores:
         """Return what the policy's token log-probs and the stored ones say of each pair.
 
         Sums are float64: losses see small differences of large sums, and N numbers cost nothing.
+
+        Args:
+            token_logps: The policy's.
+            ld_alpha: Weight of tokens beyond the length of the pair's shorter completion, policy
+                and reference alike (arXiv:2409.06411); None for 1.
+            forward_kl: KL(reference || policy) at each position; None where it is not known.
+            log_sum_sq: log sum_v q(v)^2 at each position, q the policy; None as well.
         """
-        sums = self.sums(token_logps)
+        weights = None if ld_alpha is None else self._ld_weights(ld_alpha)
+        sums = self.sums(token_logps, weights)
         counts = torch.nn.functional.pad(self.lengths.double(), (0, 1))
-        ref = None if self.ref_token_logps is None else self.sums(self.ref_token_logps)
+        ref = None if self.ref_token_logps is None else self.sums(self.ref_token_logps, weights)
+        kl = None if forward_kl is None else self.sums(forward_kl)
+        squares = None if log_sum_sq is None else self.sums(log_sum_sq)
         return PairScores(
             policy_chosen_logps=sums[self.chosen],
             policy_rejected_logps=sums[self.rejected],
@@ -76,28 +126,58 @@ class Microbatch:
             num_rejected_tokens=counts[self.rejected],
             ref_chosen_logps=None if ref is None else ref[self.chosen],
             ref_rejected_logps=None if ref is None else ref[self.rejected],
+            chosen_forward_kl=None if kl is None else kl[self.chosen],
+            rejected_forward_kl=None if kl is None else kl[self.rejected],
+            chosen_log_sum_sq=None if squares is None else squares[self.chosen],
+            rejected_log_sum_sq=None if squares is None else squares[self.rejected],
+            chosen_margin_rewards=self.chosen_margin_rewards,
+            rejected_margin_rewards=self.rejected_margin_rewards,
         )
 
-    def sums(self, token_values: Tensor) -> Tensor:  # [T] -> [s + 1]
-        """Return the sum of each sequence, and a 0 for the completion that is not there."""
-        sums = torch.segment_reduce(
-            token_values.double(), "sum", lengths=self.lengths, unsafe=True
-        )  # unsafe: the lengths are not checked, which would wait for the device
+    def sums(self, token_values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the sum of each sequence, and a 0 for the completion that is not there, [s + 1].
+
+        Args:
+            token_values: One number a token, [T].
+            weights: What each is multiplied by, [T]; None for 1.
+        """
+        values = token_values.double()
+        sums = _sums(values if weights is None else values * weights, self.lengths)
         return torch.nn.functional.pad(sums, (0, 1))
 
-    def _with_tensors(
-        self, function: Callable[[Tensor], Tensor], batch: PackedBatch
+    def _ld_weights(self, alpha: float) -> Tensor:  # [T]
+        """Return 1 up to the length of the shorter completion of each token's pair, alpha beyond.
+
+        Each sequence belongs to one pair.
+        """
+        lengths = torch.nn.functional.pad(self.lengths, (0, 1))
+        shorter = torch.minimum(lengths[self.chosen], lengths[self.rejected])
+        limits = torch.zeros_like(lengths)
+        limits[self.chosen], limits[self.rejected] = shorter, shorter
+        starts = self.lengths.cumsum(0) - self.lengths
+        sequence = self.batch.sequence_index
+        place = torch.arange(len(sequence), device=sequence.device) - starts[sequence]
+        return torch.where(place < limits[sequence], 1.0, alpha).double()
+
+    def _changed(
+        self,
+        function: Callable[[Tensor], Tensor],
+        batch_function: Callable[[PackedBatch], PackedBatch],
     ) -> "Microbatch":
-        ref = self.ref_token_logps
-        return replace(
-            self,
-            batch=batch,
-            lengths=function(self.lengths),
-            chosen=function(self.chosen),
-            rejected=function(self.rejected),
-            weights=function(self.weights),
-            ref_token_logps=None if ref is None else function(ref),
-        )
+        """Return the same with other tensors: on another device, or in other memory."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors: dict[str, Any] = {
+            name: function(value) for name, value in own.items() if isinstance(value, Tensor)
+        }
+        other = self.mismatched
+        if other is not None:
+            other = other.changed(function, batch_function(other.batch))
+        return replace(self, batch=batch_function(self.batch), mismatched=other, **tensors)
+
+
+def _sums(values: Tensor, lengths: Tensor) -> Tensor:  # [T], [s] -> [s]
+    # unsafe: the lengths are not checked, which would wait for the device
+    return torch.segment_reduce(values.double(), "sum", lengths=lengths, unsafe=True)
 
 
 Cut: TypeAlias = list[tuple[Indices, bool]]  # pairs of each microbatch, and whether it is spare
@@ -144,60 +224,98 @@ class MicrobatchReader:
     def _read_chunk(self, cuts: Sequence[Cut], model: ScoringModel) -> Iterator[list[Microbatch]]:
         numbers = np.unique(np.concatenate([pairs for cut in cuts for pairs, _ in cut]))
         table = self._pairs
-        rejected = table.rejected_keys[numbers][table.num_rejected_tokens[numbers] > 0]
-        keys = np.unique(np.concatenate((table.chosen_keys[numbers], rejected)))
+        keys = table.sequence_keys(numbers)
         ids = _lists(self._ids, keys, "ids")
         logps = None if self._logps is None else _lists(self._logps, keys, "token_logps")
         for cut in cuts:
             microbatches = [
-                self._microbatch(pairs, is_spare, (keys, ids, logps), model)
+                self._microbatch(pairs, is_spare, _Rows(keys, ids, logps), model)
                 for pairs, is_spare in cut
             ]
             is_gpu = model.device.type == "cuda"
             yield [each.pin_memory() for each in microbatches] if is_gpu else microbatches
 
     def _microbatch(
-        self,
-        pairs: Indices,
-        is_spare: bool,
-        rows: tuple[Keys, list[NDArray[Any]], list[NDArray[Any]] | None],
-        model: ScoringModel,
+        self, pairs: Indices, is_spare: bool, rows: "_Rows", model: ScoringModel
     ) -> Microbatch:
-        keys, ids, logps = rows
         table = self._pairs
-        sides = [find_keys(table.chosen_keys[pairs], keys)[0]]
-        sides.append(find_keys(table.rejected_keys[pairs], keys)[0])
+        sides = [rows.places(table.chosen_keys[pairs]), rows.places(table.rejected_keys[pairs])]
+        has_side = [table.num_chosen_tokens[pairs] > 0, table.num_rejected_tokens[pairs] > 0]
         packed: list[PackedRow] = []
         sequences: list[int] = []
-        chosen, rejected = np.empty(len(pairs), np.int64), np.empty(len(pairs), np.int64)
+        places = np.full((2, len(pairs)), -1, np.int64)
         for i, pair in enumerate(pairs.tolist()):
-            split, first, second = int(table.num_prompt_tokens[pair]), sides[0][i], sides[1][i]
-            has_rejected = table.num_rejected_tokens[pair] > 0
+            split = int(table.num_prompt_tokens[pair])
             # A pair of two equal completions computes one.
-            own = [first] if not has_rejected or first == second else [first, second]
-            chosen[i] = len(sequences)
-            rejected[i] = len(sequences) + len(own) - 1 if has_rejected else -1
-            packed.append(
-                PackedRow(
-                    prompt=ids[first][:split],
-                    completions=tuple(ids[k][split:] for k in own),
-                    sequence_indices=tuple(range(len(sequences), len(sequences) + len(own))),
-                )
-            )
+            own = list(dict.fromkeys(int(sides[s][i]) for s in (0, 1) if has_side[s][i]))
+            for s in (0, 1):
+                if has_side[s][i]:
+                    places[s, i] = len(sequences) + own.index(int(sides[s][i]))
+            packed.append(rows.packed(own, split, first_number=len(sequences)))
             sequences += own
         batch = model.collate(packed)
+        chosen, rejected = np.where(places < 0, len(sequences), places)
         weights = np.zeros(len(pairs)) if is_spare else table.weights[pairs]
-        ref = None if logps is None else np.concatenate([logps[k] for k in sequences])
+        margins = (table.chosen_margin_rewards, table.rejected_margin_rewards)
+        rewards = [None if m is None else torch.from_numpy(m[pairs]) for m in margins]
         return Microbatch(
             pairs=pairs,
             is_spare=is_spare,
             batch=batch,
             lengths=torch.tensor(batch.num_completion_tokens),
             chosen=torch.from_numpy(chosen),
-            rejected=torch.from_numpy(np.where(rejected < 0, len(sequences), rejected)),
+            rejected=torch.from_numpy(rejected),
             weights=torch.from_numpy(weights),
-            ref_token_logps=None if ref is None else torch.from_numpy(ref),
+            ref_token_logps=rows.ref_token_logps(sequences),
+            chosen_margin_rewards=rewards[0],
+            rejected_margin_rewards=rewards[1],
+            mismatched=self._mismatched(pairs, rows, model),
         )
+
+    def _mismatched(self, pairs: Indices, rows: "_Rows", model: ScoringModel) -> Mismatched | None:
+        if self._pairs.kl_keys is None:
+            return None
+        sequences = rows.places(self._pairs.kl_keys[pairs]).tolist()
+        splits = self._pairs.num_prompt_tokens[pairs].tolist()
+        packed = [
+            rows.packed([k], split, first_number=i)
+            for i, (k, split) in enumerate(zip(sequences, splits, strict=True))
+        ]
+        batch = model.collate(packed)
+        ref_token_logps = rows.ref_token_logps(sequences)
+        assert ref_token_logps is not None  # a loss that estimates a KL has a reference
+        return Mismatched(
+            batch=batch,
+            lengths=torch.tensor(batch.num_completion_tokens),
+            ref_token_logps=ref_token_logps,
+        )
+
+
+class _Rows:
+    """Ids and stored log-probs of some sequences."""
+
+    def __init__(
+        self, keys: Keys, ids: list[NDArray[Any]], logps: list[NDArray[Any]] | None
+    ) -> None:
+        self._keys, self._ids, self._logps = keys, ids, logps
+
+    def places(self, keys: Keys) -> Indices:
+        """Return the number of each sequence; anything where the key is empty."""
+        return find_keys(keys, self._keys)[0]
+
+    def packed(self, sequences: list[int], split: int, *, first_number: int) -> PackedRow:
+        """Return the row of some completions of one prompt, which ends at ``split``."""
+        return PackedRow(
+            prompt=self._ids[sequences[0]][:split],
+            completions=tuple(self._ids[k][split:] for k in sequences),
+            sequence_indices=tuple(range(first_number, first_number + len(sequences))),
+        )
+
+    def ref_token_logps(self, sequences: list[int]) -> Tensor | None:
+        """Return the stored log-probs of some sequences, one after the other; None if none are."""
+        if self._logps is None:
+            return None
+        return torch.from_numpy(np.concatenate([self._logps[k] for k in sequences]))
 
 
 def _lists(reader: RowReader, keys: Keys, column: str) -> list[NDArray[Any]]:

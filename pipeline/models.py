@@ -60,6 +60,8 @@ class TokenScores(NamedTuple):
     """Log-probability in nats, [T] float32 (float64 where the model is float64)."""
     entropy: Tensor | None = None
     """Entropy of the distribution that the token was drawn from, in nats, [T]."""
+    log_sum_sq_probs: Tensor | None = None
+    """log sum_v q(v)^2 of that distribution, without gradient, [T]; for WPO's weights."""
     hidden: Tensor | None = None
     """Input of the output head, [T, H], in the dtype of the model."""
     logits: Tensor | None = None

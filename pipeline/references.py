@@ -49,6 +49,8 @@ class ReferenceRequest:
     pair_set: PairSet
     sequence_keys: Keys
     """Keys of all sequences that need scores."""
+    needs_kl_pairs: bool = False
+    """Whether mismatched sequences are among them."""
 
 
 def find_reference(store: Store, request: ReferenceRequest) -> Reference:
@@ -174,7 +176,8 @@ def _folder(request: ReferenceRequest, found: Reference) -> Path:
 def _score_command(store: Store, request: ReferenceRequest, folder: Path) -> str:
     name = f"{request.pair_set.name}@{request.pair_set.fingerprint[:12]}"
     precision = "" if request.precision == "float32" else f" --precision {request.precision}"
-    return f"offpref score {store.path} --pair-set {name} --model {folder}{precision}"
+    mismatched = " --kl-pairs" if request.needs_kl_pairs else ""
+    return f"offpref score {store.path} --pair-set {name} --model {folder}{precision}{mismatched}"
 
 
 def _listed(store: Store, fingerprints: Any) -> str:

@@ -40,7 +40,7 @@ class PairTable:
     """Numbers of the pairs."""
     values: Mapping[str, NDArray[np.float64]]  # [N] each
     """``loss`` and the float columns of ``examples`` that the loss has."""
-    tokens: Sequence[tuple[TokenValues, TokenValues | None]] | None
+    tokens: Sequence[tuple[TokenValues | None, TokenValues | None]] | None
     """The tokens of each pair's completions, chosen and rejected; None if not kept."""
 
 
@@ -91,23 +91,29 @@ class RunRecords:
         place = {"step": step, "split": pairs.split}
         numbers = measured.pairs
         keys = key_array(pairs.keys[numbers])
-        self._add(EXAMPLES.name, {**place, "pair_key": keys, **measured.values}, len(numbers))
+        columns: dict[str, Any] = {**place, "pair_key": keys, **_present(pairs, measured)}
+        self._add(EXAMPLES.name, columns, len(numbers))
         if measured.tokens is None:
             return
         rows: list[tuple[bytes, bytes, TokenValues]] = []
         for number, values in zip(numbers.tolist(), measured.tokens, strict=True):
-            sides = {_key(pairs.chosen_keys[number]): values[0]}
-            if values[1] is not None:  # two equal completions are one sequence, hence one row
-                sides.setdefault(_key(pairs.rejected_keys[number]), values[1])
+            both = zip((pairs.chosen_keys, pairs.rejected_keys), values, strict=True)
+            sides: dict[
+                bytes, TokenValues
+            ] = {}  # two equal completions are one sequence, hence one row
+            for side_keys, each in both:
+                if each is not None:
+                    sides.setdefault(_key(side_keys[number]), each)
             rows += [(_key(pairs.keys[number]), key, each) for key, each in sides.items()]
-        columns: dict[str, Any] = {
+        columns = {
+            **place,
             "pair_key": [row[0] for row in rows],
             "sequence_key": [row[1] for row in rows],
             "token_logps": [row[2].token_logps for row in rows],
         }
         if rows and rows[0][2].entropy is not None:
             columns["entropy"] = [row[2].entropy for row in rows]
-        self._add(TOKENS.name, {**place, **columns}, len(rows))
+        self._add(TOKENS.name, columns, len(rows))
 
     def flush(self) -> None:
         """Wait until everything added so far is committed.
@@ -172,6 +178,23 @@ class RunRecords:
         with store.batch(provenance=self._provenance) as batch:
             for name, columns, num_rows in pending:
                 batch.add(name, self.partition, _table(name, {**self._own, **columns}, num_rows))
+
+
+def _present(pairs: TrainingPairs, measured: PairTable) -> dict[str, Any]:
+    """Return the columns of ``examples``, null where a pair has no such completion."""
+    columns: dict[str, Any] = dict(measured.values)
+    numbers = measured.pairs
+    for side, counts in (
+        ("chosen", pairs.num_chosen_tokens), ("rejected", pairs.num_rejected_tokens)
+    ):  # fmt: skip
+        is_absent = counts[numbers] == 0
+        if not is_absent.any():
+            continue
+        for field in EXAMPLES.schema:
+            if side in field.name and field.name in columns:
+                values = columns[field.name].astype(np.float32)
+                columns[field.name] = pa.array(values, mask=is_absent)
+    return columns
 
 
 def _table(name: str, columns: Mapping[str, Any], num_rows: int) -> pa.Table:

@@ -73,7 +73,13 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
     worker = Worker.from_environment(is_sharded=settings.shard_model)
     if settings.shard_model and worker.world_size == 1:
         raise ValueError("shard_model takes no effect on one process; start several with torchrun")
-    source = Wanted(store, settings.pair_set, settings.data, is_adder=worker.rank == 0)
+    source = Wanted(
+        store,
+        settings.pair_set,
+        settings.data,
+        is_adder=worker.rank == 0,
+        with_kl_pairs=settings.kl_pairs,
+    )
     _check_tokenizer(settings.model, model_tokenizer, source)
     store.write_spec(spec, name=settings.model.resolve().name)
     scorer = Scorer(store, settings, spec, source, worker, progress)

@@ -84,10 +84,13 @@ def pair_sizes(
     num_chosen_tokens: Indices,  # [P]
     num_rejected_tokens: Indices,  # [P]
     *,
+    num_kl_tokens: Indices | None = None,  # [P]
     packed: bool,
     length_switch: LengthSwitch | None,
 ) -> PairSizes:
     """Return the sizes of pairs; a completion of 0 tokens is not there.
+
+    Mismatched sequences are passes of their own, one row a pair: they count where they are longer.
 
     Raises:
         ValueError: If a pair's completions lie on both sides of the length at which the model
@@ -96,9 +99,13 @@ def pair_sizes(
     both = np.stack((num_chosen_tokens, num_rejected_tokens))
     num_completions = (both > 0).sum(axis=0)
     longest = num_prompt_tokens + both.max(axis=0)
+    num_tokens = num_prompt_tokens + both.sum(axis=0) if packed else longest
+    if num_kl_tokens is not None:
+        num_tokens = np.maximum(num_tokens, num_prompt_tokens + num_kl_tokens)
+        both = np.stack((*both, num_kl_tokens))
     return PairSizes(
         num_rows=np.ones_like(num_completions) if packed else num_completions,
-        num_tokens=num_prompt_tokens + both.sum(axis=0) if packed else longest,
+        num_tokens=num_tokens,
         length_classes=_length_classes(num_prompt_tokens + both, both > 0, length_switch),
     )
 
@@ -156,23 +163,23 @@ def share_microbatches(
 
 
 def _length_classes(
-    num_tokens: NDArray[np.int64],  # [2, P]
-    is_there: NDArray[np.bool_],  # [2, P]
+    num_tokens: NDArray[np.int64],  # [S, P], S completions that share a pass
+    is_there: NDArray[np.bool_],  # [S, P]
     switch: LengthSwitch | None,
 ) -> Indices:  # [P]
     if switch is None:
         return np.zeros(num_tokens.shape[1], np.int64)
     is_long = num_tokens > switch.boundary
     classes: Indices = np.where(is_long, num_tokens if switch.is_gradual else 1, 0)
-    differs = is_there.all(axis=0) & (classes[0] != classes[1])
+    first: Indices = classes[is_there.argmax(axis=0), np.arange(classes.shape[1])]
+    differs = (is_there & (classes != first)).any(axis=0)
     if differs.any():
         raise ValueError(
             f"{differs.sum()} pairs have completions on both sides of {switch.boundary} tokens, "
             f"where the model's rotary embedding changes; add the data with "
             f"--max-length {switch.boundary}"
         )
-    either: Indices = np.where(is_there[0], classes[0], classes[1])
-    return either
+    return first
 
 
 def _mix(numbers: Numbers) -> Numbers:

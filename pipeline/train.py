@@ -249,7 +249,9 @@ def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel)
         {
             "name": plan.name,
             "config_fingerprint": plan.config_fingerprint,
-            "config": json.dumps({**plan.settings.described(), **plan.options, "dropout": 0.0}),
+            "config": json.dumps(
+                {**plan.settings.described(), **plan.loss.described(), "dropout": 0.0}
+            ),
             "pair_set": plan.pair_set.name,
             "pair_set_fingerprint": plan.pair_set.fingerprint,
             "reference": plan.reference.fingerprint if plan.reference else None,

@@ -2,12 +2,14 @@
 
 The loss of a step is the weighted sum of its pairs' losses, divided by N: the same number for any
 cut into microbatches and any number of processes. Each microbatch is one forward and backward
-pass; what was measured of all of them is fetched from the device once a step.
+pass; what was measured of all of them is fetched from the device once a step. A loss that couples
+the pairs of a step takes another forward pass first, see :mod:`coupling`.
 """
 
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from ..stores.errors import TrainingError
 from ..stores.store import Store
+from .coupling import coupled_losses, score_values, surrogate, upstream_gradients
 from .devices import Processes
-from .losses import PairScores, implicit_rewards
 from .measurements import Measured, Part, RankShare, by_pair, put_together
 from .microbatches import Cut, Microbatch, MicrobatchReader
-from .models import ScoringModel
+from .models import ScoringModel, TokenScores
+from .pair_scores import PairScores
 from .policies import learning_rates, reshard, trainable
 from .progress import Progress
 from .read_ahead import read_ahead
@@ -65,6 +68,7 @@ class Trainer:
         self._is_stopping = False
         self._plan = plan
         self._settings = plan.settings
+        self._loss = plan.loss
         self._policy = policy
         self._optimizer = optimizer
         self._processes = processes
@@ -120,11 +124,18 @@ class Trainer:
     ) -> bool:
         """Take one optimizer step; returns whether the run shall end after it."""
         parts = [self._pass(each, is_training=True) for each in microbatches]
+        measured = None
+        if self._loss.couples:
+            measured = self._gather(
+                self._plan.pairs, [self._share(self._plan.pairs, parts, microbatches)]
+            )
+            self._push_back(microbatches, measured)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
-        share = self._share(self._plan.pairs, parts, microbatches)
-        measured = self._gather(self._plan.pairs, [share])
+        if measured is None:
+            share = self._share(self._plan.pairs, parts, microbatches)
+            measured = self._gather(self._plan.pairs, [share])
         grad_norm = float(norm)
         self._check_finite(step, measured, grad_norm)
         if step == 1:
@@ -144,20 +155,28 @@ class Trainer:
         return measured.is_interrupted
 
     def _pass(self, microbatch: Microbatch, *, is_training: bool) -> Part:
-        """Run one microbatch forward and, in training, backward."""
+        """Run one microbatch forward and, in training, backward.
+
+        Where the loss couples pairs there is no backward pass and no loss yet.
+        """
         here = microbatch.to(self._processes.device)
-        with torch.set_grad_enabled(is_training):
+        couples = self._loss.couples
+        with torch.set_grad_enabled(is_training and not couples):
             # The entropy costs another pass over the logits: held-out pairs alone pay it.
-            want = ("token_logps",) if is_training else ("token_logps", "entropy")
-            token_scores = self._policy(here.batch, want)
-            token_logps, entropy = token_scores.token_logps, token_scores.entropy
-            scores = here.pair_scores(token_logps)
-            losses = self._plan.loss.function(scores, **self._plan.options)
-            if is_training:
-                # FSDP2 averages gradients over ranks; the factor makes a sum of it.
-                share = self._processes.world_size / self._settings.pairs_per_step
-                torch.autograd.backward((losses * here.weights).sum() * share)
-        values = self._values(scores, losses.detach())
+            token_scores = self._policy(here.batch, self._wanted(with_entropy=not is_training))
+            scores, ld_scores = self._pair_scores(here, token_scores)
+            values = self._values(scores, ld_scores)
+            if couples:
+                values |= score_values(self._with_kl(here, scores), ld_scores)
+            else:
+                losses = self._loss.losses(scores, ld_scores)
+                values = {"loss": losses.detach(), **values}
+                if is_training:
+                    # FSDP2 averages gradients over ranks; the factor makes a sum of it.
+                    share = self._processes.world_size / self._settings.pairs_per_step
+                    torch.autograd.backward((losses * here.weights).sum() * share)
+        token_logps, entropy = token_scores.token_logps, token_scores.entropy
+        assert token_logps is not None
         if entropy is not None:
             sums = here.sums(entropy)
             values["entropy_sums"] = sums[here.chosen] + sums[here.rejected]
@@ -170,14 +189,59 @@ class Trainer:
             values=values, residual=residual, token_logps=token_logps.detach(), entropy=entropy
         )
 
-    def _values(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:  # [n] each
-        values = {"loss": losses, "policy_chosen_logps": scores.policy_chosen_logps.detach()}
-        if self._plan.loss.needs_rejected:
+    def _push_back(self, microbatches: Sequence[Microbatch], measured: Measured) -> None:
+        """Run the microbatches once more, backward from the derivatives of the step's loss."""
+        reshard(self._policy)  # the pass before had no backward one
+        table = measured.table
+        found = upstream_gradients(self._loss, table.values, self._plan.pairs.weights[table.pairs])
+        for microbatch in microbatches:
+            here = microbatch.to(self._processes.device)
+            places = np.searchsorted(table.pairs, microbatch.pairs)
+            factor = 0.0 if microbatch.is_spare else self._processes.world_size
+            gradients = {
+                name: torch.from_numpy(each[places] * factor).to(self._processes.device)
+                for name, each in found.items()
+            }
+            token_scores = self._policy(here.batch, self._wanted(with_entropy=False))
+            scores, ld_scores = self._pair_scores(here, token_scores)
+            torch.autograd.backward(surrogate(scores, ld_scores, gradients))
+
+    def _wanted(self, *, with_entropy: bool) -> tuple[str, ...]:
+        """Return what the policy shall say of each token."""
+        squares = ("log_sum_sq_probs",) if self._loss.use_weighting else ()
+        return ("token_logps", *(("entropy",) if with_entropy else ()), *squares)
+
+    def _pair_scores(
+        self, here: Microbatch, token_scores: TokenScores
+    ) -> tuple[PairScores, PairScores | None]:
+        """Return what is known of the pairs, and the same with ``ld_alpha`` if it is set."""
+        token_logps = token_scores.token_logps
+        assert token_logps is not None
+        scores = here.pair_scores(token_logps, log_sum_sq=token_scores.log_sum_sq_probs)
+        if self._loss.ld_alpha is None:
+            return scores, None
+        return scores, here.pair_scores(token_logps, ld_alpha=self._loss.ld_alpha)
+
+    def _with_kl(self, here: Microbatch, scores: PairScores) -> PairScores:
+        """Return the scores with those of the mismatched sequences, if the loss wants them."""
+        if here.mismatched is None:
+            return scores
+        token_logps = self._policy(here.mismatched.batch, ("token_logps",)).token_logps
+        return replace(scores, kl_logratios=here.mismatched.logratios(token_logps))
+
+    def _values(
+        self, scores: PairScores, ld_scores: PairScores | None
+    ) -> dict[str, Tensor]:  # [n] each
+        values = {"policy_chosen_logps": scores.policy_chosen_logps.detach()}
+        if self._loss.sides != "chosen":
             values["policy_rejected_logps"] = scores.policy_rejected_logps.detach()
         if scores.ref_chosen_logps is not None and scores.ref_rejected_logps is not None:
             values["ref_chosen_logps"] = scores.ref_chosen_logps
             values["ref_rejected_logps"] = scores.ref_rejected_logps
-        rewards = implicit_rewards(self._settings.loss_type, scores, self._plan.options)
+        if scores.chosen_forward_kl is not None and scores.rejected_forward_kl is not None:
+            values["chosen_forward_kl"] = scores.chosen_forward_kl.detach()
+            values["rejected_forward_kl"] = scores.rejected_forward_kl.detach()
+        rewards = self._loss.rewards(scores, ld_scores)
         if rewards is not None:
             values["chosen_rewards"], values["rejected_rewards"] = rewards
         return values
@@ -214,8 +278,10 @@ class Trainer:
 
     def _gather(self, pairs: TrainingPairs, shares: list[RankShare]) -> Measured:
         """Put the shares of all ranks together, on every rank."""
-        every = self._processes.gather(shares)
-        return put_together(pairs, [share for each in every for share in each])
+        every = [share for each in self._processes.gather(shares) for share in each]
+        if not self._loss.couples:
+            return put_together(pairs, every)
+        return put_together(pairs, every, lambda values: coupled_losses(self._loss, values))
 
     def _check_finite(self, step: int, measured: Measured, grad_norm: float) -> None:
         """Stop before the weights are spoilt, and say which pairs did it."""
@@ -299,6 +365,7 @@ class Trainer:
             pairs.num_prompt_tokens,
             pairs.num_chosen_tokens,
             pairs.num_rejected_tokens,
+            num_kl_tokens=pairs.num_kl_tokens,
             packed=self._policy.packs,
             length_switch=self._policy.length_switch,
         )

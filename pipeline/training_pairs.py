@@ -18,6 +18,7 @@ from ..stores.known import Keys, find_keys, to_keys
 from ..stores.rows import to_hashes
 from ..stores.schema import LOGPS, PAIRS, ROW_HASH, SEQUENCES
 from ..stores.store import Store
+from .config import Sides
 from .packing import Indices
 from .pair_sets import PairSet
 
@@ -36,6 +37,14 @@ class TrainingPairs:
     num_rejected_tokens: Indices  # [P]
     num_left_out: int
     """Pairs without a chosen completion, which the loss cannot use."""
+    kl_keys: Keys | None = None  # [P]
+    """Mismatched sequence of each pair; None for a loss that estimates no KL."""
+    num_kl_tokens: Indices | None = None  # [P]
+    """Tokens of the mismatched sequence's completion."""
+    chosen_margin_rewards: NDArray[np.float64] | None = None  # [P, K]
+    """Rewards of the chosen completion for the other objectives; None without objectives."""
+    rejected_margin_rewards: NDArray[np.float64] | None = None  # [P, K]
+    """The same of the rejected completion."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,10 +54,12 @@ class TrainingPairs:
         """Length of each pair's packed row."""
         return self.num_prompt_tokens + self.num_chosen_tokens + self.num_rejected_tokens
 
-    def sequence_keys(self) -> Keys:
-        """Return the keys of all sequences, each once, sorted."""
-        rejected = self.rejected_keys[self.num_rejected_tokens > 0]
-        return np.unique(np.concatenate((self.chosen_keys, rejected)))
+    def sequence_keys(self, numbers: Indices | slice = slice(None)) -> Keys:
+        """Return the keys of the sequences of some pairs, of all by default, each once, sorted."""
+        chosen = self.chosen_keys[numbers][self.num_chosen_tokens[numbers] > 0]
+        rejected = self.rejected_keys[numbers][self.num_rejected_tokens[numbers] > 0]
+        mismatched = np.empty(0, "S16") if self.kl_keys is None else self.kl_keys[numbers]
+        return np.unique(np.concatenate((chosen, rejected, mismatched)))
 
     def digest(self) -> str:
         """Return a hash of which pairs there are, of what sequences, and how they weigh."""
@@ -59,18 +70,25 @@ class TrainingPairs:
         hasher.update(self.num_rejected_tokens.astype("<i8").tobytes())
         return hasher.hexdigest(KEY_BYTES)
 
+    def margin_digest(self) -> str | None:
+        """Return a hash of the margin rewards; None where there are none."""
+        hasher = blake3()
+        for rewards in (self.chosen_margin_rewards, self.rejected_margin_rewards):
+            if rewards is None:
+                return None
+            hasher.update(np.ascontiguousarray(rewards.astype("<f8")).tobytes())
+        return hasher.hexdigest(KEY_BYTES)
 
-def load_pairs(
-    store: Store, pair_set: PairSet, *, split: str, needs_rejected: bool
-) -> TrainingPairs:
+
+def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> TrainingPairs:
     """Return the pairs of a split.
 
     Args:
         store: The store.
         pair_set: The version of the pair set.
         split: The split.
-        needs_rejected: Whether the loss compares two completions; if not, rejected ones and pairs
-            without a chosen one are left out.
+        sides: Completions that the loss needs of a pair. For ``chosen`` rejected ones, and pairs
+            without a chosen one, are left out.
 
     Raises:
         PairSetError: If the split has no pairs that the loss can use, or, where it compares, a
@@ -83,17 +101,18 @@ def load_pairs(
     rows = store.read(PAIRS.name, pair_set.tokenizer, columns, is_wanted).combine_chunks()
     has_chosen, has_rejected = (np.asarray(pc.is_valid(rows[n])) for n in columns[1:3])
     num_single = int((~(has_chosen & has_rejected)).sum())
-    if needs_rejected and num_single:
+    if sides == "both" and num_single:
         raise PairSetError(
             f"{pair_set}: expected two completions of each pair, {num_single:,} of "
-            f"{rows.num_rows:,} of split {split} have one; --loss-type sft trains on chosen ones"
+            f"{rows.num_rows:,} of split {split} have one; --loss-type sft trains on chosen ones, "
+            "--loss-type kto on any"
         )
-    rows = rows.filter(pa.array(has_chosen))
+    if sides == "chosen":
+        rows = rows.filter(pa.array(has_chosen))
     if not rows.num_rows:
         raise PairSetError(f"{pair_set} has no pair of split {split!r} that the loss can use")
-    return _sorted_pairs(
-        store, pair_set, rows, split, needs_rejected, num_left_out=int((~has_chosen).sum())
-    )
+    num_left_out = int((~has_chosen).sum()) if sides == "chosen" else 0
+    return _sorted_pairs(store, pair_set, rows, split, sides, num_left_out=num_left_out)
 
 
 def reference_digest(store: Store, scorer: str, sequence_keys: Keys) -> str:
@@ -121,14 +140,16 @@ def _sorted_pairs(
     pair_set: PairSet,
     rows: pa.Table,
     split: str,
-    needs_rejected: bool,
+    sides: Sides,
     *,
     num_left_out: int,
 ) -> TrainingPairs:
-    keys, chosen = to_keys(rows["pair_key"]), to_keys(rows["chosen_key"])
-    rejected = to_keys(rows["rejected_key"]) if needs_rejected else np.full(len(keys), b"", "S16")
+    keys = to_keys(rows["pair_key"])
     order = np.argsort(keys, kind="stable")
-    chosen, rejected = chosen[order], rejected[order]
+    chosen = _side_keys(rows["chosen_key"])[order]
+    rejected = np.full(len(keys), b"", "S16")
+    if sides != "chosen":
+        rejected = _side_keys(rows["rejected_key"])[order]
     described = store.read(
         SEQUENCES.name,
         pair_set.tokenizer,
@@ -139,24 +160,32 @@ def _sorted_pairs(
     prompts = to_keys(described["prompt_key"])[by_key]
     num_prompt = np.asarray(described["num_prompt_tokens"])[by_key].astype(np.int64)
     num_completion = np.asarray(described["num_completion_tokens"])[by_key].astype(np.int64)
-    first = _places(chosen, known[by_key], pair_set)
-    num_rejected = np.zeros(len(keys), np.int64)
-    if needs_rejected:
-        second = _places(rejected, known[by_key], pair_set)
-        num_rejected = num_completion[second]
-        if differing := int((prompts[first] != prompts[second]).sum()):
-            raise PairSetError(f"{pair_set}: {differing:,} pairs have two prompts, expected one")
+    both = []
+    for side in (chosen, rejected):
+        is_there = side != b""
+        places = np.zeros(len(keys), np.int64)
+        places[is_there] = _places(side[is_there], known[by_key], pair_set)
+        both.append((is_there, places, np.where(is_there, num_completion[places], 0)))
+    (has_chosen, first, num_chosen), (has_rejected, second, num_rejected) = both
+    is_pair = has_chosen & has_rejected
+    if differing := int((prompts[first] != prompts[second])[is_pair].sum()):
+        raise PairSetError(f"{pair_set}: {differing:,} pairs have two prompts, expected one")
     return TrainingPairs(
         split=split,
         keys=keys[order],
         chosen_keys=chosen,
         rejected_keys=rejected,
         weights=np.asarray(rows["weight"])[order].astype(np.float64),
-        num_prompt_tokens=num_prompt[first],
-        num_chosen_tokens=num_completion[first],
+        num_prompt_tokens=num_prompt[np.where(has_chosen, first, second)],
+        num_chosen_tokens=num_chosen,
         num_rejected_tokens=num_rejected,
         num_left_out=num_left_out,
     )
+
+
+def _side_keys(column: pa.ChunkedArray) -> Keys:
+    """Return the keys of one side; empty where there is no completion."""
+    return to_keys(pc.fill_null(column, pa.scalar(bytes(KEY_BYTES), column.type)))
 
 
 def _places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:

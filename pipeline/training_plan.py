@@ -4,7 +4,7 @@ Everything that can be wrong with the data or the settings is found here, before
 or a file is written.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from ..stores.keys import fingerprint
 from ..stores.store import Store
 from .config import ROUNDING_ONLY, TrainSettings
 from .fingerprints import max_positions, model_config, weights_hash
-from .losses import LOSSES, OPTION_NAMES, Loss, Option, loss_options
+from .kl_pairs import find_kl_keys
+from .losses import OPTION_NAMES
+from .margins import load_margins
 from .packing import Indices
 from .pair_sets import PairSet, find_pair_set
 from .references import Reference, ReferenceRequest, find_reference
 from .step_order import epoch_steps
 from .tokenization import tokenizer_spec
+from .training_loss import MODIFIERS, TrainingLoss, settled_loss
 from .training_pairs import TrainingPairs, load_pairs, reference_digest
 
 
@@ -34,9 +37,7 @@ class TrainingPlan:
     pairs: TrainingPairs
     eval_pairs: TrainingPairs | None
     reference: Reference | None
-    loss: Loss
-    options: dict[str, Option]
-    """Arguments of the loss."""
+    loss: TrainingLoss
     digests: dict[str, str | None]
     """What the run reads, hashed, by a name that a person understands."""
 
@@ -66,8 +67,9 @@ class TrainingPlan:
     def depends_on(self) -> dict[str, Any]:
         """All that a resumed run must share with the run it goes on with, by name."""
         settings = self.settings.results_depend_on()
-        given = {name: value for name, value in settings.items() if name not in OPTION_NAMES}
-        return {**given, **self.options, **self.digests}
+        told = {"loss_type", *OPTION_NAMES, *MODIFIERS}  # the loss says which of them act
+        given = {name: value for name, value in settings.items() if name not in told}
+        return {**given, **self.loss.described(), **self.digests}
 
     def epoch(self, epoch: int) -> Indices:  # [S, N]
         """Return the pairs of each step of an epoch, from 0 on."""
@@ -88,23 +90,23 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         PairSetError: If the pairs cannot be used, or scores are missing.
         ModelError: If the policy does not fit the pairs.
     """
-    loss = LOSSES.get(settings.loss_type)
-    options = loss_options(settings.loss_type, settings.loss_settings(OPTION_NAMES))
-    assert loss is not None  # loss_options has checked the name
+    loss = settled_loss(settings)
     _check_folders(store, settings)
     if settings.reference is not None and not loss.needs_reference:
-        raise ValueError(f"reference takes no effect on {settings.loss_type}, which needs none")
+        raise ValueError(f"reference takes no effect on {loss.name}, which needs none")
+    if loss.needs_forward_kl:
+        raise PairSetError(
+            f"{loss.name} needs the reference's whole distribution at every token, scores of tier "
+            f"hidden (or topk); the store has none, and this version computes tier logps only"
+        )
     pair_set = find_pair_set(store, settings.pair_set)
     _check_tokenizer(store, settings.model, pair_set)
     splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
-    found = [
-        load_pairs(store, pair_set, split=split, needs_rejected=loss.needs_rejected)
-        for split in splits
-    ]
+    found = [_load(store, pair_set, split, loss) for split in splits]
     _check_lengths(settings.model, pair_set, found)
     reference = None
     if loss.needs_reference:
-        reference = _reference(store, settings, pair_set, found)
+        reference = _reference(store, settings, pair_set, found, loss)
     plan = TrainingPlan(
         store_path=store.path,
         settings=settings,
@@ -113,15 +115,34 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         eval_pairs=found[1] if len(found) > 1 else None,
         reference=reference,
         loss=loss,
-        options=options,
         digests=_digests(store, settings, found, reference),
     )
     _check_steps(plan)
     return plan
 
 
+def _load(store: Store, pair_set: PairSet, split: str, loss: TrainingLoss) -> TrainingPairs:
+    """Return the pairs of a split with all that the loss needs beside the reference's scores."""
+    pairs = load_pairs(store, pair_set, split=split, sides=loss.sides)
+    if loss.needs_kl_pairs:
+        keys, num_tokens = find_kl_keys(store, pair_set, pairs)
+        pairs = replace(pairs, kl_keys=keys, num_kl_tokens=num_tokens)
+    if loss.objectives:
+        margins = load_margins(store, pair_set, pairs, loss.objectives)
+        pairs = replace(
+            pairs,
+            chosen_margin_rewards=margins.chosen,
+            rejected_margin_rewards=margins.rejected,
+        )
+    return pairs
+
+
 def _reference(
-    store: Store, settings: TrainSettings, pair_set: PairSet, found: list[TrainingPairs]
+    store: Store,
+    settings: TrainSettings,
+    pair_set: PairSet,
+    found: list[TrainingPairs],
+    loss: TrainingLoss,
 ) -> Reference:
     request = ReferenceRequest(
         named=settings.reference,
@@ -129,6 +150,7 @@ def _reference(
         precision=settings.precision,
         pair_set=pair_set,
         sequence_keys=np.unique(np.concatenate([pairs.sequence_keys() for pairs in found])),
+        needs_kl_pairs=loss.needs_kl_pairs,
     )
     return find_reference(store, request)
 
@@ -141,7 +163,9 @@ def _digests(
 ) -> dict[str, str | None]:
     """Hash what the run reads. Held-out data changes no parameter and is not a part of it."""
     pairs = found[0]
+    margins = pairs.margin_digest()
     return {
+        **({} if margins is None else {"margin rewards": margins}),
         "pairs": pairs.digest(),
         "policy": weights_hash(settings.model, store),
         "reference": reference.fingerprint if reference else None,
@@ -183,9 +207,9 @@ def _check_steps(plan: TrainingPlan) -> None:
 def _check_lengths(folder: Path, pair_set: PairSet, found: list[TrainingPairs]) -> None:
     limit = max_positions(model_config(folder))
     for pairs in found:
-        longest = pairs.num_prompt_tokens + np.maximum(
-            pairs.num_chosen_tokens, pairs.num_rejected_tokens
-        )
+        completions = [pairs.num_chosen_tokens, pairs.num_rejected_tokens]
+        completions += [] if pairs.num_kl_tokens is None else [pairs.num_kl_tokens]
+        longest = pairs.num_prompt_tokens + np.maximum.reduce(completions)
         if limit is not None and longest.max() > limit:
             raise ModelError(
                 f"{folder}: expected sequences of at most {limit} tokens, {pair_set} has some of "

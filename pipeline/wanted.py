@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from ..stores.schema import PAIRS
 from ..stores.store import Store
 from .config import AddSettings
+from .kl_pairs import fix_kl_pairs, mismatched_keys
 from .pair_sets import PairSet, find_pair_set, pair_sets
 from .pairs import PlannedAdd, add_pairs, plan_add
 
@@ -18,7 +19,13 @@ class Wanted:
     """The sequences to be scored: of a pair set that is there, or of one that is being added."""
 
     def __init__(
-        self, store: Store, pair_set: str | None, data: AddSettings | None, *, is_adder: bool
+        self,
+        store: Store,
+        pair_set: str | None,
+        data: AddSettings | None,
+        *,
+        is_adder: bool,
+        with_kl_pairs: bool = False,
     ) -> None:
         self._store = store
         self._planned: PlannedAdd | None = None
@@ -27,6 +34,7 @@ class Wanted:
         self._keys: pa.Array | None = None  # of the complete pair set
         self._thread: threading.Thread | None = None
         self._is_adder = is_adder
+        self._with_kl_pairs = with_kl_pairs
         if data is None:
             if pair_set is None:
                 raise ValueError("expected a pair set's name or data to add, got neither")
@@ -52,7 +60,7 @@ class Wanted:
             self._found = self._complete()
             if self._error is not None:
                 raise self._error
-        return self._found is not None
+        return self._found is not None and self._has_kl_pairs(self._found)
 
     def tokenizer_fields(self) -> tuple[dict[str, Any], str | None]:
         """Return the spec of the pair set's tokenizer, and the hash of the template it used."""
@@ -92,7 +100,7 @@ class Wanted:
         """Return the keys of the pair set's sequences that are in the store by now."""
         if self._keys is not None:
             return self._keys
-        is_all = self._found is not None
+        is_all = self._found is not None and self._has_kl_pairs(self._found)
         pairs = self._store.read(
             PAIRS.name,
             self.tokenizer,
@@ -103,9 +111,22 @@ class Wanted:
             pairs["chosen_key"].chunks + pairs["rejected_key"].chunks, pa.binary(16)
         )
         keys = pc.unique(both).drop_null()
+        if is_all and self._with_kl_pairs:
+            mismatched = mismatched_keys(self._store, self.pair_set())
+            keys = pc.unique(pa.chunked_array([keys, mismatched]))
         if is_all:
             self._keys = keys
         return keys
+
+    def _has_kl_pairs(self, found: PairSet) -> bool:
+        """Whether the mismatched sequences are there, if wanted; the adder sees to it."""
+        if not self._with_kl_pairs:
+            return True
+        if self._is_adder:
+            fix_kl_pairs(self._store, found)
+            return True
+        self._store.refresh()
+        return len(mismatched_keys(self._store, found)) > 0
 
     def _complete(self) -> PairSet | None:
         found = [each for each in pair_sets(self._store) if each.fingerprint == self.version]

@@ -128,6 +128,21 @@ PAIRS = TableSchema(
     order=("pair_set_fingerprint", "pair_key"),
 )
 
+KL_PAIRS = TableSchema(
+    name="kl_pairs",
+    row="the mismatched sequence of a pair: its prompt with the completion of another prompt",
+    partition="tokenizer fingerprint",
+    schema=pa.schema(
+        [
+            column("pair_set_fingerprint", pa.string(), "version of the pair set"),
+            column("pair_key", KEY, "the pair"),
+            column("sequence_key", KEY, "the mismatched sequence; kto's KL is estimated on it"),
+        ]
+    ),
+    key=("pair_set_fingerprint", "pair_key"),
+    order=("pair_set_fingerprint", "pair_key"),
+)
+
 PAIR_SETS = TableSchema(
     name="pair_sets",
     row="a version of a pair set, written with its last batch: without it the set is incomplete",
@@ -416,7 +431,7 @@ GENERATIONS = TableSchema(
 TABLES: dict[str, TableSchema] = {
     table.name: table
     for table in (
-        TEXTS, VOCABULARY, SEQUENCES, PAIRS, PAIR_SETS, REJECTS,
+        TEXTS, VOCABULARY, SEQUENCES, PAIRS, KL_PAIRS, PAIR_SETS, REJECTS,
         LOGPS, TOPK, HIDDEN, REWARDS,
         RUNS, RUN_EVENTS, STEPS, EXAMPLES, TOKENS, EVALUATIONS, GENERATIONS,
     )

@@ -11,10 +11,10 @@ from offpref.pipeline.config import LOSS_TYPES, TrainSettings
 from offpref.pipeline.losses import (
     LOSSES,
     OPTION_NAMES,
-    PairScores,
     implicit_rewards,
     loss_options,
 )
+from offpref.pipeline.pair_scores import PairScores
 
 # Summed log-probs of policy and reference, and lengths: chosen, rejected.
 PAIRS = [

@@ -1,0 +1,103 @@
+"""Losses whose pairs depend on each other: computed over a whole step, whoever has which pair.
+
+A pass without gradient tells what policy and reference say of all pairs of the step, on all ranks.
+From that the losses follow, and their derivatives by the policy's log-probs: the pass with gradient
+takes these from above. So nothing depends on how a step is cut or shared.
+
+Letters in shape comments: N pairs of a step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .pair_scores import PairScores
+from .training_loss import TrainingLoss
+
+PLAIN, SHORTENED = "scores/", "ld_scores/"
+"""Before the names of the fields of a :class:`PairScores` among what a step has measured; the
+second where ``ld_alpha`` weighs tokens."""
+_LEAVES = ("policy_chosen_logps", "policy_rejected_logps")
+
+Values = Mapping[str, NDArray[np.float64]]  # [N] each
+
+
+def score_values(scores: PairScores, ld_scores: PairScores | None) -> dict[str, Tensor]:
+    """Return what is known of some pairs, by name, for :func:`coupled_losses`."""
+    values = {PLAIN + name: each.detach().double() for name, each in scores.tensors().items()}
+    if ld_scores is not None:
+        own = ld_scores.tensors().items()
+        values |= {SHORTENED + name: each.detach().double() for name, each in own}
+    return values
+
+
+def coupled_losses(loss: TrainingLoss, values: Values) -> NDArray[np.float64]:  # [N]
+    """Return the loss of each pair of a step.
+
+    Args:
+        loss: What the run minimises.
+        values: As `score_values` has named them, of all pairs of the step.
+    """
+    losses = loss.losses(_scores(values, PLAIN), _ld_scores(values))
+    return losses.detach().numpy()
+
+
+def upstream_gradients(
+    loss: TrainingLoss,
+    values: Values,
+    weights: NDArray[np.float64],  # [N]
+) -> dict[str, NDArray[np.float64]]:  # [N] each
+    """Return the derivatives of the loss of a step by the policy's log-probs of each pair.
+
+    Args:
+        loss: What the run minimises.
+        values: As `score_values` has named them, of all pairs of the step.
+        weights: Of the pairs.
+
+    Returns:
+        By the names of the values that have a derivative.
+    """
+    scores, ld_scores = _scores(values, PLAIN), _ld_scores(values)
+    leaves: dict[str, Tensor] = {}
+    for prefix, each in ((PLAIN, scores), (SHORTENED, ld_scores)):
+        if each is not None:
+            leaves |= {prefix + name: getattr(each, name).requires_grad_() for name in _LEAVES}
+    losses = loss.losses(scores, ld_scores)
+    total = (losses * torch.from_numpy(weights)).sum() / len(weights)
+    torch.autograd.backward(total)
+    return {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def surrogate(
+    scores: PairScores, ld_scores: PairScores | None, gradients: Mapping[str, Tensor]
+) -> Tensor:  # []
+    """Return a number whose derivatives are the given ones, to go backward from.
+
+    Args:
+        scores: What a pass with gradient says of some pairs.
+        ld_scores: The same with ``ld_alpha``.
+        gradients: Of these pairs, as `upstream_gradients` names them.
+    """
+    terms = []
+    for prefix, each in ((PLAIN, scores), (SHORTENED, ld_scores)):
+        for name in _LEAVES:
+            if each is not None and prefix + name in gradients:
+                terms.append((getattr(each, name) * gradients[prefix + name]).sum())
+    return torch.stack(terms).sum()
+
+
+def _ld_scores(values: Values) -> PairScores | None:
+    return _scores(values, SHORTENED) if any(n.startswith(SHORTENED) for n in values) else None
+
+
+def _scores(values: Values, prefix: str) -> PairScores:
+    own = {name: each for name, each in values.items() if name.startswith(prefix)}
+    # A copy: the values are views of what was measured, and leaves want memory of their own.
+    tensors: dict[str, Any] = {
+        name.removeprefix(prefix): torch.tensor(each) for name, each in own.items()
+    }
+    return PairScores(**tensors)
