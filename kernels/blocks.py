@@ -17,7 +17,6 @@ from .head import OutputHead
 from .products import product
 from .transform import Transform
 
-WORKSPACE_BYTES = 64 << 20
 VOCAB_BLOCK = 4096  # columns at a time: wide enough for the product, in reach of the cache
 PIECE_NUMEL = 1 << 17  # logits whose passes stay in the second-level cache of a CPU's cores
 MIN_TOKENS, MIN_COLUMNS = 256, 256  # below these, products are slow
@@ -175,12 +174,6 @@ def pieces(height: int, width: int, device: torch.device) -> Iterator[slice]:
     """Yield the rows of each piece of a block."""
     step = height if device.type != "cpu" else max(1, PIECE_NUMEL // max(width, 1))
     return (slice(start, min(start + step, height)) for start in range(0, height, max(step, 1)))
-
-
-def label_columns(labels: Tensor, v: slice) -> tuple[Tensor, Tensor]:  # [t, n] -> [t, n], [t, n]
-    """Return each label's column within a block, any column where it is elsewhere, and which."""
-    is_here = (labels >= v.start) & (labels < v.stop)
-    return (labels - v.start).clamp_(0, v.stop - v.start - 1), is_here
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -16,22 +16,23 @@ Letters in shape comments: T tokens, V vocabulary, H hidden size.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import WORKSPACE_BYTES, BlockShape, HeadLogits, block_shape, compute_dtype
-from .distributions import HiddenReference, Reference, TopKReference, check_reference
+from . import torch_linear
+from .distributions import Reference, TopKReference, check_reference
+from .forms import Form, choose_form
 from .head import OutputHead
-from .row_gradients import HeadSink, Upstream, add_gradients
-from .row_sums import RowStats, row_stats
-from .topk import topk_extra, topk_kl
+from .labels import IGNORE_INDEX, check_labels
 
 WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")
 NEEDS_REFERENCE = ("forward_kl", "reverse_kl")
-IGNORE_INDEX = -100
+WORKSPACE_BYTES = {"cpu": 64 << 20}
+"""Most memory for buffers by type of device, where nothing is asked for."""
+GPU_WORKSPACE_BYTES = 1 << 30
 
 
 def linear_token_scores(
@@ -41,7 +42,8 @@ def linear_token_scores(
     reference: Reference | None = None,
     *,
     want: Sequence[str] = ("token_logps",),
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
+    form: Form | None = None,
 ) -> dict[str, Tensor]:
     """Return what is wanted of each token.
 
@@ -54,12 +56,14 @@ def linear_token_scores(
     Args:
         hidden: Last hidden state of the position before each label; any floating dtype.
         head: The output head; its weight may have another dtype than ``hidden``.
-        labels: The token whose log-probability is asked for, between 0 and V - 1, or -100 for a
-            token to ignore: all its results and gradients are 0.
+        labels: The token whose log-probability is asked for, between 0 and V - 1 (checked on a
+            CPU only), or -100 for a token to ignore: all its results and gradients are 0.
         reference: What the KLs are taken against; no gradient flows there. Against the k most
             likely tokens only ``forward_kl`` is there, as a lower bound.
         want: Names out of ``WANTED``.
-        workspace_bytes: Most memory for buffers, beyond inputs and outputs.
+        workspace_bytes: Most memory for buffers, beyond inputs and outputs; by default 64 MiB
+            on a CPU and 1 GiB elsewhere.
+        form: ``torch`` or ``triton``; by default Triton for CUDA tensors where it is installed.
 
     Returns:
         One tensor per wanted name, shape [T], float32 (float64 if ``hidden`` is float64).
@@ -68,24 +72,31 @@ def linear_token_scores(
         ValueError: If a shape, dtype, device, name or the workspace does not fit, or a KL is
             wanted without a reference that can give it.
     """
+    if workspace_bytes is None:
+        workspace_bytes = WORKSPACE_BYTES.get(hidden.device.type, GPU_WORKSPACE_BYTES)
     _check(hidden, head, labels, reference, want, workspace_bytes)
+    if not set(want) & set(NEEDS_REFERENCE):
+        reference = None
     is_ignored = labels == IGNORE_INDEX
     if bool(is_ignored.any()):
         kept = (~is_ignored).nonzero().squeeze(1)
         rows = None if reference is None else reference.rows(kept)
         few = hidden.index_select(0, kept)
         scores = linear_token_scores(
-            few, head, labels[kept], rows, want=want, workspace_bytes=workspace_bytes
-        )
+            few, head, labels[kept], rows,
+            want=want, workspace_bytes=workspace_bytes, form=form,
+        )  # fmt: skip
         return {
             name: values.new_zeros(len(labels)).index_copy(0, kept, values)
             for name, values in scores.items()
         }
     with torch.autocast(hidden.device.type, enabled=False):
+        settings = _Settings(
+            head.scale, head.softcap, frozenset(want), workspace_bytes, choose_form(hidden, form)
+        )
         results = _LinearTokenScores.apply(  # type: ignore[no-untyped-call] # torch
-            hidden, head.weight, head.bias, labels, reference,
-            (head.scale, head.softcap, frozenset(want), workspace_bytes),
-        )  # fmt: skip
+            hidden, head.weight, head.bias, labels, reference, settings
+        )
     scores = dict(zip(WANTED, results, strict=True))
     return {name: scores[name] for name in want}
 
@@ -96,12 +107,27 @@ def linear_logits(hidden: Tensor, head: OutputHead) -> Tensor:  # [T, H] -> [T, 
     For checks of a handful of tokens; without gradient. Float32, or float64 if ``hidden`` is.
     """
     labels = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    _check(hidden, head, labels, None, (), WORKSPACE_BYTES)
+    _check(hidden, head, labels, None, (), 1)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        source = HeadLogits(hidden, head, compute_dtype(hidden, head.weight))
-        shape = _shape(source, None, WORKSPACE_BYTES, is_backward=False)
-        rows = slice(0, hidden.shape[0])
-        return torch.cat([source.block(rows, v) for v in shape.vocabulary(head.vocab_size)], 1)
+        return torch_linear.logits(hidden, head)
+
+
+class _Settings(NamedTuple):
+    """What is no tensor."""
+
+    scale: float
+    softcap: float | None
+    want: frozenset[str]
+    workspace_bytes: int
+    form: Form
+
+
+def _form(name: Form) -> Any:  # one of two modules with the same functions
+    if name == "torch":
+        return torch_linear
+    from . import triton_linear  # Triton exists for Linux only
+
+    return triton_linear
 
 
 class _LinearTokenScores(torch.autograd.Function):
@@ -113,106 +139,32 @@ class _LinearTokenScores(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         reference: Reference | None,
-        settings: tuple[float, float | None, frozenset[str], int],
+        settings: _Settings,
     ) -> tuple[Tensor | None, ...]:
-        scale, softcap, want, workspace_bytes = settings
-        head = OutputHead(weight=weight, bias=bias, scale=scale, softcap=softcap)
-        policy, whole = _sources(hidden, head, reference)
-        shape = _shape(policy, whole, workspace_bytes, is_backward=False)
-        top = reference if isinstance(reference, TopKReference) else None
-        columns = labels[:, None] if top is None else torch.cat((labels[:, None], top.ids), 1)
-        exact = want if top is None else want - {"forward_kl"}
-        needed = whole if exact & set(NEEDS_REFERENCE) else None
-        stats = row_stats(policy, needed, columns, want=exact, shape=shape)
-        results = _results(stats, top, want)
-        ctx.save_for_backward(hidden, weight, bias, labels, *stats)
-        ctx.reference, ctx.settings = (reference if needed or top else None), settings
-        if results["log_sum_sq_probs"] is not None:
-            ctx.mark_non_differentiable(results["log_sum_sq_probs"])
-        return tuple(results[name] for name in WANTED)
+        head = OutputHead(weight=weight, bias=bias, scale=settings.scale, softcap=settings.softcap)
+        results, saved = _form(settings.form).forward(
+            hidden, head, labels, reference, settings.want, settings.workspace_bytes
+        )
+        ctx.save_for_backward(hidden, weight, bias, labels, *saved)
+        ctx.reference, ctx.settings = reference, settings
+        outputs = tuple(results[n] if n in settings.want else None for n in WANTED)
+        ctx.mark_non_differentiable(*(o for o in outputs[-1:] if o is not None))
+        ctx.set_materialize_grads(False)
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        hidden, weight, bias, labels, *kept = ctx.saved_tensors
-        scale, softcap, want, workspace_bytes = ctx.settings
-        stats = RowStats(*kept)
-        head = OutputHead(weight=weight, bias=bias, scale=scale, softcap=softcap)
-        given = dict(zip(WANTED, grads, strict=True))
+        hidden, weight, bias, labels, *saved = ctx.saved_tensors
+        settings: _Settings = ctx.settings
+        head = OutputHead(weight=weight, bias=bias, scale=settings.scale, softcap=settings.softcap)
         with torch.autocast(hidden.device.type, enabled=False):
-            policy, whole = _sources(hidden, head, ctx.reference)
-            upstream = _upstream(given, stats.lse)
-            extra = None
-            if isinstance(ctx.reference, TopKReference) and "forward_kl" in want:
-                extra = topk_extra(ctx.reference, stats, upstream.forward_kl)
-            needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-            sink = HeadSink(
-                policy, needs_hidden=needs_hidden, needs_weight=needs_weight, needs_bias=needs_bias
-            )
-            shape = _shape(policy, whole, workspace_bytes, is_backward=True)
-            add_gradients(policy, whole, labels, stats, upstream, extra, sink, shape)
-        bias_grad = None if sink.bias is None or bias is None else sink.bias.to(bias.dtype)
-        return sink.hidden_as(hidden), sink.weight, bias_grad, None, None, None
-
-
-def _sources(
-    hidden: Tensor, head: OutputHead, reference: Reference | None
-) -> tuple[HeadLogits, HeadLogits | None]:
-    """Return where the logits of policy and reference come from, over their common vocabulary."""
-    dtype = compute_dtype(hidden, head.weight)
-    if not isinstance(reference, HiddenReference):
-        return HeadLogits(hidden, head, dtype), None
-    common = min(head.vocab_size, reference.head.vocab_size)
-    return (
-        HeadLogits(hidden, head, dtype, common),
-        HeadLogits(reference.hidden, reference.head, dtype, common),
-    )
-
-
-def _shape(
-    policy: HeadLogits, reference: HeadLogits | None, workspace_bytes: int, *, is_backward: bool
-) -> BlockShape:
-    widths = [policy.head.hidden_size]
-    weights = [policy.head.weight]
-    num_blocks = 1 if reference is None else 2
-    if reference is not None:
-        widths.append(reference.head.hidden_size)
-        weights.append(reference.head.weight)
-    if is_backward and (policy.head.softcap is not None or reference is not None):
-        num_blocks += 1
-    if policy.hidden.device.type != "cpu":
-        num_blocks += 5  # A piece is a whole block there, and so are its buffers.
-    return block_shape(
-        policy.hidden.shape[0], policy.vocab_size, max(widths),
-        dtype=policy.dtype, workspace_bytes=workspace_bytes, num_blocks=num_blocks,
-        copies_weight=any(weight.dtype != policy.dtype for weight in weights),
-    )  # fmt: skip
-
-
-def _results(
-    stats: RowStats, top: TopKReference | None, want: frozenset[str]
-) -> dict[str, Tensor | None]:
-    found: dict[str, Tensor | None] = {
-        "token_logps": stats.picked[:, :1] - stats.lse,
-        "forward_kl": stats.forward_kl,
-        "reverse_kl": stats.reverse_kl,
-        "entropy": stats.entropy,
-        "log_sum_sq_probs": stats.log_sum_sq_probs,
-    }
-    if top is not None and "forward_kl" in want:
-        found["forward_kl"] = topk_kl(top, stats)
-    return {
-        name: None if values is None or name not in want else values.squeeze(1)
-        for name, values in found.items()
-    }
-
-
-def _upstream(grads: dict[str, Tensor | None], like: Tensor) -> Upstream:
-    columns = (
-        torch.zeros_like(like) if grad is None else grad[:, None].to(like.dtype)
-        for grad in (grads[n] for n in ("token_logps", "forward_kl", "reverse_kl", "entropy"))
-    )
-    return Upstream(*columns)
+            found = _form(settings.form).backward(
+                hidden, head, labels, ctx.reference, tuple(saved),
+                dict(zip(WANTED, grads, strict=True)),
+                ctx.needs_input_grad[:3], settings.workspace_bytes,
+            )  # fmt: skip
+        return *found, None, None, None
 
 
 def _check(
@@ -235,6 +187,7 @@ def _check(
         raise ValueError(
             f"labels must be int64 [{hidden.shape[0]}], got {labels.dtype} {tuple(labels.shape)}"
         )
+    check_labels(labels, weight.shape[0])
     if not hidden.is_floating_point() or not weight.is_floating_point():
         raise ValueError(f"dtypes must be floating, got {hidden.dtype} and {weight.dtype}")
     devices = {tensor.device for tensor in (hidden, weight, bias, labels) if tensor is not None}

@@ -32,6 +32,17 @@ def product(
     return left @ right if bias is None else torch.addmm(bias, left, right)
 
 
+def wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``left @ right``, summed and given out in ``dtype``; [M, K], [K, N] -> [M, N].
+
+    A GPU multiplies half-precision factors exactly and sums them in float32. Where the factors'
+    dtypes differ, ``left`` is rounded to that of ``right``.
+    """
+    if right.dtype == dtype or not right.is_cuda:
+        return product(left.to(dtype), right.to(dtype))
+    return torch.mm(left.to(right.dtype), right, out_dtype=dtype)
+
+
 def linear(
     inputs: Tensor,  # [..., K]
     weight: Tensor,  # [N, K]

@@ -22,7 +22,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .blocks import BlockShape, GivenLogits, HeadLogits, Logits, Rows, label_columns, pieces
+from .blocks import BlockShape, GivenLogits, HeadLogits, Logits, Rows, pieces
+from .labels import label_columns
 from .products import product
 from .row_sums import RowStats, shares_weight
 
@@ -314,13 +315,17 @@ class HeadSink:
         """Return the gradient of the hidden states in their dtype."""
         return None if self._hidden is None else self._hidden.to(hidden.dtype)
 
+    def bias_as(self, bias: Tensor | None) -> Tensor | None:
+        """Return the gradient of the bias in its dtype."""
+        return None if self.bias is None or bias is None else self.bias.to(bias.dtype)
+
 
 class LogitsSink:
     """The gradient of logits that were given."""
 
-    def __init__(self, source: GivenLogits) -> None:
+    def __init__(self, source: GivenLogits, out: Tensor) -> None:
         self._source = source
-        self.grad = torch.zeros_like(source.logits)
+        self.grad = out
 
     def add(self, rows: Rows, v: slice, block: Tensor, factor: Tensor | None) -> None:
         """Take a block, [t, v], times a factor a token, [t, 1]."""

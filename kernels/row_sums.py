@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import BlockShape, HeadLogits, Logits, Rows, label_columns, pieces
+from .blocks import BlockShape, HeadLogits, Logits, Rows, pieces
+from .labels import label_columns
 
 NUM_SAMPLES = 9
 FAR = 20.0  # A median logit beyond this is subtracted before e^z is taken.

@@ -12,37 +12,46 @@ from torch import Tensor
 
 from .distributions import TopKReference
 from .row_gradients import Extra
-from .row_sums import RowStats
 
 MIN_TAIL = 1e-12  # of q_T: below it the rest of the vocabulary has no probability in float32
 
 
-def topk_kl(reference: TopKReference, stats: RowStats) -> Tensor:  # [T, 1]
+def topk_kl(
+    reference: TopKReference,
+    top_logits: Tensor,  # [T, k]
+    lse: Tensor,  # [T, 1]
+) -> Tensor:  # [T, 1]
     """Return the KL over k + 1 buckets of each token.
 
     Args:
         reference: The reference.
-        stats: Of the forward pass; ``picked`` has the label's logit and then those of the top k.
+        top_logits: The policy's logits of the reference's top k.
+        lse: Log-normaliser of the policy's logits.
     """
-    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, stats)
+    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, lse)
     top = (log_p.exp() * (log_p - log_q)).sum(1, keepdim=True)
     # A reference without a tail has log_p_tail minus infinity: 0 log 0 is 0.
     tail = torch.where(
         log_p_tail == -torch.inf, 0.0, log_p_tail.exp() * (log_p_tail - log_q_tail)
     )
-    return (top + tail).to(stats.lse.dtype)
+    return (top + tail).to(lse.dtype)
 
 
-def topk_extra(reference: TopKReference, stats: RowStats, grads: Tensor) -> Extra:
+def topk_extra(
+    reference: TopKReference,
+    top_logits: Tensor,  # [T, k]
+    lse: Tensor,  # [T, 1]
+    grads: Tensor,  # [T, 1]
+) -> Extra:
     """Return the gradient of the KL, as what it adds to that of the log-prob.
 
     With g the upstream gradient it is ``g q_j (1 - p_T / q_T)`` in the tail and ``g (q_i - p_i)``
     in the top k, which is the same plus ``g (q_i p_T / q_T - p_i)``.
     """
-    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, stats)
+    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, lse)
     ratio = (log_p_tail - log_q_tail).exp()
     grads = grads.double()
-    dtype = stats.lse.dtype
+    dtype = lse.dtype
     return Extra(
         coefs=(grads * (1 - ratio)).to(dtype),
         columns=reference.ids,
@@ -51,10 +60,10 @@ def topk_extra(reference: TopKReference, stats: RowStats, grads: Tensor) -> Extr
 
 
 def _log_buckets(
-    reference: TopKReference, stats: RowStats
+    reference: TopKReference, top_logits: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [T, k], [T, 1], [T, k], [T, 1], float64
     log_p, log_p_tail = reference.logps.double(), reference.tail_logps.double()[:, None]
-    log_q = stats.picked[:, 1:].double() - stats.lse.double()
+    log_q = top_logits.double() - lse.double()
     # 1 - the sum of the top k, without its cancellation; rounding may bring the sum above 1.
     tail = -torch.expm1(torch.logsumexp(log_q, 1, keepdim=True).clamp(max=0.0))
     return log_p, log_p_tail, log_q, tail.clamp(min=MIN_TAIL).log()

@@ -29,10 +29,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from ..kernels.head import OutputHead
-from ..kernels.linear import linear_logits, linear_token_scores
+from ..kernels.linear import WANTED, linear_logits, linear_token_scores
 from ..stores.errors import ModelError
 from .batches import PackedBatch, collate_rows, separate_rows
-from .fast_layers import use_fast_layers
 from .heads import HeadConvention, head_conventions
 from .masks import mask_rule
 from .packing import LengthSwitch, PackedRow
@@ -191,7 +190,7 @@ class ScoringModel(nn.Module):
             hidden_rows = self._backbone(batch)
         hidden = hidden_rows.flatten(0, 1).index_select(0, batch.gather_index)
         head = self.head
-        kernel_want = [name for name in want if name in ("token_logps", "entropy")]
+        kernel_want = [name for name in want if name in WANTED]
         scores = linear_token_scores(hidden, head, batch.labels, want=kernel_want)
         return TokenScores(
             sequence_index=batch.sequence_index,
@@ -280,7 +279,6 @@ def load_scoring_model(
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     with quiet_transformers():
         model = _load(Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code)
-        use_fast_layers(model)
         scoring_model = ScoringModel(model, precision=precision).eval()
         if mesh is None:
             scoring_model.to(device)
