@@ -26,25 +26,12 @@ import torch
 import triton
 from torch import Tensor
 
+from .labels import IGNORE_INDEX
+from .transform import Transform
 from .triton_backward import gradient_kernel
 from .triton_forward import kl_kernel, logps_kernel
 
 RESULTS = ("token_logps", "entropy", "forward_kl", "reverse_kl", "log_sum_sq_probs")
-IGNORE_INDEX = -100
-
-
-@dataclass(frozen=True, slots=True)
-class Transform:
-    """How raw logits become logits: bias, scale, softcap, then the mask of padded columns."""
-
-    scale: float = 1.0
-    """Multiplies raw logit and bias; greater than 0."""
-    softcap: float | None = None
-    """Bound of the logits' magnitude, greater than 0; None where the model has none."""
-    bias: Tensor | None = None  # [V]
-    """Added to the raw logits first."""
-    vocab_size: int | None = None
-    """Columns from here on have probability 0; None where all are tokens."""
 
 
 @dataclass(frozen=True, slots=True)

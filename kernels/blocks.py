@@ -1,0 +1,181 @@
+"""Blocks of logits, from hidden states and a head or from logits that are there, and their shape.
+
+A block is some tokens by some columns of the vocabulary. What follows a block is done in pieces of
+it that stay in a CPU's cache from one pass to the next.
+
+Letters in shape comments: T tokens, V vocabulary, H hidden size, t and v a block of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .head import OutputHead
+from .products import product
+from .transform import Transform
+
+VOCAB_BLOCK = 4096  # columns at a time: wide enough for the product, in reach of the cache
+PIECE_NUMEL = 1 << 17  # logits whose passes stay in the second-level cache of a CPU's cores
+MIN_TOKENS, MIN_COLUMNS = 256, 256  # below these, products are slow
+
+Rows = slice | Tensor
+"""Some tokens: neighbours, or any by their numbers."""
+
+
+class Logits(Protocol):
+    """Where logits come from."""
+
+    dtype: torch.dtype
+    """Dtype of the blocks: float32, or float64."""
+    vocab_size: int
+    """Columns that are tokens."""
+
+    def block(self, rows: Rows, v: slice) -> Tensor:  # [t, v]
+        """Return a block after bias, scale and softcap, in memory that is the caller's."""
+
+    def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
+        """Return a few columns of some tokens."""
+
+
+class HeadLogits:
+    """Logits as products of hidden states and an output head."""
+
+    def __init__(
+        self,
+        hidden: Tensor,  # [T, H]
+        head: OutputHead,
+        dtype: torch.dtype,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.hidden, self.head, self.dtype = hidden, head, dtype
+        self.vocab_size = head.vocab_size if vocab_size is None else vocab_size
+
+    def inputs(self, rows: Rows) -> Tensor:  # [t, H]
+        """Return hidden states times the head's scale; a copy only where something changes."""
+        hidden = self.hidden[rows].to(self.dtype)
+        return hidden if self.head.scale == 1 else hidden * self.head.scale
+
+    def weight(self, v: slice | Tensor) -> Tensor:  # [v, H]
+        """Return rows of the head's weight; a copy only where the dtype changes."""
+        return self.head.weight[v].to(self.dtype)
+
+    def block(self, rows: Rows, v: slice) -> Tensor:  # [t, v]
+        """Return a block after bias, scale and softcap."""
+        return self._product(self.inputs(rows), v)
+
+    def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
+        """Return a few columns of some tokens."""
+        return self._product(self.inputs(rows), columns)
+
+    def with_other(self, other: "HeadLogits", rows: Rows, v: slice) -> tuple[Tensor, Tensor]:
+        """Return the same block of this and of another that has the same head: one product."""
+        mine, theirs = self.inputs(rows), other.inputs(rows)
+        both = self._product(torch.cat((mine, theirs)), v)
+        return both[: len(mine)], both[len(mine) :]
+
+    def _product(self, inputs: Tensor, v: slice | Tensor) -> Tensor:
+        bias = self.head.bias
+        if bias is not None:
+            bias = bias[v].to(self.dtype) * self.head.scale
+        out = product(inputs, self.weight(v).t(), bias)
+        if self.head.softcap is not None:
+            out.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
+        return out
+
+
+class GivenLogits:
+    """Logits that are there already; a block is a copy."""
+
+    def __init__(
+        self, logits: Tensor, transform: Transform, dtype: torch.dtype, vocab_size: int
+    ) -> None:
+        self.logits, self.transform, self.dtype = logits, transform, dtype
+        self.vocab_size = vocab_size
+
+    def block(self, rows: Rows, v: slice) -> Tensor:  # [t, v]
+        """Return a block after bias, scale and softcap."""
+        return self._transformed(self.logits[rows][:, v], v)
+
+    def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
+        """Return a few columns of some tokens."""
+        return self._transformed(self.logits[rows][:, columns], columns)
+
+    def _transformed(self, raw: Tensor, v: slice | Tensor) -> Tensor:
+        bias, softcap = self.transform.bias, self.transform.softcap
+        out = raw.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+        if bias is not None:
+            out.add_(bias[v])
+        if self.transform.scale != 1:
+            out.mul_(self.transform.scale)
+        if softcap is not None:
+            out.div_(softcap).tanh_().mul_(softcap)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    """Tokens and columns of a block, within a workspace."""
+
+    num_rows: int
+    num_columns: int
+
+    def vocabulary(self, vocab_size: int) -> Iterator[slice]:
+        """Yield the columns of each block."""
+        step = self.num_columns
+        return (slice(v, min(v + step, vocab_size)) for v in range(0, vocab_size, step))
+
+    def tokens(self, rows: Rows, num_tokens: int) -> Iterator[Rows]:
+        """Yield the tokens of each block: of all tokens, or of those numbered in ``rows``."""
+        step = self.num_rows
+        if isinstance(rows, Tensor):
+            yield from rows.split(step) if len(rows) else ()
+            return
+        for t in range(0, num_tokens, step):
+            yield slice(t, min(t + step, num_tokens))
+
+
+def block_shape(
+    num_tokens: int,
+    vocab_size: int,
+    hidden_size: int,
+    *,
+    dtype: torch.dtype,
+    workspace_bytes: int,
+    num_blocks: int,
+    copies_weight: bool = False,
+) -> BlockShape:
+    """Return the shape of blocks whose buffers stay within the workspace.
+
+    Args:
+        num_tokens: T.
+        vocab_size: V.
+        hidden_size: H; 0 where logits are given.
+        dtype: Of the blocks.
+        workspace_bytes: Most memory for buffers.
+        num_blocks: Blocks of logits that exist at once.
+        copies_weight: Whether a block of the weight is copied to another dtype.
+    """
+    spare = workspace_bytes // dtype.itemsize
+    width = max(1, min(VOCAB_BLOCK, vocab_size))
+    while True:
+        # Products with the block: a block of the weight's gradient, one of the hidden states'.
+        fixed = width * hidden_size * (1 + copies_weight)
+        per_token = width * num_blocks + 3 * hidden_size
+        height = (spare - fixed) // per_token
+        if height >= min(num_tokens, MIN_TOKENS) or width <= MIN_COLUMNS:
+            return BlockShape(max(1, min(num_tokens, height)), width)
+        width //= 2
+
+
+def pieces(height: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Yield the rows of each piece of a block."""
+    step = height if device.type != "cpu" else max(1, PIECE_NUMEL // max(width, 1))
+    return (slice(start, min(start + step, height)) for start in range(0, height, max(step, 1)))
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return float64 where any is float64, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

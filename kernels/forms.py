@@ -1,0 +1,31 @@
+"""Which form of a kernel runs: Triton on CUDA devices, plain torch everywhere else."""
+
+import importlib.util
+from functools import cache
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Form = Literal["torch", "triton"]
+
+
+def choose_form(tensor: Tensor, form: Form | None = None) -> Form:
+    """Return the form asked for, or the best one for a tensor's device and dtype.
+
+    Raises:
+        ValueError: If there is no such form, or Triton is asked for and not installed.
+    """
+    if form is None:
+        is_fit = tensor.is_cuda and tensor.element_size() <= 4  # float64 is plain torch's
+        return "triton" if is_fit and has_triton() else "torch"
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if form == "triton" and not has_triton():
+        raise ValueError("form 'triton' needs the package triton (Linux only), which is missing")
+    return form
+
+
+@cache
+def has_triton() -> bool:
+    """Return whether Triton is installed; it is not imported."""
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,114 @@
+"""Scores from hidden states and head in plain torch: the form of CPUs, and of devices without Triton.
+
+Letters in shape comments: T tokens, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .blocks import VOCAB_BLOCK, BlockShape, HeadLogits, block_shape, compute_dtype
+from .distributions import HiddenReference, Reference, TopKReference
+from .head import OutputHead
+from .row_gradients import Extra, HeadSink, Upstream, add_gradients
+from .row_sums import RowStats, row_stats
+from .topk import topk_extra, topk_kl
+
+KLS = frozenset(("forward_kl", "reverse_kl"))
+
+
+def forward(
+    hidden: Tensor,  # [T, H]
+    head: OutputHead,
+    labels: Tensor,  # [T]
+    reference: Reference | None,
+    want: frozenset[str],
+    workspace_bytes: int,
+) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
+    """Return the results, [T] each, and what the backward pass needs of them."""
+    policy, whole = sources(hidden, head, reference)
+    shape = _shape(policy, whole, workspace_bytes, is_backward=False)
+    top = reference if isinstance(reference, TopKReference) else None
+    columns = labels[:, None] if top is None else torch.cat((labels[:, None], top.ids), 1)
+    exact = want if top is None else want - {"forward_kl"}
+    stats = row_stats(policy, whole if exact & KLS else None, columns, want=exact, shape=shape)
+    results: dict[str, Tensor | None] = {
+        "token_logps": stats.picked[:, :1] - stats.lse,
+        "forward_kl": stats.forward_kl,
+        "reverse_kl": stats.reverse_kl,
+        "entropy": stats.entropy,
+        "log_sum_sq_probs": stats.log_sum_sq_probs,
+    }
+    if top is not None and "forward_kl" in want:
+        results["forward_kl"] = topk_kl(top, stats.picked[:, 1:], stats.lse)
+    return {name: None if v is None else v.squeeze(1) for name, v in results.items()}, stats
+
+
+def backward(
+    hidden: Tensor,
+    head: OutputHead,
+    labels: Tensor,
+    reference: Reference | None,
+    saved: tuple[Tensor | None, ...],
+    grads: Mapping[str, Tensor | None],  # [T] each
+    needs: tuple[bool, bool, bool],
+    workspace_bytes: int,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of hidden states, weight and bias, those that are needed."""
+    stats = RowStats(*saved)  # type: ignore[arg-type] # they come back as they went
+    policy, whole = sources(hidden, head, reference if stats.ref_lse is not None else None)
+    upstream = Upstream(
+        *(
+            torch.zeros_like(stats.lse) if grad is None else grad[:, None].to(stats.lse.dtype)
+            for grad in map(grads.get, ("token_logps", "forward_kl", "reverse_kl", "entropy"))
+        )
+    )
+    extra: Extra | None = None
+    if isinstance(reference, TopKReference) and grads.get("forward_kl") is not None:
+        extra = topk_extra(reference, stats.picked[:, 1:], stats.lse, upstream.forward_kl)
+    needs_hidden, needs_weight, needs_bias = needs
+    sink = HeadSink(
+        policy, needs_hidden=needs_hidden, needs_weight=needs_weight, needs_bias=needs_bias
+    )
+    shape = _shape(policy, whole, workspace_bytes, is_backward=True)
+    add_gradients(policy, whole, labels, stats, upstream, extra, sink, shape)
+    return sink.hidden_as(hidden), sink.weight, sink.bias_as(head.bias)
+
+
+def logits(hidden: Tensor, head: OutputHead) -> Tensor:  # [T, H] -> [T, V]
+    """Return every logit, block by block as the forward pass makes them."""
+    policy, _ = sources(hidden, head, None)
+    rows = slice(0, hidden.shape[0])
+    blocks = range(0, head.vocab_size, VOCAB_BLOCK)
+    return torch.cat([policy.block(rows, slice(v, v + VOCAB_BLOCK)) for v in blocks], 1)
+
+
+def sources(
+    hidden: Tensor, head: OutputHead, reference: Reference | None
+) -> tuple[HeadLogits, HeadLogits | None]:
+    """Return where the logits of policy and reference come from, over their common vocabulary."""
+    dtype = compute_dtype(hidden, head.weight)
+    if not isinstance(reference, HiddenReference):
+        return HeadLogits(hidden, head, dtype), None
+    common = min(head.vocab_size, reference.head.vocab_size)
+    return (
+        HeadLogits(hidden, head, dtype, common),
+        HeadLogits(reference.hidden, reference.head, dtype, common),
+    )
+
+
+def _shape(
+    policy: HeadLogits, reference: HeadLogits | None, workspace_bytes: int, *, is_backward: bool
+) -> BlockShape:
+    heads = [policy.head] if reference is None else [policy.head, reference.head]
+    num_blocks = len(heads)
+    if is_backward and (policy.head.softcap is not None or reference is not None):
+        num_blocks += 1
+    if policy.hidden.device.type != "cpu":
+        num_blocks += 5  # A piece is a whole block there, and so are its buffers.
+    return block_shape(
+        policy.hidden.shape[0], policy.vocab_size, max(head.hidden_size for head in heads),
+        dtype=policy.dtype, workspace_bytes=workspace_bytes, num_blocks=num_blocks,
+        copies_weight=any(head.weight.dtype != policy.dtype for head in heads),
+    )  # fmt: skip
