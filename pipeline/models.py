@@ -32,6 +32,7 @@ from ..kernels.head import OutputHead
 from ..kernels.linear import WANTED, linear_logits, linear_token_scores
 from ..stores.errors import ModelError
 from .batches import PackedBatch, collate_rows, separate_rows
+from .fast_layers import use_fast_layers
 from .heads import HeadConvention, head_conventions
 from .masks import mask_rule
 from .packing import LengthSwitch, PackedRow
@@ -279,6 +280,7 @@ def load_scoring_model(
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     with quiet_transformers():
         model = _load(Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code)
+        use_fast_layers(model)
         scoring_model = ScoringModel(model, precision=precision).eval()
         if mesh is None:
             scoring_model.to(device)

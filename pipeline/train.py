@@ -27,7 +27,7 @@ from .checkpoints import (
     whole_state,
     write_run,
 )
-from .devices import Processes, join_processes
+from .devices import Processes, join_processes, keep_freed_memory
 from .measurements import Measured
 from .models import ScoringModel
 from .policies import load_policy, make_optimizer, write_policy
@@ -77,6 +77,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     """
     progress = progress or Progress()
     processes = join_processes(plan.settings.device)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     progress = progress if processes.is_first else Progress()
     run = _begin(plan, processes)
     if run["is_finished"]:
