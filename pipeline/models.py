@@ -227,8 +227,7 @@ class ScoringModel(nn.Module):
                 kept.append(logits[places])
         return TokenScores(
             sequence_index=batch.sequence_index,
-            token_logps=torch.cat([logps for logps, _ in rows]) if "token_logps" in want else None,
-            entropy=torch.cat([entropy for _, entropy in rows]) if "entropy" in want else None,
+            **{name: torch.cat([row[name] for row in rows]) for name in rows[0] if name in want},
             logits=torch.cat(kept) if kept else None,
         )
 
@@ -314,11 +313,15 @@ def score_rows(
     return batch.split(scores.token_logps.cpu().numpy())
 
 
-def _label_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # -> [T], [T]
+def _label_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:  # [T] each
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logps = torch.log_softmax(wide, dim=-1)
     entropy = -(logps.exp() * logps).sum(dim=-1)
-    return logps.gather(-1, labels[:, None]).squeeze(-1), entropy
+    return {
+        "token_logps": logps.gather(-1, labels[:, None]).squeeze(-1),
+        "entropy": entropy,
+        "log_sum_sq_probs": (2 * logps.detach()).logsumexp(dim=-1),
+    }
 
 
 def _load(

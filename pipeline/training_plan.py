@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.linear import WANTED
 from ..stores.errors import ModelError, PairSetError
 from ..stores.keys import fingerprint
 from ..stores.store import Store
@@ -95,8 +94,6 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
     _check_folders(store, settings)
     if settings.reference is not None and not loss.needs_reference:
         raise ValueError(f"reference takes no effect on {loss.name}, which needs none")
-    if loss.use_weighting and "log_sum_sq_probs" not in WANTED:
-        raise ValueError("use_weighting needs log_sum_sq_probs, which the kernels do not give yet")
     if loss.needs_forward_kl:
         raise PairSetError(
             f"{loss.name} needs the reference's whole distribution at every token, scores of tier "

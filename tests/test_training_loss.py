@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +11,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from offpref.kernels.linear import WANTED
 from offpref.pipeline.batches import PackedBatch, collate_rows
 from offpref.pipeline.cli import main
 from offpref.pipeline.config import TrainSettings
+from offpref.pipeline.devices import Processes
 from offpref.pipeline.losses import LOSSES, loss_options
 from offpref.pipeline.microbatches import Microbatch
 from offpref.pipeline.packing import PackedRow
 from offpref.pipeline.pair_scores import PairScores
+from offpref.pipeline.policies import load_policy, trainable
+from offpref.pipeline.progress import Progress
 from offpref.pipeline.train import train
+from offpref.pipeline.training import Trainer
 from offpref.pipeline.training_loss import training_loss, weighting
 from offpref.pipeline.training_plan import plan_training
 from offpref.stores.errors import PairSetError
@@ -321,19 +325,56 @@ def test_modpo_with_brevity_trains_as_rdpo_does(scored: Store, train_settings: S
     assert runs[0].last.loss != runs[0].first.loss
 
 
-def test_weighting_asks_the_policy_for_what_it_needs(
-    scored: Store, train_settings: Settings
+@pytest.mark.parametrize("route", ["packed", "logits"])
+def test_weighted_step_equals_a_plain_loop(
+    scored: Store, train_settings: Settings, route: Literal["packed", "logits"]
 ) -> None:
-    settings = train_settings(use_weighting=True, eval_every=3, max_steps=3)
-    if "log_sum_sq_probs" not in WANTED:
-        with pytest.raises(ValueError, match="use_weighting needs log_sum_sq_probs"):
-            plan_training(scored, settings)
-        return
+    """WPO through the whole program: weights from whole logits, one sequence at a time."""
+    settings = train_settings(
+        loss_type=("simpo",), use_weighting=True, max_steps=1, max_batch_tokens=150,
+        max_grad_norm=float("inf"),
+    )  # fmt: skip
+    plan, processes = plan_training(scored, settings), Processes(device=torch.device("cpu"))
+    policy = load_policy(settings, processes)
+    policy.route = route
+    optimizer = Kept(trainable(policy).values(), lr=0.0)
+    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer.run(0, lambda step: None)
+    measured = trainer.history[0][1]
 
-    summary = train(plan_training(scored, settings))
+    (tokenizer,) = scored.partitions("sequences")
+    rows = {r["sequence_key"]: r for r in scored.read("sequences", tokenizer).to_pylist()}
+    losses = []
+    for number in measured.table.pairs.tolist():
+        means, weight = [], 1.0
+        for keys in (plan.pairs.chosen_keys, plan.pairs.rejected_keys):
+            row = rows[padded(keys)[number]]
+            ids, start = torch.tensor(row["ids"]), row["num_prompt_tokens"]
+            logps = policy.model(ids[None]).logits[0].double().log_softmax(-1)[start - 1 : -1]
+            own = logps.gather(-1, ids[start:, None])[:, 0]
+            squares = logps.exp().square().sum(-1).log()
+            weight *= float((own - squares).mean().detach().exp())
+            means.append(own.mean())
+        margin = 2.0 * (means[0] - means[1]) - 0.5
+        losses.append(-weight * torch.nn.functional.logsigmoid(margin))
+    policy.zero_grad()
+    expected = torch.stack(losses).mean()
+    expected.backward()
 
-    assert summary.first is not None
-    assert 0 < summary.first.loss < np.log(2)  # weights of both are below 1 as a rule
+    assert measured.loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    for found, parameter in zip(optimizer.captured, trainable(policy).values(), strict=True):
+        assert parameter.grad is not None
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=2e-5 * scale)
+
+
+class Kept(torch.optim.SGD):
+    """Keeps the gradients of the first step."""
+
+    captured: list[torch.Tensor]
+
+    def step(self, closure: Any = None) -> None:
+        self.captured = [p.grad.clone() for g in self.param_groups for p in g["params"]]
 
 
 def test_command_takes_several_losses_and_a_file(
