@@ -89,6 +89,7 @@ test: install  ## Run the tests that need no GPU, kernels in Triton's interprete
 test-gpu: install  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+bench: export PYTHONPATH := benchmarks
 bench: install  ## Measure side by side with TRL on this machine's CPU; needs the group `bench`
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
