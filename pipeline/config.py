@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from .tiers import Tier, asked_tiers
+
 TRUNCATIONS = ("drop", "keep-start")
 COMMIT_SECONDS = 20.0
 
@@ -86,6 +88,20 @@ class ScoreSettings:
     kl_pairs: bool = False
     """Whether the mismatched sequences of ``kto`` are scored, too."""
 
+    tiers: tuple[str, ...] = ()
+    """How much is kept beside ``logps``, which always is: ``topk``, ``hidden``."""
+
+    top_k: int | None = None
+    """Most likely tokens that ``topk`` keeps; None for 64."""
+
+    def __post_init__(self) -> None:
+        asked_tiers(self.tiers, self.top_k)
+
+    @property
+    def asked(self) -> tuple[Tier, ...]:
+        """The tiers that are written."""
+        return asked_tiers(self.tiers, self.top_k)
+
 
 def _option(default: Any, help: str, **extra: Any) -> Any:  # a field of any type
     """Return a field whose help the command line shows; ``shown`` words a default of None."""
@@ -107,10 +123,10 @@ SCHEDULES = (
 )  # fmt: skip
 OUTPUT_ONLY = (
     "model", "output_dir", "run_name", "reference", "device", "eval_every", "log_tokens",
-    "save_every", "keep", "lora_output", "resume", "overwrite",
+    "save_every", "keep", "lora_output", "resume", "overwrite", "kl_tier", "kl_metrics",
 )  # fmt: skip
 """Settings that may change when a run is resumed: no parameter depends on them, or their content
-is compared instead (the policy's weights, the reference's fingerprint)."""
+is compared instead (the policy's weights, the reference's fingerprint, what a KL was taken from)."""
 ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing")
 """Settings on which results depend by no more than rounding."""
 
@@ -202,6 +218,15 @@ class TrainSettings:
     )
     unlikelihood_alpha: float | None = _option(
         None, "Weight of the rejected completion in unlikelihood.", shown="1"
+    )
+    kl_tier: str | None = _option(
+        None, "Stored scores that KLs are taken from: hidden gives them exactly, topk a lower "
+        "bound.", choices=("hidden", "topk"), shown="hidden if there, else topk",
+    )  # fmt: skip
+    kl_metrics: bool = _option(
+        False,
+        "Measure KLs to the reference and entropy at every step, for any loss; the "
+        "reference must have scored tier hidden or topk.",
     )
     train_split: str = _option("train", "Split that is trained on.")
     eval_split: str = _option("eval", "Split that is held out.")

@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from ..kernels.distributions import Reference, TopKReference
 from ..kernels.head import OutputHead
-from ..kernels.linear import WANTED, linear_logits, linear_token_scores
+from ..kernels.linear import NEEDS_REFERENCE, WANTED, linear_logits, linear_token_scores
+from ..kernels.top_tokens import linear_top_tokens, top_tokens
 from ..stores.errors import ModelError
 from .batches import PackedBatch, collate_rows, separate_rows
 from .fast_layers import use_fast_layers
@@ -62,6 +64,16 @@ class TokenScores(NamedTuple):
     """Entropy of the distribution that the token was drawn from, in nats, [T]."""
     log_sum_sq_probs: Tensor | None = None
     """log sum_v q(v)^2 of that distribution, without gradient, [T]; for WPO's weights."""
+    forward_kl: Tensor | None = None
+    """KL(reference || policy) at each token, in nats, [T]; a lower bound against the top k."""
+    reverse_kl: Tensor | None = None
+    """KL(policy || reference) at each token, in nats, [T]; against a whole reference only."""
+    top_ids: Tensor | None = None
+    """The k most likely tokens, likeliest first, [T, k] int64."""
+    top_logps: Tensor | None = None
+    """Their log-probs, [T, k]."""
+    top_tail_logps: Tensor | None = None
+    """Log of the probability of all others, [T]."""
     hidden: Tensor | None = None
     """Input of the output head, [T, H], in the dtype of the model."""
     logits: Tensor | None = None
@@ -178,21 +190,42 @@ class ScoringModel(nn.Module):
         rows = rows if self.packs else separate_rows(rows)
         return collate_rows(rows, multiple_of=multiple_of)
 
-    def forward(self, batch: PackedBatch, want: Sequence[str] = ("token_logps",)) -> TokenScores:
+    def forward(
+        self,
+        batch: PackedBatch,
+        want: Sequence[str] = ("token_logps",),
+        *,
+        reference: Reference | None = None,
+        measured: Sequence[str] = (),
+        top_k: int | None = None,
+    ) -> TokenScores:
         """Return what is wanted of each completion token of a batch on the model's device.
 
         Args:
             batch: As :meth:`collate` makes it.
             want: Names of the fields of :class:`TokenScores`.
+            reference: What KLs are taken against, in the order of the batch's tokens.
+            measured: More names, without gradient and computed apart: asking for them changes
+                nothing of what is wanted, not to the last bit.
+            top_k: How many most likely tokens to return; None for none.
         """
         if self.route == "logits":
-            return self._forward_logits(batch, want)
+            return self._forward_logits(batch, (*want, *measured), reference, top_k)
         with self._autocast():
             hidden_rows = self._backbone(batch)
         hidden = hidden_rows.flatten(0, 1).index_select(0, batch.gather_index)
         head = self.head
         kernel_want = [name for name in want if name in WANTED]
-        scores = linear_token_scores(hidden, head, batch.labels, want=kernel_want)
+        scores: dict[str, Tensor] = {}
+        if kernel_want:
+            scores = linear_token_scores(hidden, head, batch.labels, reference, want=kernel_want)
+        if measured:
+            with torch.no_grad():
+                scores |= linear_token_scores(
+                    hidden.detach(), head, batch.labels, reference, want=measured
+                )
+        if top_k is not None:
+            scores |= _top_fields(linear_top_tokens(hidden, head, top_k))
         return TokenScores(
             sequence_index=batch.sequence_index,
             hidden=hidden if "hidden" in want else None,
@@ -212,22 +245,39 @@ class ScoringModel(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _forward_logits(self, batch: PackedBatch, want: Sequence[str]) -> TokenScores:
+    def _forward_logits(
+        self,
+        batch: PackedBatch,
+        want: Sequence[str],
+        reference: Reference | None,
+        top_k: int | None,
+    ) -> TokenScores:
         """Score one row at a time the plain way, with whole logits of that row only."""
         rows, kept = [], []
         row_length = batch.input_ids.shape[1]
+        start = 0
         for r in range(batch.input_ids.shape[0]):
             length = int((batch.segments[r] >= 0).sum())  # On a GPU this waits for the device.
             places = batch.gather_index[batch.gather_index // row_length == r] % row_length
             self._reset_rotary()
             with self._autocast():
                 logits = self.model(input_ids=batch.input_ids[r : r + 1, :length]).logits[0]
-            rows.append(_label_scores(logits[places], batch.input_ids[r, places + 1]))
+            labels = batch.input_ids[r, places + 1]
+            row = _label_scores(logits[places], labels)
+            if reference is not None:
+                numbers = torch.arange(start, start + len(places), device=places.device)
+                names = [name for name in want if name in NEEDS_REFERENCE]
+                row |= _reference_scores(logits[places], labels, reference.rows(numbers), names)
+            if top_k is not None:
+                row |= _top_fields(top_tokens(logits[places], top_k))
+            rows.append(row)
+            start += len(places)
             if "logits" in want:
                 kept.append(logits[places])
+        names = [name for name in rows[0] if name in want or name.startswith("top_")]
         return TokenScores(
             sequence_index=batch.sequence_index,
-            **{name: torch.cat([row[name] for row in rows]) for name in rows[0] if name in want},
+            **{name: torch.cat([row[name] for row in rows]) for name in names},
             logits=torch.cat(kept) if kept else None,
         )
 
@@ -322,6 +372,22 @@ def _label_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:  # [T] e
         "entropy": entropy,
         "log_sum_sq_probs": (2 * logps.detach()).logsumexp(dim=-1),
     }
+
+
+def _reference_scores(
+    logits: Tensor,  # [T, V]
+    labels: Tensor,  # [T]
+    reference: Reference,
+    names: Sequence[str],
+) -> dict[str, Tensor]:  # [T] each
+    """Return KLs from whole logits of a row, by the kernel: the logits pass for hidden states."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    itself = OutputHead(weight=torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device))
+    return linear_token_scores(wide, itself, labels, reference, want=names)
+
+
+def _top_fields(top: TopKReference) -> dict[str, Tensor]:
+    return {"top_ids": top.ids, "top_logps": top.logps, "top_tail_logps": top.tail_logps}
 
 
 def _load(

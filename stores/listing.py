@@ -59,7 +59,7 @@ def list_contents(store: Store) -> list[str]:
 
 
 def list_partitions(store: Store) -> list[Listed]:
-    """Return every partition of ``store`` that has rows, by table and name."""
+    """Return every partition of ``store`` that has rows, by table and name, and output heads."""
     listed = []
     for table in TABLES:
         for partition in store.partitions(table):
@@ -74,4 +74,18 @@ def list_partitions(store: Store) -> list[Listed]:
                     num_shards=len(shards),
                 )
             )
-    return listed
+    return [*listed, *_list_heads(store)]
+
+
+def _list_heads(store: Store) -> list[Listed]:
+    return [
+        Listed(
+            table="heads",
+            partition=head.fingerprint,
+            name=store.name_of(head.fingerprint),
+            num_rows=1,
+            num_bytes=head.num_bytes,
+            num_shards=1,
+        )
+        for head in store.heads()
+    ]

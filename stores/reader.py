@@ -92,6 +92,8 @@ class RowReader:
         for shard in np.unique(shards):
             chosen = order[shards[order] == shard]
             parts.append(self._rows_of_shard(index.files[shard], positions[chosen]))
+        if len(wanted) == 1:
+            return parts[0]
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return pa.concat_tables(parts).take(to_arrow(back))
@@ -105,7 +107,10 @@ class RowReader:
             for group in np.unique(positions // size):
                 rows = file.read_row_group(int(group), columns=self._columns, use_threads=False)
                 inside = positions[positions // size == group] - group * size
-                parts.append(to_memory(rows.select(self._columns)).take(to_arrow(inside)))
+                rows = to_memory(rows.select(self._columns))
+                # A row that is a group of its own is large: it is not copied again.
+                is_whole = rows.num_rows == len(inside) == 1
+                parts.append(rows if is_whole else rows.take(to_arrow(inside)))
         return pa.concat_tables(parts)
 
     def _file(self, shard: Shard) -> pq.ParquetFile:

@@ -43,6 +43,10 @@ class TableSchema:
     rows_per_group: int = 4096
     """Rows in a row group: the smallest piece that is read alone."""
 
+    plain: tuple[str, ...] = ()
+    """Columns kept as they are, without compression or statistics: bytes that no codec shortens
+    by what it would cost to read them."""
+
 
 def column(name: str, kind: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
     """Return a field with its meaning attached."""
@@ -242,6 +246,7 @@ HIDDEN = TableSchema(
     key=("sequence_key",),
     order=("sequence_key",),
     rows_per_group=1,
+    plain=("hidden",),
 )
 
 REWARDS = TableSchema(
@@ -308,6 +313,12 @@ _STEP = [
     column("step", pa.int64(), "optimizer steps done, from 1 on; 0 before the first"),
 ]
 _SPLIT = column("split", pa.string(), "split of the pairs")
+_KL_SOURCE = column(
+    "kl_source",
+    pa.string(),
+    "'exact' (tier hidden) or 'topk-bound', a lower bound (tier topk); null without KLs",
+    nullable=True,
+)
 
 STEPS = TableSchema(
     name="steps",
@@ -362,6 +373,7 @@ EXAMPLES = TableSchema(
                     "{side}_reverse_kl": "KL(policy || reference) summed over the completion",
                 }
             ),
+            _KL_SOURCE,
         ]
     ),
     key=("run_id", "attempt", "step", "split", "pair_key"),
@@ -381,6 +393,7 @@ TOKENS = TableSchema(
             column("token_logps", list_of(pa.float32()), "the policy's, per completion token"),
             column("forward_kl", list_of(pa.float32()), "per completion token", nullable=True),
             column("entropy", list_of(pa.float32()), "per completion token", nullable=True),
+            _KL_SOURCE,
         ]
     ),
     key=("run_id", "attempt", "step", "split", "pair_key", "sequence_key"),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -200,14 +201,26 @@ def _write_parquet(
     with pq.ParquetWriter(
         os.fspath(path),
         rows.schema,
-        compression="zstd",
-        compression_level=1,
+        **_codec(table),
         use_dictionary=_leaves(table, pa.types.is_string),
         column_encoding=dict.fromkeys(_leaves(table, pa.types.is_floating), "BYTE_STREAM_SPLIT"),
         write_page_checksum=True,
         write_page_index=True,
     ) as writer:
         writer.write_table(rows, row_group_size=table.rows_per_group)
+
+
+def _codec(table: TableSchema) -> dict[str, Any]:  # arguments of pyarrow's, of many types
+    """Return how the columns are compressed, and which have statistics: all that are not plain."""
+    if not table.plain:
+        return {"compression": "zstd", "compression_level": 1}
+    every = [*_leaves(table, lambda kind: True), ROW_HASH.name]
+    packed = [path for path in every if path not in table.plain]
+    return {
+        "compression": dict.fromkeys(packed, "zstd") | dict.fromkeys(table.plain, "none"),
+        "compression_level": dict.fromkeys(packed, 1),
+        "write_statistics": packed,
+    }
 
 
 def _leaves(table: TableSchema, is_wanted: Callable[[pa.DataType], bool]) -> list[str]:

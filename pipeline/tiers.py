@@ -1,0 +1,130 @@
+"""The tiers of reference scores: how much is kept of what a reference says of each token.
+
+``logps`` is the log-prob of the token itself, ``topk`` the k most likely tokens and the mass of the
+rest, ``hidden`` the input of the output head, which gives the whole distribution back. Nothing here
+imports torch.
+
+Letters: k most likely tokens, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..stores.known import Keys
+from ..stores.schema import HIDDEN, LOGPS, TOPK
+from ..stores.store import Store
+
+TIER_NAMES = (LOGPS.name, TOPK.name, HIDDEN.name)
+KL_TIERS = (HIDDEN.name, TOPK.name)
+"""Tiers that KLs can be taken against, the better one first."""
+DEFAULT_TOP_K = 64
+
+ROW_BYTES = 64
+"""About what a row costs beside its values: keys, hashes, offsets."""
+GROUP_BYTES = 1100
+"""About what a row costs that is a row group of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tier:
+    """A table of scores, as it is asked for."""
+
+    name: str
+    """Name of the tier and of its table."""
+    k: int | None = None
+    """How many tokens ``topk`` keeps; None for the others."""
+
+    @property
+    def equal(self) -> dict[str, object]:
+        """What names a row beside its sequence, as the store's readers want it."""
+        return {} if self.k is None else {"k": self.k}
+
+    @property
+    def options(self) -> str:
+        """The options of ``offpref score`` that ask for it."""
+        return f"--tier {self.name}" + ("" if self.k is None else f" --top-k {self.k}")
+
+    def expected_bytes(self, num_rows: int, num_tokens: int, *, values_per_hidden: int) -> int:
+        """Return about how many bytes rows take in the store; what a disk must have free.
+
+        Args:
+            num_rows: Sequences.
+            num_tokens: Their completion tokens.
+            values_per_hidden: Bytes of one input of the output head.
+        """
+        if self.name == HIDDEN.name:
+            return num_tokens * values_per_hidden + num_rows * GROUP_BYTES
+        per_token = 4 if self.k is None else 6 * self.k + 4  # of 8k, ids and zeros shrink
+        return num_tokens * per_token + num_rows * ROW_BYTES
+
+    def __str__(self) -> str:
+        return self.name if self.k is None else f"{self.name} k={self.k}"
+
+
+def asked_tiers(names: tuple[str, ...], top_k: int | None) -> tuple[Tier, ...]:
+    """Return the tiers that a run of ``score`` writes, ``logps`` always, in a fixed order.
+
+    Raises:
+        ValueError: If a tier is unknown, or ``top_k`` is out of range or takes no effect.
+    """
+    for name in names:
+        if name not in TIER_NAMES:
+            raise ValueError(f"tier must be one of {', '.join(TIER_NAMES)}, got {name!r}")
+    if top_k is not None and TOPK.name not in names:
+        raise ValueError("top_k takes no effect without tier topk")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    k = DEFAULT_TOP_K if top_k is None else top_k
+    return tuple(
+        Tier(name=name, k=k if name == TOPK.name else None)
+        for name in TIER_NAMES
+        if name == LOGPS.name or name in names
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KlSource:
+    """What a run takes its KLs against."""
+
+    tier: Tier
+
+    @property
+    def label(self) -> str:
+        """What the tables say of a KL: ``exact``, or ``topk-bound``, which is a lower bound."""
+        return "exact" if self.tier.name == HIDDEN.name else "topk-bound"
+
+    @property
+    def metric(self) -> str:
+        """Beginning of the metric's name of a forward KL: a bound is never called a KL."""
+        return "forward_kl" if self.label == "exact" else "forward_kl_bound"
+
+    def described(self) -> dict[str, object]:
+        """Return what the run's record says of it."""
+        return {"kl_source": self.label, "kl_tier": str(self.tier)}
+
+
+def stored_tier(store: Store, scorer: str, name: str, sequence_keys: Keys) -> tuple[Tier, int]:
+    """Return a tier of a scorer and how many of some sequences it lacks.
+
+    Of several k it is the largest that lacks nothing, or else the one that lacks least.
+
+    Args:
+        store: The store.
+        scorer: The reference's fingerprint.
+        name: ``hidden`` or ``topk``.
+        sequence_keys: Keys of the sequences that are needed.
+    """
+    from .training_pairs import key_array  # here: that module needs this one's neighbours
+
+    keys = key_array(sequence_keys)
+    ks: list[int | None] = [None]
+    if name == TOPK.name:
+        found = store.read(name, scorer, ["k"])["k"].unique().to_pylist()
+        ks = sorted(found, reverse=True) or [DEFAULT_TOP_K]
+    tiers = [Tier(name=name, k=k) for k in ks]
+    counts = [
+        int(np.asarray(store.missing(name, scorer, keys, **tier.equal)).sum()) for tier in tiers
+    ]
+    best = counts.index(min(counts))
+    return tiers[best], counts[best]
