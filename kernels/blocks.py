@@ -33,6 +33,10 @@ class Logits(Protocol):
     vocab_size: int
     """Columns that are tokens."""
 
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits' magnitude; None where there is none."""
+
     def block(self, rows: Rows, v: slice) -> Tensor:  # [t, v]
         """Return a block after bias, scale and softcap, in memory that is the caller's."""
 
@@ -53,6 +57,11 @@ class HeadLogits:
         self.hidden, self.head, self.dtype = hidden, head, dtype
         self.vocab_size = head.vocab_size if vocab_size is None else vocab_size
 
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits' magnitude; None where there is none."""
+        return self.head.softcap
+
     def inputs(self, rows: Rows) -> Tensor:  # [t, H]
         """Return hidden states times the head's scale; a copy only where something changes."""
         hidden = self.hidden[rows].to(self.dtype)
@@ -69,6 +78,15 @@ class HeadLogits:
     def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
         """Return a few columns of some tokens."""
         return self._product(self.inputs(rows), columns)
+
+    def has_head_of(self, other: "HeadLogits") -> bool:
+        """Return whether one product can serve both: they have the same head (LoRA)."""
+        mine, theirs = self.head, other.head
+        return (
+            _is_same(mine.weight, theirs.weight)
+            and _is_same(mine.bias, theirs.bias)
+            and (mine.scale, mine.softcap) == (theirs.scale, theirs.softcap)
+        )
 
     def with_other(self, other: "HeadLogits", rows: Rows, v: slice) -> tuple[Tensor, Tensor]:
         """Return the same block of this and of another that has the same head: one product."""
@@ -95,6 +113,11 @@ class GivenLogits:
         self.logits, self.transform, self.dtype = logits, transform, dtype
         self.vocab_size = vocab_size
 
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits' magnitude; None where there is none."""
+        return self.transform.softcap
+
     def block(self, rows: Rows, v: slice) -> Tensor:  # [t, v]
         """Return a block after bias, scale and softcap."""
         return self._transformed(self.logits[rows][:, v], v)
@@ -115,6 +138,31 @@ class GivenLogits:
         return out
 
 
+def both_blocks(
+    policy: Logits, reference: Logits, rows: Rows, v: slice
+) -> tuple[Tensor, Tensor]:  # [t, v], [t, v]
+    """Return the same block of both, from one product where they have one head."""
+    if (
+        isinstance(policy, HeadLogits)
+        and isinstance(reference, HeadLogits)
+        and policy.has_head_of(reference)
+    ):
+        return policy.with_other(reference, rows, v)
+    return policy.block(rows, v), reference.block(rows, v)
+
+
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two are the same memory, seen the same way."""
+    if one is None or other is None:
+        return one is other
+    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
+        other.data_ptr(),
+        other.shape,
+        other.stride(),
+        other.dtype,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class BlockShape:
     """Tokens and columns of a block, within a workspace."""
@@ -131,7 +179,7 @@ class BlockShape:
         """Yield the tokens of each block: of all tokens, or of those numbered in ``rows``."""
         step = self.num_rows
         if isinstance(rows, Tensor):
-            yield from rows.split(step) if len(rows) else ()
+            yield from torch.split(rows, step) if len(rows) else ()
             return
         for t in range(0, num_tokens, step):
             yield slice(t, min(t + step, num_tokens))
@@ -170,9 +218,10 @@ def block_shape(
         width //= 2
 
 
-def pieces(height: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Yield the rows of each piece of a block."""
-    step = height if device.type != "cpu" else max(1, PIECE_NUMEL // max(width, 1))
+def pieces(block: Tensor) -> Iterator[slice]:  # [t, v]
+    """Yield the rows of each piece of a block; the whole block where there is no such cache."""
+    height, width = block.shape
+    step = height if block.device.type != "cpu" else max(1, PIECE_NUMEL // max(width, 1))
     return (slice(start, min(start + step, height)) for start in range(0, height, max(step, 1)))
 
 

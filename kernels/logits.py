@@ -22,7 +22,7 @@ from .forms import Form, choose_form
 from .labels import IGNORE_INDEX, check_labels, without_ignored
 from .row_gradients import LogitsSink, Upstream, add_gradients
 from .row_sums import RowStats, row_stats
-from .transform import Transform
+from .transform import PLAIN, Transform
 
 WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")
 KLS = frozenset(("forward_kl", "reverse_kl"))
@@ -34,7 +34,7 @@ def label_logps(
     logits: Tensor,  # [T, V]
     labels: Tensor,  # [T] int64
     *,
-    transform: Transform = Transform(),
+    transform: Transform = PLAIN,
     overwrite_logits: bool = False,
     form: Form | None = None,
 ) -> Tensor:  # [T]
@@ -58,8 +58,8 @@ def token_scores(
     ref_logits: Tensor | None = None,  # [T, V_ref]
     *,
     want: Sequence[str] | None = None,
-    transform: Transform = Transform(),
-    ref_transform: Transform = Transform(),
+    transform: Transform = PLAIN,
+    ref_transform: Transform = PLAIN,
     overwrite_logits: bool = False,
     form: Form | None = None,
 ) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def token_scores(
         ValueError: If a shape, dtype, name or form does not fit.
     """
     if want is None:
-        want = ("token_logps", "entropy") if ref_logits is None else WANTED[:2] + ("entropy",)
+        want = ("token_logps", "entropy") if ref_logits is None else (*WANTED[:2], "entropy")
     _check(logits, labels, ref_logits, want)
     if not KLS & set(want):
         ref_logits = None
@@ -248,9 +248,7 @@ def _triton_backward(
     )  # fmt: skip
 
 
-def _check(
-    logits: Tensor, labels: Tensor, ref_logits: Tensor | None, want: Sequence[str]
-) -> None:
+def _check(logits: Tensor, labels: Tensor, ref_logits: Tensor | None, want: Sequence[str]) -> None:
     for name, each in (("logits", logits), ("ref_logits", ref_logits)):
         if each is None:
             continue
@@ -266,6 +264,5 @@ def _check(
     check_labels(labels, logits.shape[1])
     if unknown := set(want) - set(WANTED):
         raise ValueError(f"want must be out of {WANTED}, got {sorted(unknown)}")
-    if wanted := sorted(KLS & set(want)):
-        if ref_logits is None:
-            raise ValueError(f"ref_logits must be given for {', '.join(wanted)}, got None")
+    if (wanted := sorted(KLS & set(want))) and ref_logits is None:
+        raise ValueError(f"ref_logits must be given for {', '.join(wanted)}, got None")

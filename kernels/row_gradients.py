@@ -22,10 +22,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .blocks import BlockShape, GivenLogits, HeadLogits, Logits, Rows, pieces
+from .blocks import BlockShape, GivenLogits, HeadLogits, Logits, Rows, both_blocks, pieces
 from .labels import label_columns
 from .products import product
-from .row_sums import RowStats, shares_weight
+from .row_sums import RowStats
 
 LARGE_Y = 30.0  # Beyond this p e^y is taken from q itself: p may be below what float32 holds.
 
@@ -94,9 +94,8 @@ def _ways(
 ) -> Iterator[tuple[Way, Rows]]:
     """Yield each way with its tokens; a token whose gradient is 0 is in none."""
     logps, forward_kl, reverse_kl, entropy = (grad.squeeze(1) for grad in upstream)
-    transform = policy.head if isinstance(policy, HeadLogits) else policy.transform  # type: ignore[attr-defined]
     is_full = (reverse_kl != 0) | (entropy != 0) | (extra is not None)
-    if transform.softcap is not None:
+    if policy.softcap is not None:
         is_full = torch.ones_like(is_full)
     has_kl = (forward_kl != 0) & ~is_full
     is_nothing = (logps == 0) & (forward_kl == 0) & (reverse_kl == 0) & (entropy == 0)
@@ -137,9 +136,7 @@ class _Step(NamedTuple):
 
     def both(self) -> tuple[Tensor, Tensor]:
         assert self.reference is not None
-        if shares_weight(self.policy, self.reference):
-            return self.policy.with_other(self.reference, self.rows, self.v)  # type: ignore[attr-defined,no-any-return]
-        return self.policy.block(self.rows, self.v), self.reference.block(self.rows, self.v)
+        return both_blocks(self.policy, self.reference, self.rows, self.v)
 
     def of_stats(self, *names: str) -> list[Tensor]:
         return [getattr(self.stats, name)[self.rows] for name in names]
@@ -164,7 +161,7 @@ def _reference_block(step: _Step) -> tuple[Tensor, Tensor]:
 
 def _exp_shifted(logits: Tensor, shift: Tensor) -> None:
     is_shifted = bool((shift != 0).any())
-    for piece in pieces(*logits.shape, logits.device):
+    for piece in pieces(logits):
         part = logits[piece]
         if is_shifted:
             part.sub_(shift[piece])
@@ -178,7 +175,7 @@ def _both_block(step: _Step) -> tuple[Tensor, Tensor]:
     logps, forward_kl = step.upstream.logps[step.rows], step.upstream.forward_kl[step.rows]
     slope = forward_kl - logps
     is_shifted = bool((shift != 0).any())
-    for piece in pieces(*z.shape, z.device):
+    for piece in pieces(z):
         y = torch.sub(z[piece], r[piece]).sub_(log_ratio[piece])
         is_small = bool(y.max() < LARGE_Y)
         p = r[piece]
@@ -208,15 +205,14 @@ def _full_block(step: _Step) -> tuple[Tensor, None]:
     else:
         z, r = step.policy.block(step.rows, step.v), None
     out = torch.empty_like(z)
-    for piece in pieces(*z.shape, z.device):
+    for piece in pieces(z):
         _fill_piece(step, piece, z[piece], None if r is None else r[piece], out[piece])
     _scatter(out, step.labels[step.rows, None], step.upstream.logps[step.rows], step.v)
     if step.extra is not None:
         _scatter(out, step.extra.columns[step.rows], step.extra.values[step.rows], step.v)
-    transform = step.policy.head if isinstance(step.policy, HeadLogits) else step.policy.transform  # type: ignore[attr-defined]
-    if transform.softcap is not None:
+    if (softcap := step.policy.softcap) is not None:
         # The derivative of the softcap: 1 - tanh^2.
-        out.mul_(z.div_(transform.softcap).square_().neg_().add_(1))
+        out.mul_(z.div_(softcap).square_().neg_().add_(1))
     return out, None
 
 
@@ -290,7 +286,10 @@ class HeadSink:
         if self.weight is not None:
             inputs = self._source.inputs(rows)
             grad = product(block.t(), inputs if factor is None else inputs * factor)
-            self._weight_block = grad if self._weight_block is None else self._weight_block.add_(grad)
+            if self._weight_block is None:
+                self._weight_block = grad
+            else:
+                self._weight_block.add_(grad)
         if self.bias is not None:
             sums = block.sum(0) if factor is None else (block.t() @ factor).squeeze(1)
             self.bias[v] += sums.mul_(self._scale)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import BlockShape, HeadLogits, Logits, Rows, pieces
+from .blocks import BlockShape, Logits, Rows, both_blocks, pieces
 from .labels import label_columns
 
 NUM_SAMPLES = 9
@@ -77,15 +77,16 @@ def row_stats(
     ]
     if not parts:
         parts = [_finish(_Sums(columns, reference is not None, want, policy.dtype), want)]
+    together = zip(*parts, strict=True)
     stats = RowStats(
-        *(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True))
+        *(None if values[0] is None else torch.cat(values) for values in together)  # type: ignore[arg-type] # the same are None in all
     )
     bad = _is_out_of_range(stats).squeeze(1).nonzero().squeeze(1)
     if len(bad):
         for rows in shape.tokens(bad, len(columns)):
             better = _rows(policy, reference, columns, rows, want, shape, by_maximum=True)
             for kept, values in zip(stats, better, strict=True):
-                if kept is not None:
+                if kept is not None and values is not None:
                     kept[rows] = values
     return stats
 
@@ -131,40 +132,19 @@ def _rows(
         sums.shift = _maxima(policy, rows, shape)
         sums.ref_shift = sums.ref_shift if reference is None else _maxima(reference, rows, shape)
         sums.is_shifted = True
-    shares_head = shares_weight(policy, reference)
     for v in shape.vocabulary(policy.vocab_size):
-        if shares_head:
-            z, r = policy.with_other(reference, rows, v)  # type: ignore[attr-defined,arg-type]
+        if reference is None:
+            z, r = policy.block(rows, v), None
         else:
-            z = policy.block(rows, v)
-            r = None if reference is None else reference.block(rows, v)
+            z, r = both_blocks(policy, reference, rows, v)
         places, is_here = label_columns(columns, v)
         sums.picked = torch.where(is_here, z.gather(1, places), sums.picked)
-        for piece in pieces(*z.shape, z.device):
+        for piece in pieces(z):
             if r is None:
                 _add_policy(sums, piece, z[piece], torch.empty_like(z[piece]))
             else:
                 _add_both(sums, piece, z[piece], r[piece])
     return _finish(sums, want)
-
-
-def shares_weight(policy: Logits, reference: Logits | None) -> bool:
-    """Return whether one product can serve policy and reference: they have the same head."""
-    if not isinstance(policy, HeadLogits) or not isinstance(reference, HeadLogits):
-        return False
-    mine, theirs = policy.head, reference.head
-    same_bias = mine.bias is theirs.bias or (
-        mine.bias is not None
-        and theirs.bias is not None
-        and mine.bias.data_ptr() == theirs.bias.data_ptr()
-    )
-    return (
-        mine.weight.data_ptr() == theirs.weight.data_ptr()
-        and mine.weight.shape == theirs.weight.shape
-        and mine.weight.dtype == theirs.weight.dtype
-        and same_bias
-        and (mine.scale, mine.softcap) == (theirs.scale, theirs.softcap)
-    )
 
 
 def _choose_shifts(policy: Logits, reference: Logits | None, rows: Rows, sums: _Sums) -> None:
@@ -283,9 +263,8 @@ def _finish(sums: _Sums, want: Collection[str]) -> RowStats:
             if not sums.wants_forward:
                 found["log_ratio"] = sums.centre - tilt
     rounded = {name: values.to(sums.dtype) for name, values in found.items()}
-    return RowStats(
-        picked=sums.picked, **{n: rounded.get(n) for n in RowStats._fields if n != "picked"}  # type: ignore[arg-type]
-    )
+    rounded["picked"] = sums.picked
+    return RowStats(*(rounded.get(name) for name in RowStats._fields))  # type: ignore[arg-type] # what may not be None never is
 
 
 def _kl(f: Tensor, m: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor]:  # [t, 1] each

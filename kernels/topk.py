@@ -31,9 +31,7 @@ def topk_kl(
     log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, lse)
     top = (log_p.exp() * (log_p - log_q)).sum(1, keepdim=True)
     # A reference without a tail has log_p_tail minus infinity: 0 log 0 is 0.
-    tail = torch.where(
-        log_p_tail == -torch.inf, 0.0, log_p_tail.exp() * (log_p_tail - log_q_tail)
-    )
+    tail = torch.where(log_p_tail == -torch.inf, 0.0, log_p_tail.exp() * (log_p_tail - log_q_tail))
     return (top + tail).to(lse.dtype)
 
 

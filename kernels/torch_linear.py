@@ -1,4 +1,4 @@
-"""Scores from hidden states and head in plain torch: the form of CPUs, and of devices without Triton.
+"""Scores from hidden states and head in plain torch: of CPUs, and wherever Triton is missing.
 
 Letters in shape comments: T tokens, V vocabulary, H hidden size.
 """

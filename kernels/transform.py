@@ -20,3 +20,7 @@ class Transform:
     """Added to the raw logits first."""
     vocab_size: int | None = None
     """Columns from here on have probability 0; None where all are tokens."""
+
+
+PLAIN = Transform()
+"""Raw logits are the logits."""

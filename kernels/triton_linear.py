@@ -20,7 +20,7 @@ from .head import OutputHead
 from .labels import label_columns
 from .products import wide_product
 from .topk import topk_extra, topk_kl
-from .transform import Transform
+from .transform import PLAIN, Transform
 from .triton_rows import RowStats, backward_rows, forward_rows
 
 KLS = ("forward_kl", "reverse_kl")
@@ -79,16 +79,16 @@ def forward(
             raw, ref_raw = policy.raw(rows, everything), None
         else:
             raw, ref_raw = _both(policy, whole, rows, everything)
-        parts.append(
-            forward_rows(
-                raw, labels[rows], want=exact, transform=policy.transform, ref_logits=ref_raw,
-                ref_transform=Transform() if whole is None else whole.transform,
-            )  # fmt: skip
-        )
+        stats = forward_rows(
+            raw, labels[rows], want=exact, transform=policy.transform, ref_logits=ref_raw,
+            ref_transform=PLAIN if whole is None else whole.transform,
+        )  # fmt: skip
+        parts.append(stats)
         if top is not None:
             picked.append(_transformed(raw, top.ids[rows], policy.head))
+    together = zip(*parts, strict=True)
     stats = RowStats(
-        *(None if fields[0] is None else torch.cat(fields) for fields in zip(*parts, strict=True))
+        *(None if fields[0] is None else torch.cat(fields) for fields in together)  # type: ignore[arg-type] # the same are None in all
     )
     results = {name: getattr(stats, name) for name in want}
     top_logits = torch.cat(picked) if picked else None
@@ -191,7 +191,7 @@ class _Backward:
             q_coefs=_of(self.q_coefs, rows), transform=self.policy.transform,
             first_column=v.start, out=raw,
             ref_logits=ref_raw,
-            ref_transform=Transform() if self.whole is None else self.whole.transform,
+            ref_transform=PLAIN if self.whole is None else self.whole.transform,
         )  # fmt: skip
         if extra is not None:
             out.scatter_add_(1, *extra)

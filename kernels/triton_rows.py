@@ -27,7 +27,7 @@ import triton
 from torch import Tensor
 
 from .labels import IGNORE_INDEX
-from .transform import Transform
+from .transform import PLAIN, Transform
 from .triton_backward import gradient_kernel
 from .triton_forward import kl_kernel, logps_kernel
 
@@ -113,9 +113,9 @@ def forward_rows(
     labels: Tensor,  # [T] int64
     *,
     want: Collection[str] = ("token_logps",),
-    transform: Transform = Transform(),
+    transform: Transform = PLAIN,
     ref_logits: Tensor | None = None,  # [T, V_ref]
-    ref_transform: Transform = Transform(),
+    ref_transform: Transform = PLAIN,
     ignore_index: int = IGNORE_INDEX,
     config: RowConfig | None = None,
 ) -> RowStats:
@@ -198,9 +198,9 @@ def backward_rows(
     grad_reverse_kl: Tensor | None = None,  # [T]
     q_coefs: Tensor | None = None,  # [T]
     first_column: int = 0,
-    transform: Transform = Transform(),
+    transform: Transform = PLAIN,
     ref_logits: Tensor | None = None,  # [T, v_ref]
-    ref_transform: Transform = Transform(),
+    ref_transform: Transform = PLAIN,
     out: Tensor | None = None,  # [T, v]
     ignore_index: int = IGNORE_INDEX,
     config: RowConfig | None = None,

@@ -17,7 +17,7 @@ class FastLinear(nn.Linear):
         return linear(inputs, self.weight, self.bias)
 
 
-class FastConv1D(Conv1D):  # type: ignore[misc] # transformers is untyped here
+class FastConv1D(Conv1D):
     """GPT-2's linear layer, whose weight is the other way round."""
 
     def forward(self, inputs: Tensor) -> Tensor:
