@@ -83,8 +83,9 @@ types: install .dev  ## Check the types
 	$(BIN)/mypy
 
 test: export TRITON_INTERPRET := 1
+test: export OMP_NUM_THREADS := 1  # a process a core, each with a thread
 test: install  ## Run the tests that need no GPU, kernels in Triton's interpreter
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" --numprocesses auto --dist worksteal $(ARGS)
 
 test-gpu: install  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -78,6 +78,7 @@ def bench_train(folder: Path, num_steps: int) -> dict[str, object]:
         "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
         "largest_difference_of_losses": max(abs(a - b) for a, b in losses),
         "data_wait_share": ours["data_wait_share"],
+        "outputs_share": ours["outputs_share"],
         "losses": {"offpref": ours["losses"], "trl": theirs["losses"]},
     }
 

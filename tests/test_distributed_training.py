@@ -99,6 +99,27 @@ def test_two_processes_share_losses_that_couple_pairs(
         torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=3e-5)
 
 
+def test_two_processes_train_the_adapter_of_one(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for number, output in ((1, one), (2, two)):
+        more = ["--lora-r", "2", "--max-steps", "3"]
+        done = run(number, tmp_path / "go.py", *arguments(scored, model_dir, output, *more))
+        assert done.returncode == 0, done.stderr
+
+    first, second = recorded(scored, one, "steps"), recorded(scored, two, "steps")
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+    base = load_file(model_dir / "model.safetensors")
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    changes = [(weights[0][key] - base[key]).abs().max() for key in base]
+    assert max(changes) > 1e-4  # the adapter is merged into what is written
+    for key in weights[0]:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=1e-5)
+
+
 def test_split_run_resumes_from_its_checkpoint(
     scored: Store, model_dir: Path, tmp_path: Path
 ) -> None:
