@@ -18,6 +18,7 @@ from ..stores.errors import StoreError
 
 if TYPE_CHECKING:
     from .config import AddSettings
+    from .dry_run import DryRun
     from .pair_sets import PairSet
     from .score import ScoreSummary
     from .train import TrainSummary
@@ -190,6 +191,24 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
     help="Seconds of work between commits: what a kill can cost.",
 )
 @click.option(
+    "--tier",
+    "tiers",
+    multiple=True,
+    type=click.Choice(["logps", "topk", "hidden"]),
+    help="How much to keep of what the reference says of each token; may be repeated. logps always "
+    "is; topk and hidden serve tdpo and KLs (docs/tiers.md).  [default: logps]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Most likely tokens that tier topk keeps.  [default: 64]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what it would cost, measured on a few batches, and write nothing.",
+)
+@click.option(
     "--kl-pairs",
     is_flag=True,
     help="Score what kto needs as well: each prompt with the next prompt's completion.",
@@ -197,29 +216,41 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
 @data_options
 @config_option
 def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **options: Any) -> None:
-    """Stage one: write the reference's log-probs of every sequence that has none."""
+    """Stage one: write the reference's scores of every sequence that lacks them."""
     from ..stores.store import Store
     from .config import ScoreSettings
     from .fingerprints import model_config
     from .pairs import check_sources
     from .progress import TokenBar
+    from .score import dry_run
     from .score import score as run
 
+    is_dry_run = options.pop("dry_run")
     added = _taken_data_options(options)
     source = click.get_current_context().get_parameter_source
     given = [name for name in added if source(name) is not ParameterSource.DEFAULT]
     if given and not data:
         raise click.UsageError(f"--{given[0].replace('_', '-')} takes no effect without --data")
-    settings = ScoreSettings(
-        model=model,
-        pair_set=None if data else pair_set,
-        data=_add_settings(data, pair_set, model, added) if data else None,
-        **options,
-    )
+    try:
+        settings = ScoreSettings(
+            model=model,
+            pair_set=None if data else pair_set,
+            data=_add_settings(data, pair_set, model, added) if data else None,
+            **options,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if settings.data is not None:
         model_config(model)  # says so if the folder is no model
         check_sources(settings.data)
-    opened = Store.create(store) if data else Store.open(store)
+    opened = Store.create(store) if data and not is_dry_run else Store.open(store)
+    if is_dry_run:
+        try:
+            found = dry_run(opened, settings)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        _print_dry_run(found)
+        return
     with TokenBar("score") as bar:
         try:
             summary = run(opened, settings, bar)
@@ -430,6 +461,9 @@ def _print_scores(summary: "ScoreSummary") -> None:
         f"sequences  {summary.num_sequences:,}: {summary.num_new:,} new, "
         f"{summary.num_cached:,} cached"
     )
+    if len(summary.num_new_rows) > 1:
+        counts = [f"{tier} {number:,}" for tier, number in summary.num_new_rows.items()]
+        click.echo(f"tiers      new rows: {', '.join(counts)}")
     if not summary.num_new:
         why = "others did it meanwhile" if summary.was_loaded else "no model was loaded"
         click.echo(f"computed   nothing: {why}")
@@ -440,6 +474,33 @@ def _print_scores(summary: "ScoreSummary") -> None:
         f"{summary.num_tokens / summary.seconds:,.0f} tokens/s"
     )
     click.echo(f"written    {summary.num_bytes:,} bytes")
+
+
+def _print_dry_run(found: "DryRun") -> None:
+    rows = [("tier", "rows", "tokens", "bytes", "bytes/token", "seconds alone")]
+    rows += [
+        (
+            str(cost.tier),
+            f"{cost.num_rows:,}",
+            f"{cost.num_tokens:,}",
+            f"{cost.num_bytes:,}",
+            f"{cost.num_bytes / cost.num_tokens:,.1f}" if cost.num_tokens else "",
+            f"{cost.seconds:,.1f}",
+        )
+        for cost in found.costs
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        click.echo("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    click.echo(
+        f"together {found.num_bytes:,} bytes in {found.seconds:,.1f} s, one forward pass for all; "
+        f"{found.num_free_bytes:,} bytes are free"
+    )
+    if not found.fits:
+        raise click.ClickException(
+            "the disk cannot hold it: ask for fewer tiers or a smaller --top-k"
+        )
 
 
 def _print_training(summary: "TrainSummary") -> None:

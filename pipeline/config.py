@@ -126,7 +126,7 @@ OUTPUT_ONLY = (
     "save_every", "keep", "lora_output", "resume", "overwrite", "kl_tier", "kl_metrics",
 )  # fmt: skip
 """Settings that may change when a run is resumed: no parameter depends on them, or their content
-is compared instead (the policy's weights, the reference's fingerprint, what a KL was taken from)."""
+is compared instead (the policy's weights, the reference's fingerprint and scores)."""
 ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing")
 """Settings on which results depend by no more than rounding."""
 

@@ -130,6 +130,11 @@ class ScoringModel(nn.Module):
         return self.head.hidden_size
 
     @property
+    def hidden_bytes(self) -> int:
+        """Bytes of one input of the output head; float32 where only the layers are autocast."""
+        return self.hidden_size * self.dtype.itemsize
+
+    @property
     def max_positions(self) -> int | None:
         """Longest sequence the configuration names; None where it names none."""
         value = getattr(self.config, "max_position_embeddings", None)

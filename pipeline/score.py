@@ -6,16 +6,19 @@ goes on from its last commit.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..stores.errors import ModelError
 from ..stores.store import Store
 from .config import ScoreSettings
+from .dry_run import DryRun, estimate
 from .fingerprints import model_config, scorer_spec
 from .pair_sets import PairSet
 from .progress import Progress
 from .scoring import Scorer
+from .tiers import Tier
 from .tokenization import TokenizerSpec, tokenizer_files, tokenizer_spec
 from .wanted import Wanted
 from .workers import Worker
@@ -44,6 +47,8 @@ class ScoreSummary:
     """Bytes written."""
     was_loaded: bool
     """Whether the model had to be loaded."""
+    num_new_rows: dict[Tier, int]
+    """Rows written, by tier."""
 
     @property
     def num_cached(self) -> int:
@@ -63,6 +68,41 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
     """
     progress = progress or Progress()
     started = time.monotonic()
+    spec, source, scorer = _prepared(store, settings, progress)
+    store.write_spec(spec, name=settings.model.resolve().name)
+    scorer.run()
+    return ScoreSummary(
+        pair_set=source.pair_set(),
+        is_added=source.is_added,
+        model=settings.model.resolve().name,
+        precision=settings.precision,
+        scorer=scorer.fingerprint,
+        num_sequences=len(source.wanted()),
+        num_new=scorer.num_new,
+        num_tokens=scorer.num_tokens,
+        num_computed_tokens=scorer.num_computed_tokens,
+        seconds=time.monotonic() - started,
+        num_bytes=scorer.writer.num_bytes,
+        was_loaded=scorer.was_loaded,
+        num_new_rows=scorer.writer.num_rows,
+    )
+
+
+def dry_run(store: Store, settings: ScoreSettings) -> DryRun:
+    """Return what :func:`score` would cost; nothing is scored or written.
+
+    Raises:
+        PairSetError: If the pair set is not in the store yet.
+        The others as for :func:`score`.
+    """
+    _, source, scorer = _prepared(store, settings, Progress(), is_adder=False)
+    return estimate(scorer, store, source.is_complete)
+
+
+def _prepared(
+    store: Store, settings: ScoreSettings, progress: Progress, *, is_adder: bool | None = None
+) -> tuple[Mapping[str, object], Wanted, Scorer]:
+    """Return the spec of the reference, what it shall score, and who will."""
     model_tokenizer = _model_tokenizer(settings.model, store)
     spec = scorer_spec(
         settings.model,
@@ -77,27 +117,11 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
         store,
         settings.pair_set,
         settings.data,
-        is_adder=worker.rank == 0,
+        is_adder=worker.rank == 0 if is_adder is None else is_adder,
         with_kl_pairs=settings.kl_pairs,
     )
     _check_tokenizer(settings.model, model_tokenizer, source)
-    store.write_spec(spec, name=settings.model.resolve().name)
-    scorer = Scorer(store, settings, spec, source, worker, progress)
-    scorer.run()
-    return ScoreSummary(
-        pair_set=source.pair_set(),
-        is_added=source.is_added,
-        model=settings.model.resolve().name,
-        precision=settings.precision,
-        scorer=scorer.fingerprint,
-        num_sequences=len(source.wanted()),
-        num_new=scorer.num_new,
-        num_tokens=scorer.num_tokens,
-        num_computed_tokens=scorer.num_computed_tokens,
-        seconds=time.monotonic() - started,
-        num_bytes=scorer.num_bytes,
-        was_loaded=scorer.was_loaded,
-    )
+    return spec, source, Scorer(store, settings, spec, source, worker, progress)
 
 
 def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:

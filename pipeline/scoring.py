@@ -7,9 +7,8 @@ committed on kill -9.
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,21 +16,25 @@ import pyarrow.compute as pc
 
 from ..stores.errors import ModelError
 from ..stores.reader import RowReader
-from ..stores.schema import LOGPS, SEQUENCES
+from ..stores.schema import HIDDEN, SEQUENCES
 from ..stores.store import Store
 from .config import ScoreSettings
 from .fingerprints import max_positions, model_config, scorer_fingerprint, weights_hash
 from .packing import MAX_BATCH_TOKENS, PackedRow, cut_batches, fill_rows, plan_rows
 from .progress import Progress
 from .read_ahead import read_ahead
+from .score_writer import ScoreWriter
+from .tier_tables import token_rows, wanted_fields
+from .tiers import Tier, check_disk
 from .wanted import Wanted
 from .workers import Worker, key_order, leading_numbers, turned
 
 if TYPE_CHECKING:
     from .batches import PackedBatch
-    from .models import ScoringModel
+    from .models import ScoringModel, TokenScores
 
 WINDOW_SEQUENCES = 4096
+SAMPLED_SEQUENCES = 256  # that a dry run looks at
 LOOK_SECONDS = 0.25  # how often a worker looks at the commits of others
 READ_AHEAD_BATCHES = 4
 BATCH_TOKENS = {"cuda": 65536}  # what fills a device; elsewhere what stays in a cache
@@ -51,7 +54,7 @@ class Scorer:
     ) -> None:
         self.fingerprint = scorer_fingerprint(spec)
         self._weights = spec["weights"]
-        self.num_new = self.num_tokens = self.num_computed_tokens = self.num_bytes = 0
+        self.num_new = self.num_tokens = self.num_computed_tokens = 0
         self._store = store
         self._settings = settings
         self._source = source
@@ -60,18 +63,15 @@ class Scorer:
         self._progress = progress
         self.was_loaded = False
         self._model: ScoringModel | None = None
-        self._results: dict[bytes, np.ndarray[Any, Any]] = {}
-        self._committer = ThreadPoolExecutor(1, "commit")
-        self._commit: Future[int] | None = None
-        self._in_flight: tuple[_Batch, Any] | None = None
-        self._writer: Store | None = None
-        self._provenance: dict[str, object] = {}
+        self.tiers = settings.asked
+        self.writer = ScoreWriter(store.path, self.fingerprint, self.tiers, settings.commit_seconds)
+        self._in_flight: tuple[_Batch, _Lacking, TokenScores] | None = None
         self._total = 0
-        self._last_commit = self._last_look = time.monotonic()
+        self._last_look = time.monotonic()
 
     def run(self) -> None:
         """Work until every sequence of the pair set has scores."""
-        if self._source.is_complete and not len(self._missing()):
+        if self._source.is_complete and not len(self.missing()):
             return
         load = _import_models()  # before the other thread imports transformers, too
         self._source.begin()
@@ -85,14 +85,14 @@ class Scorer:
         finally:
             # Ctrl-C as well: what is computed is kept.
             self._flush()
-            self._committer.shutdown()
+            self.writer.close()
 
     def _rounds(self) -> None:
         while True:
             # Asked first: what is added between the two questions belongs to the next round.
             is_complete = self._source.is_complete
             self._store.refresh()
-            missing = self._worker.agree(self._missing().to_pylist())
+            missing = self._worker.agree(self.missing().to_pylist())
             if missing:
                 self._round(missing)
             elif is_complete:
@@ -100,9 +100,34 @@ class Scorer:
             else:
                 self._source.wait(0.2)
 
-    def _missing(self) -> pa.Array:
+    def plan(self) -> tuple[pa.Table, "ScoringModel", list["PackedBatch"]]:
+        """Return the sequences that lack a tier, the model, and some batches of them.
+
+        For a dry run: nothing is added, computed or written.
+        """
+        model = self._model = self._load(_import_models())
+        todo = self._described(self.missing().to_pylist())
+        self._check_lengths(pc.add(todo["num_prompt_tokens"], todo["num_completion_tokens"]))
+        step = max(1, todo.num_rows // SAMPLED_SEQUENCES)
+        order = pc.sort_indices(todo, sort_keys=[("prompt_key", "ascending")])
+        blocks = order.take(pa.array(np.arange(0, todo.num_rows, step)))
+        return todo, model, [batch.packed for batch in self._batches(todo.take(blocks))]
+
+    def missing(self) -> pa.Array:
+        """Return the keys of sequences that lack a row of any tier."""
         wanted = self._source.wanted()
-        return wanted.filter(self._store.missing(LOGPS.name, self.fingerprint, wanted))
+        lacking = list(self.lacking(wanted).values())
+        is_missing = lacking[0]
+        for other in lacking[1:]:
+            is_missing = pc.or_(is_missing, other)
+        return wanted.filter(is_missing)
+
+    def lacking(self, keys: pa.Array) -> dict[Tier, pa.Array]:
+        """Return for each tier which of some sequences have no row of it, bool [N] each."""
+        return {
+            tier: self._store.missing(tier.name, self.fingerprint, keys, **tier.equal)
+            for tier in self.tiers
+        }
 
     def _round(self, missing: list[bytes]) -> None:
         """Score what is missing now, window by window from this worker's start on.
@@ -119,6 +144,7 @@ class Scorer:
         lengths = pc.add(todo["num_prompt_tokens"], todo["num_completion_tokens"])
         self._check_lengths(lengths)
         self._total = self.num_tokens + pc.sum(lengths).as_py()
+        self._check_disk(todo)
         for batch in read_ahead(self._batches(todo), READ_AHEAD_BATCHES):
             left = batch if self._worker.is_sharded else self._not_done(batch)
             if left is not None:
@@ -206,75 +232,62 @@ class Scorer:
         if (now := time.monotonic()) - self._last_look > LOOK_SECONDS:
             self._store.refresh()
             self._last_look = now
-        keys = pa.array(list(batch.keys.values()), pa.binary(16))
-        mask = self._store.missing(LOGPS.name, self.fingerprint, keys).to_pylist()
-        if all(mask):
+        lacking = self._lacking(batch)
+        left = {i for i, key in batch.keys.items() if any(key in keys for keys in lacking.values())}
+        if len(left) == len(batch.keys):
             return batch
-        left = {i for i, is_missing in zip(batch.keys, mask, strict=True) if is_missing}
         rows = [row.only(left) for row in batch.rows if left & set(row.sequence_indices)]
         numbered = [batch.keys.get(i, b"") for i in range(max(batch.keys) + 1)]
         return self._collated(rows, numbered, is_kept=True) if rows else None
+
+    def _lacking(self, batch: "_Batch") -> "_Lacking":
+        """Return the keys of a batch's sequences that lack a tier, by tier."""
+        keys = list(batch.keys.values())
+        found = self.lacking(pa.array(keys, pa.binary(16)))
+        return {
+            tier: {
+                key for key, is_missing in zip(keys, mask.to_pylist(), strict=True) if is_missing
+            }
+            for tier, mask in found.items()
+        }
 
     def _score(self, batch: "_Batch") -> None:
         """Compute one batch, and hand the one before to the host while the device works."""
         import torch
 
         model = self._loaded()
+        lacking = self._lacking(batch)
+        want, top_k = wanted_fields(tier for tier, keys in lacking.items() if keys)
         with torch.inference_mode():
-            scores = model(batch.packed.to(model.device, non_blocking=True))
+            scores = model(batch.packed.to(model.device, non_blocking=True), want, top_k=top_k)
         if batch.is_kept:
             self._take_in_flight()
-            self._in_flight = (batch, scores.token_logps)
+            self._in_flight = (batch, lacking, scores)
 
     def _take_in_flight(self) -> None:
         """Keep the scores of the batch whose forward pass was started last."""
         if self._in_flight is None:
             return
-        batch, scored = self._in_flight
+        batch, lacking, scores = self._in_flight
         self._in_flight = None
-        token_logps = scored.float().cpu().numpy()  # a device sync, one batch behind the device
-        by_sequence = list(batch.packed.split(token_logps).values())
-        keys = list(batch.keys.values())
-        self._check_finite(keys, by_sequence)
-        self._results |= dict(zip(keys, by_sequence, strict=True))
-        self.num_new += len(keys)
+        if scores.hidden is not None:
+            self.writer.hidden_dtype = str(scores.hidden.dtype).removeprefix("torch.")
+        for tier, keys in lacking.items():
+            if keys:
+                columns = token_rows(tier, scores)  # a device sync, one batch behind the device
+                by_column = [batch.packed.split(column).values() for column in columns]
+                for key, *rows in zip(batch.keys.values(), *by_column, strict=True):
+                    if key in keys:
+                        self.writer.keep(tier, key, tuple(rows), self._settings.model)
+        self.num_new += len(batch.keys)
         self.num_tokens += batch.num_tokens
         self.num_computed_tokens += batch.packed.num_tokens
         self._progress.advance(batch.num_tokens, self._total)
-        if time.monotonic() - self._last_commit > self._settings.commit_seconds:
-            self._begin_commit()
-
-    def _check_finite(self, keys: list[bytes], by_sequence: list[np.ndarray[Any, Any]]) -> None:
-        """Refuse what must not be kept for ever."""
-        for key, token_logps in zip(keys, by_sequence, strict=True):
-            if not np.isfinite(token_logps).all():
-                raise ModelError(
-                    f"{self._settings.model}: expected finite log-probs, got others for sequence "
-                    f"{key.hex()}; the weights or the precision cannot be right"
-                )
-
-    def _begin_commit(self) -> None:
-        """Hand what is computed to the committing thread; wait for its last commit first."""
-        if self._commit is not None:
-            self.num_bytes += self._commit.result()
-        results, self._results = self._results, {}
-        self._commit = self._committer.submit(self._write, results)
-        self._last_commit = time.monotonic()
+        self.writer.commit_if_due()
 
     def _flush(self) -> None:
         self._take_in_flight()
-        if self._results:
-            self._begin_commit()
-        if self._commit is not None:
-            self.num_bytes += self._commit.result()
-            self._commit = None
-
-    def _write(self, results: dict[bytes, np.ndarray[Any, Any]]) -> int:
-        # A store of its own: this runs in the committing thread.
-        self._writer = self._writer or Store.open(self._store.path)
-        with self._writer.batch(provenance=self._provenance) as batch:
-            batch.add(LOGPS.name, self.fingerprint, _logps_table(results))
-        return batch.num_bytes
+        self.writer.flush()
 
     def _load(self, load: "Callable[..., ScoringModel]") -> "ScoringModel":
         import torch
@@ -291,8 +304,9 @@ class Scorer:
             raise ModelError(f"{self._settings.model}: the weights changed while they were loaded")
         if model.report is not None and model.report.message:
             self._progress.note(model.report.message)
+        self._prepare_tiers(model)
         name = torch.cuda.get_device_name() if model.device.type == "cuda" else str(device)
-        self._provenance = {
+        self.writer.provenance = {
             "model": self._settings.model.name,
             "device": name,
             "torch": torch.__version__,
@@ -302,10 +316,45 @@ class Scorer:
         }
         return model
 
+    def _prepare_tiers(self, model: "ScoringModel") -> None:
+        """Check that the model can give what is asked for, and take its head if it is needed."""
+        for tier in self.tiers:
+            if tier.k is not None and tier.k > model.vocab_size:
+                raise ValueError(
+                    f"top_k must be at most the vocabulary of {model.vocab_size}, got {tier.k}"
+                )
+        if _HIDDEN not in self.tiers:
+            return
+        if model.route == "logits":
+            raise ModelError(
+                f"{self._settings.model}: tier hidden needs an output head of a known form, its "
+                "own is another; --tier topk does without"
+            )
+        if self.fingerprint not in {head.fingerprint for head in self._store.heads()}:
+            from .reference_heads import head_content
+
+            self.writer.head = head_content(model.head)
+
+    def _check_disk(self, todo: pa.Table) -> None:
+        """Refuse before any work what the disk cannot hold."""
+        lacking = self.lacking(todo["sequence_key"].combine_chunks())
+        tokens = todo["num_completion_tokens"]
+        num_bytes = len(self.writer.head or b"")
+        for tier, mask in lacking.items():
+            own = tokens.filter(mask)
+            num_bytes += tier.expected_bytes(
+                len(own), pc.sum(own).as_py() or 0, hidden_bytes=self._loaded().hidden_bytes
+            )
+        check_disk(self._store.path, num_bytes)
+
     def _loaded(self) -> "ScoringModel":
         if self._model is None:
             raise AssertionError("the model is not loaded yet")
         return self._model
+
+
+_HIDDEN = Tier(name=HIDDEN.name)
+_Lacking: TypeAlias = dict[Tier, set[bytes]]  # keys of sequences without a row, by tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,12 +388,3 @@ def _id_slices(rows: pa.Table) -> dict[int, tuple[np.ndarray[Any, Any], int]]:
     values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
     prompts = rows["num_prompt_tokens"].to_pylist()
     return {i: (values[offsets[i] : offsets[i + 1]], split) for i, split in enumerate(prompts)}
-
-
-def _logps_table(results: dict[bytes, np.ndarray[Any, Any]]) -> pa.Table:
-    offsets = np.zeros(len(results) + 1, np.int32)
-    np.cumsum([len(each) for each in results.values()], out=offsets[1:])
-    values = np.concatenate(list(results.values())).astype(np.float32)
-    kind = LOGPS.schema.field("token_logps").type
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind)
-    return pa.table([pa.array(list(results), pa.binary(16)), lists], schema=LOGPS.schema)

@@ -7,10 +7,13 @@ imports torch.
 Letters: k most likely tokens, H hidden size.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..stores.errors import StoreWriteError
 from ..stores.known import Keys
 from ..stores.schema import HIDDEN, LOGPS, TOPK
 from ..stores.store import Store
@@ -22,7 +25,7 @@ DEFAULT_TOP_K = 64
 
 ROW_BYTES = 64
 """About what a row costs beside its values: keys, hashes, offsets."""
-GROUP_BYTES = 1100
+GROUP_BYTES = 2400
 """About what a row costs that is a row group of its own."""
 
 
@@ -45,16 +48,16 @@ class Tier:
         """The options of ``offpref score`` that ask for it."""
         return f"--tier {self.name}" + ("" if self.k is None else f" --top-k {self.k}")
 
-    def expected_bytes(self, num_rows: int, num_tokens: int, *, values_per_hidden: int) -> int:
+    def expected_bytes(self, num_rows: int, num_tokens: int, *, hidden_bytes: int) -> int:
         """Return about how many bytes rows take in the store; what a disk must have free.
 
         Args:
             num_rows: Sequences.
             num_tokens: Their completion tokens.
-            values_per_hidden: Bytes of one input of the output head.
+            hidden_bytes: Bytes of one input of the output head.
         """
         if self.name == HIDDEN.name:
-            return num_tokens * values_per_hidden + num_rows * GROUP_BYTES
+            return num_tokens * hidden_bytes + num_rows * GROUP_BYTES
         per_token = 4 if self.k is None else 6 * self.k + 4  # of 8k, ids and zeros shrink
         return num_tokens * per_token + num_rows * ROW_BYTES
 
@@ -81,6 +84,16 @@ def asked_tiers(names: tuple[str, ...], top_k: int | None) -> tuple[Tier, ...]:
         for name in TIER_NAMES
         if name == LOGPS.name or name in names
     )
+
+
+def check_disk(folder: Path, num_bytes: int) -> None:
+    """Raise StoreWriteError if a file system has not so much space left."""
+    num_free = shutil.disk_usage(folder).free
+    if num_bytes > num_free:
+        raise StoreWriteError(
+            f"{folder}: expected {num_bytes:,} bytes free for what is asked for, found "
+            f"{num_free:,}; ask for fewer tiers or a smaller --top-k, or take another disk"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
