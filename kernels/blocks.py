@@ -20,6 +20,7 @@ from .transform import Transform
 VOCAB_BLOCK = 4096  # columns at a time: wide enough for the product, in reach of the cache
 PIECE_NUMEL = 1 << 17  # logits whose passes stay in the second-level cache of a CPU's cores
 MIN_TOKENS, MIN_COLUMNS = 256, 256  # below these, products are slow
+EXCLUDED = -1e30  # stands for a given logit of minus infinity: times a probability of 0 it is 0
 
 Rows = slice | Tensor
 """Some tokens: neighbours, or any by their numbers."""
@@ -135,7 +136,7 @@ class GivenLogits:
             out.mul_(self.transform.scale)
         if softcap is not None:
             out.div_(softcap).tanh_().mul_(softcap)
-        return out
+        return out.clamp_(min=EXCLUDED)
 
 
 def both_blocks(
@@ -209,9 +210,10 @@ def block_shape(
     spare = workspace_bytes // dtype.itemsize
     width = max(1, min(VOCAB_BLOCK, vocab_size))
     while True:
-        # Products with the block: a block of the weight's gradient, one of the hidden states'.
-        fixed = width * hidden_size * (1 + copies_weight)
-        per_token = width * num_blocks + 3 * hidden_size
+        # A block of the weight's gradient and what is added to it; of each token, what is
+        # gathered, scaled and multiplied.
+        fixed = width * hidden_size * (2 + copies_weight)
+        per_token = width * num_blocks + 4 * hidden_size
         height = (spare - fixed) // per_token
         if height >= min(num_tokens, MIN_TOKENS) or width <= MIN_COLUMNS:
             return BlockShape(max(1, min(num_tokens, height)), width)

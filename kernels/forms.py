@@ -13,7 +13,7 @@ def choose_form(tensor: Tensor, form: Form | None = None) -> Form:
     """Return the form asked for, or the best one for a tensor's device and dtype.
 
     Raises:
-        ValueError: If there is no such form, or Triton is asked for and not installed.
+        ValueError: If there is no such form, or Triton is asked for and missing, or for float64.
     """
     if form is None:
         is_fit = tensor.is_cuda and tensor.element_size() <= 4  # float64 is plain torch's
@@ -22,6 +22,8 @@ def choose_form(tensor: Tensor, form: Form | None = None) -> Form:
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
     if form == "triton" and not has_triton():
         raise ValueError("form 'triton' needs the package triton (Linux only), which is missing")
+    if form == "triton" and tensor.element_size() > 4:
+        raise ValueError("form 'triton' computes in float32, got float64; take form 'torch'")
     return form
 
 

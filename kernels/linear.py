@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import torch_linear
-from .distributions import Reference, TopKReference, check_reference
+from .distributions import HiddenReference, Reference, TopKReference, check_reference
 from .forms import Form, choose_form
 from .head import OutputHead
 from .labels import IGNORE_INDEX, check_labels
@@ -187,7 +187,10 @@ def _check(
         raise ValueError(
             f"labels must be int64 [{hidden.shape[0]}], got {labels.dtype} {tuple(labels.shape)}"
         )
-    check_labels(labels, weight.shape[0])
+    columns = head.vocab_size
+    if isinstance(reference, HiddenReference) and set(want) & set(NEEDS_REFERENCE):
+        columns = min(columns, reference.head.vocab_size)  # no others carry a probability
+    check_labels(labels, columns)
     if not hidden.is_floating_point() or not weight.is_floating_point():
         raise ValueError(f"dtypes must be floating, got {hidden.dtype} and {weight.dtype}")
     devices = {tensor.device for tensor in (hidden, weight, bias, labels) if tensor is not None}
@@ -195,6 +198,8 @@ def _check(
         raise ValueError(f"all tensors must be on one device, got {sorted(map(str, devices))}")
     if unknown := set(want) - set(WANTED):
         raise ValueError(f"want must be out of {WANTED}, got {sorted(unknown)}")
+    if not head.scale > 0:
+        raise ValueError(f"scale must be greater than 0, got {head.scale}")
     if head.softcap is not None and not head.softcap > 0:
         raise ValueError(f"softcap must be greater than 0 or None, got {head.softcap}")
     if workspace_bytes <= 0:

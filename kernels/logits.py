@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import GivenLogits, block_shape, compute_dtype
+from .blocks import EXCLUDED, GivenLogits, block_shape, compute_dtype
 from .forms import Form, choose_form
 from .labels import IGNORE_INDEX, check_labels, without_ignored
 from .row_gradients import LogitsSink, Upstream, add_gradients
@@ -28,6 +28,7 @@ WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_prob
 KLS = frozenset(("forward_kl", "reverse_kl"))
 GRADIENTS = ("token_logps", "forward_kl", "reverse_kl", "entropy")
 WORKSPACE_BYTES = 64 << 20
+INFINITE_KL = 1e12  # only an excluded token makes one as large
 
 
 def label_logps(
@@ -87,13 +88,13 @@ def token_scores(
     """
     if want is None:
         want = ("token_logps", "entropy") if ref_logits is None else (*WANTED[:2], "entropy")
-    _check(logits, labels, ref_logits, want)
     if not KLS & set(want):
         ref_logits = None
-    columns = logits.shape[1] if transform.vocab_size is None else transform.vocab_size
+    _check(logits, labels, ref_logits, want)
+    columns = _num_columns(logits, transform)
     if ref_logits is not None:
-        ref_columns = ref_transform.vocab_size or ref_logits.shape[1]
-        columns = min(columns, ref_columns)
+        columns = min(columns, _num_columns(ref_logits, ref_transform))
+    check_labels(labels, columns)
     settings = _Settings(
         transform, ref_transform, columns, frozenset(want), overwrite_logits,
         choose_form(logits, form),
@@ -102,6 +103,12 @@ def token_scores(
         results = _TokenScores.apply(logits, labels, ref_logits, settings)  # type: ignore[no-untyped-call] # torch
     scores = dict(zip(WANTED, results, strict=True))
     return {name: scores[name] for name in want}
+
+
+def _num_columns(logits: Tensor, transform: Transform) -> int:
+    """Return how many columns are tokens."""
+    width: int = logits.shape[1]
+    return width if transform.vocab_size is None else min(width, transform.vocab_size)
 
 
 class _Settings(NamedTuple):
@@ -163,9 +170,14 @@ def _torch_forward(
     shape = _shape(policy, 2)
     stats = row_stats(policy, reference, columns, want=settings.want, shape=shape)
     found = {
-        "token_logps": stats.picked - stats.lse,
+        "token_logps": (stats.picked - stats.shift) - stats.log_sum,
         **{name: getattr(stats, name) for name in WANTED[1:]},
     }
+    # A logit of minus infinity was a large number until here, which times 0 is 0.
+    found["token_logps"] = found["token_logps"].masked_fill(stats.picked <= EXCLUDED, -torch.inf)
+    for name in KLS:
+        kl = found[name]
+        found[name] = None if kl is None else kl.masked_fill(kl > INFINITE_KL, torch.inf)
     results = {n: None if v is None else v.squeeze(1) for n, v in found.items()}
     masked = {n: None if v is None else without_ignored(v, labels) for n, v in results.items()}
     return masked, stats
@@ -181,7 +193,7 @@ def _torch_backward(
     logits, labels, ref_logits = given
     policy, reference = _sources(logits, ref_logits, settings)
     stats = RowStats(*saved)  # type: ignore[arg-type] # they come back as they went
-    zeros = torch.zeros_like(stats.lse)
+    zeros = torch.zeros_like(stats.shift)
     upstream = Upstream(
         *(zeros if g is None else g[:, None].to(zeros.dtype) for g in map(grads.get, GRADIENTS))
     )
@@ -261,7 +273,9 @@ def _check(logits: Tensor, labels: Tensor, ref_logits: Tensor | None, want: Sequ
         raise ValueError(
             f"labels must be int64 [{logits.shape[0]}], got {labels.dtype} {tuple(labels.shape)}"
         )
-    check_labels(labels, logits.shape[1])
+    given = [each for each in (logits, labels, ref_logits) if each is not None]
+    if len(devices := {str(each.device) for each in given}) > 1:
+        raise ValueError(f"all tensors must be on one device, got {sorted(devices)}")
     if unknown := set(want) - set(WANTED):
         raise ValueError(f"want must be out of {WANTED}, got {sorted(unknown)}")
     if (wanted := sorted(KLS & set(want))) and ref_logits is None:

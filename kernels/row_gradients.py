@@ -53,14 +53,28 @@ class Extra:
     """What they get."""
 
 
+class LabelGradients(NamedTuple):
+    """What the label of some tokens of a block gets besides: n numbers of each."""
+
+    rows: Tensor  # [n]
+    """Which of the block's tokens."""
+    columns: Tensor  # [n]
+    """Which of the block's columns."""
+    values: Tensor  # [n, 1]
+
+
 class Sink(Protocol):
     """Where the gradient of a block goes."""
 
-    def add(self, rows: Rows, v: slice, block: Tensor, factor: Tensor | None) -> None:
-        """Take a block, [t, v], times a factor a token, [t, 1]."""
-
-    def add_labels(self, rows: Tensor, v: slice, labels: Tensor, values: Tensor) -> None:
-        """Take the gradient of one of these columns for some tokens, [n], [n] and [n, 1]."""
+    def add(
+        self,
+        rows: Rows,
+        v: slice,
+        block: Tensor,  # [t, v]
+        factor: Tensor | None,  # [t, 1]
+        labels: "LabelGradients | None",
+    ) -> None:
+        """Take a block, times a factor a token, plus the gradient of some labels."""
 
     def finish(self, v: slice) -> None:
         """Know that nothing more comes for these columns."""
@@ -83,9 +97,8 @@ def add_gradients(
             for rows in shape.tokens(members, len(labels)):
                 step = _Step(policy, reference, labels, stats, upstream, extra, rows, v)
                 block, factor = _BLOCKS[way](step)
-                sink.add(rows, v, block, factor)
-                if way != "full":
-                    _add_labels(sink, rows, v, labels, upstream.logps)
+                own = None if way == "full" else _label_gradients(labels, upstream.logps, rows, v)
+                sink.add(rows, v, block, factor, own)
         sink.finish(v)
 
 
@@ -113,13 +126,11 @@ def _ways(
             yield way, chosen.nonzero().squeeze(1)
 
 
-def _add_labels(sink: Sink, rows: Rows, v: slice, labels: Tensor, grads: Tensor) -> None:
-    """Hand over the gradient of the labels that lie within a block."""
+def _label_gradients(labels: Tensor, grads: Tensor, rows: Rows, v: slice) -> LabelGradients | None:
+    """Return the gradient of the labels that lie within a block; None where none does."""
     own = labels[rows]
     here = ((own >= v.start) & (own < v.stop)).nonzero().squeeze(1)
-    if len(here):
-        numbers = rows[here] if isinstance(rows, Tensor) else here + (rows.start or 0)
-        sink.add_labels(numbers, v, own[here], grads[numbers])
+    return LabelGradients(here, own[here] - v.start, grads[rows][here]) if len(here) else None
 
 
 class _Step(NamedTuple):
@@ -145,18 +156,18 @@ class _Step(NamedTuple):
 def _policy_block(step: _Step) -> tuple[Tensor, Tensor]:
     """The block is e^(z - shift)."""
     z = step.policy.block(step.rows, step.v)
-    lse, shift = step.of_stats("lse", "shift")
+    log_sum, shift = step.of_stats("log_sum", "shift")
     _exp_shifted(z, shift)
-    return z, -step.upstream.logps[step.rows] * (shift - lse).exp()
+    return z, -step.upstream.logps[step.rows] * (-log_sum).exp()
 
 
 def _reference_block(step: _Step) -> tuple[Tensor, Tensor]:
     """The block is e^(r - shift): g (e - q) + g (q - p) = g (e - p)."""
     assert step.reference is not None
     r = step.reference.block(step.rows, step.v)
-    lse, shift = step.of_stats("ref_lse", "ref_shift")
+    log_sum, shift = step.of_stats("ref_log_sum", "ref_shift")
     _exp_shifted(r, shift)
-    return r, -step.upstream.logps[step.rows] * (shift - lse).exp()
+    return r, -step.upstream.logps[step.rows] * (-log_sum).exp()
 
 
 def _exp_shifted(logits: Tensor, shift: Tensor) -> None:
@@ -171,27 +182,36 @@ def _exp_shifted(logits: Tensor, shift: Tensor) -> None:
 def _both_block(step: _Step) -> tuple[Tensor, Tensor]:
     """With t = expm1(y): -g q + g_D (q - p) = p ((g_D - g) t - g); the block has e^r for p."""
     z, r = step.both()
-    log_ratio, lse, ref_lse, shift = step.of_stats("log_ratio", "lse", "ref_lse", "ref_shift")
+    log_sum, shift = step.of_stats("log_sum", "shift")
+    ref_log_sum, ref_shift, centre, tilt = step.of_stats(
+        "ref_log_sum", "ref_shift", "centre", "tilt"
+    )
     logps, forward_kl = step.upstream.logps[step.rows], step.upstream.forward_kl[step.rows]
     slope = forward_kl - logps
-    is_shifted = bool((shift != 0).any())
+    is_shifted = bool((ref_shift != 0).any())
     for piece in pieces(z):
-        y = torch.sub(z[piece], r[piece]).sub_(log_ratio[piece])
+        y = torch.sub(z[piece], r[piece]).sub_(centre[piece]).sub_(tilt[piece])
         is_small = bool(y.max() < LARGE_Y)
         p = r[piece]
         if is_shifted:
-            p.sub_(shift[piece])
+            p.sub_(ref_shift[piece])
         p.exp_()
         if is_small:
             y.expm1_().mul_(slope[piece]).sub_(logps[piece])
             p.mul_(y)
             continue
-        # p e^y, in units of e^(r - shift): e^(z - lse + ref_lse - shift).
-        scale = ref_lse[piece] - shift[piece] - lse[piece]
-        large = (z[piece] + scale).exp_().mul_(slope[piece]).sub_(p * forward_kl[piece])
+        # p e^y, in units of e^(r - ref_shift).
+        scale = ref_log_sum[piece] - log_sum[piece]
+        large = (
+            (z[piece] - shift[piece])
+            .add_(scale)
+            .exp_()
+            .mul_(slope[piece])
+            .sub_(p * forward_kl[piece])
+        )
         small = torch.expm1(y.clamp(max=LARGE_Y)).mul_(slope[piece]).sub_(logps[piece]).mul_(p)
         torch.where(y < LARGE_Y, small, large, out=p)
-    return r, (shift - ref_lse).exp()
+    return r, (-ref_log_sum).exp()
 
 
 def _full_block(step: _Step) -> tuple[Tensor, None]:
@@ -220,8 +240,8 @@ def _fill_piece(step: _Step, piece: slice, z: Tensor, r: Tensor | None, out: Ten
     """Write the gradient by q and p of a piece; the softcap still needs z."""
     rows = step.rows
     logps, forward_kl, reverse_kl, entropy_grad = (g[rows][piece] for g in step.upstream)
-    (lse,) = (s[piece] for s in step.of_stats("lse"))
-    log_q = z - lse
+    log_sum, shift = (s[piece] for s in step.of_stats("log_sum", "shift"))
+    log_q = (z - shift).sub_(log_sum)
     q = log_q.exp()
     factor = torch.zeros_like(z)
     if step.stats.entropy is not None:
@@ -231,11 +251,13 @@ def _fill_piece(step: _Step, piece: slice, z: Tensor, r: Tensor | None, out: Ten
     if r is None:
         torch.mul(q, factor.sub_(logps), out=out)
         return
-    log_ratio, ref_lse = (s[piece] for s in step.of_stats("log_ratio", "ref_lse"))
-    y = torch.sub(z, r).sub_(log_ratio)
+    names = ("ref_log_sum", "ref_shift", "centre", "tilt")
+    ref_log_sum, ref_shift, centre, tilt = (s[piece] for s in step.of_stats(*names))
+    # c goes first: it is exact and may be large.
+    y = torch.sub(z, r).sub_(centre).sub_(tilt)
     if step.stats.reverse_kl is not None:
         factor.addcmul_(reverse_kl, y - step.stats.reverse_kl[rows][piece])
-    p = (r - ref_lse).exp_()
+    p = (r - ref_shift).sub_(ref_log_sum).exp_()
     slope = forward_kl - logps
     small = torch.expm1(y.clamp(max=LARGE_Y)).mul_(slope).sub_(logps).mul_(p)
     large = q * slope - p * forward_kl
@@ -276,8 +298,15 @@ class HeadSink:
         if self.weight is not None and source.vocab_size < head.vocab_size:
             self.weight[source.vocab_size :] = 0
 
-    def add(self, rows: Rows, v: slice, block: Tensor, factor: Tensor | None) -> None:
-        """Take a block, [t, v], times a factor a token, [t, 1]."""
+    def add(
+        self,
+        rows: Rows,
+        v: slice,
+        block: Tensor,
+        factor: Tensor | None,
+        labels: LabelGradients | None,
+    ) -> None:
+        """Take a block, times a factor a token, plus the gradient of some labels."""
         if self._hidden is not None:
             grad = product(block, self._source.weight(v))
             if factor is not None:
@@ -293,14 +322,18 @@ class HeadSink:
         if self.bias is not None:
             sums = block.sum(0) if factor is None else (block.t() @ factor).squeeze(1)
             self.bias[v] += sums.mul_(self._scale)
+        if labels is not None:
+            numbers = rows[labels.rows] if isinstance(rows, Tensor) else labels.rows + rows.start
+            self._add_labels(numbers, labels.columns + v.start, labels.columns, labels.values)
 
-    def add_labels(self, rows: Tensor, v: slice, labels: Tensor, values: Tensor) -> None:
-        """Take the gradient of one of these columns for some tokens, [n], [n] and [n, 1]."""
+    def _add_labels(
+        self, rows: Tensor, labels: Tensor, places: Tensor, values: Tensor
+    ) -> None:  # [n], [n], [n], [n, 1]
         if self._hidden is not None:
             grad = self._source.weight(labels) * values
             self._hidden.index_add_(0, rows, grad, alpha=self._scale)
         if self._weight_block is not None:
-            self._weight_block.index_add_(0, labels - v.start, self._source.inputs(rows) * values)
+            self._weight_block.index_add_(0, places, self._source.inputs(rows) * values)
         if self.bias is not None:
             self.bias.index_add_(0, labels, values.squeeze(1) * self._scale)
 
@@ -326,16 +359,21 @@ class LogitsSink:
         self._source = source
         self.grad = out
 
-    def add(self, rows: Rows, v: slice, block: Tensor, factor: Tensor | None) -> None:
-        """Take a block, [t, v], times a factor a token, [t, 1]."""
+    def add(
+        self,
+        rows: Rows,
+        v: slice,
+        block: Tensor,
+        factor: Tensor | None,
+        labels: LabelGradients | None,
+    ) -> None:
+        """Take a block, times a factor a token, plus the gradient of some labels."""
         block = block if factor is None else block.mul_(factor)
+        if labels is not None:  # before any rounding to half precision: 1 - q cancels
+            block[labels.rows, labels.columns] += labels.values.squeeze(1)
         if self._source.transform.scale != 1:
             block.mul_(self._source.transform.scale)
         self.grad[rows, v] = block.to(self.grad.dtype)
-
-    def add_labels(self, rows: Tensor, v: slice, labels: Tensor, values: Tensor) -> None:
-        """Take the gradient of one of these columns for some tokens, [n], [n] and [n, 1]."""
-        self.grad[rows, labels] += (values * self._source.transform.scale).squeeze(1)
 
     def finish(self, v: slice) -> None:
         """Know that nothing more comes for these columns."""

@@ -29,27 +29,29 @@ NUM_SAMPLES = 9
 FAR = 20.0  # A median logit beyond this is subtracted before e^z is taken.
 MIN_LOG_SUM, MAX_LOG_SUM = -20.0, 40.0  # beyond these the row is done again, with its maximum
 SMALL_X = 0.5  # Below this, phi is a series.
-SMALL_E = 0.1  # Below this, E is taken from its sum, else from the log-normalisers.
+SMALL_TILT = 1.0  # Below this, E is taken from its sum, else from the log-normalisers.
+MAX_GAP = 62.0  # Of a row within the bounds of its log-sums, and with a small tilt: 61.
 SERIES = tuple(1 / factorial for factorial in (5040, 720, 120, 24, 6, 2))
 
 
 class RowStats(NamedTuple):
     """What the forward pass found of each token, [T, 1]; None where it was not asked for."""
 
-    lse: Tensor
-    """Log-normaliser of the policy's logits."""
+    log_sum: Tensor
+    """Log of the sum of e^(z - shift): apart, the two keep more digits than the log-normaliser."""
     shift: Tensor
     """Subtracted from the policy's logits before e^z is taken."""
     picked: Tensor  # [T, n]
     """The policy's logits of the columns asked for; 0 where there is no such column."""
     entropy: Tensor | None
     log_sum_sq_probs: Tensor | None
-    ref_lse: Tensor | None
-    """Log-normaliser of the reference's logits."""
+    ref_log_sum: Tensor | None
     ref_shift: Tensor | None
     """Subtracted from the reference's logits before e^r is taken."""
-    log_ratio: Tensor | None
-    """lse - ref_lse, with all its digits."""
+    centre: Tensor | None
+    """c, a difference of two logits of the blocks' dtype."""
+    tilt: Tensor | None
+    """Log-normaliser of the policy less that of the reference, less c, with all its digits."""
     forward_kl: Tensor | None
     reverse_kl: Tensor | None
 
@@ -235,7 +237,7 @@ def _phi_sums(
             torch.addcmul(x.new_tensor(coefficient), out, x, out=out)
         out.mul_(x).mul_(weights_x)
     if not is_series:
-        factor = gap.clamp(-60.0, 60.0).exp().to(x.dtype)
+        factor = gap.clamp(-MAX_GAP, MAX_GAP).exp().to(x.dtype)
         direct = (others * factor).sub_(weights).sub_(weights_x)
         torch.where(x.abs() < SMALL_X, out, direct, out=out)
     return m, out.sum(1, keepdim=True)
@@ -244,24 +246,22 @@ def _phi_sums(
 def _finish(sums: _Sums, want: Collection[str]) -> RowStats:
     """Turn sums into results; float64 until the end, there are only a few numbers a token."""
     log_sum = sums.exp_z.log()
-    lse = log_sum + sums.shift
-    found: dict[str, Tensor] = {"lse": lse, "shift": sums.shift}
+    found: dict[str, Tensor] = {"log_sum": log_sum, "shift": sums.shift}
     if sums.wants_entropy:
         found["entropy"] = log_sum - sums.exp_z_z / sums.exp_z
     if sums.wants_squares:
         found["log_sum_sq_probs"] = sums.exp_2z.log() - 2 * log_sum
     if sums.has_reference:
-        ref_lse = sums.exp_r.log() + sums.ref_shift
-        direct = lse - ref_lse
-        found |= {"ref_lse": ref_lse, "ref_shift": sums.ref_shift, "log_ratio": direct}
-        if sums.wants_forward:
-            kl, tilt = _kl(sums.f / sums.exp_r, sums.m / sums.exp_r, direct - sums.centre)
-            found |= {"forward_kl": kl, "log_ratio": sums.centre + tilt}
+        ref_log_sum = sums.exp_r.log()
+        direct = (log_sum - ref_log_sum) + (sums.shift - sums.ref_shift - sums.centre)
+        found |= {"ref_log_sum": ref_log_sum, "ref_shift": sums.ref_shift, "centre": sums.centre}
         if sums.wants_reverse:
             f, m = sums.reverse_f / sums.exp_z, sums.reverse_m / sums.exp_z
-            found["reverse_kl"], tilt = _kl(f, m, sums.centre - direct)
-            if not sums.wants_forward:
-                found["log_ratio"] = sums.centre - tilt
+            found["reverse_kl"], tilt = _kl(f, m, -direct)
+            found["tilt"] = -tilt
+        if sums.wants_forward:
+            f, m = sums.f / sums.exp_r, sums.m / sums.exp_r
+            found["forward_kl"], found["tilt"] = _kl(f, m, direct)
     rounded = {name: values.to(sums.dtype) for name, values in found.items()}
     rounded["picked"] = sums.picked
     return RowStats(*(rounded.get(name) for name in RowStats._fields))  # type: ignore[arg-type] # what may not be None never is
@@ -275,7 +275,7 @@ def _kl(f: Tensor, m: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor]:  # [t, 1] 
         m: Mean of x under it.
         tilt: The difference of log-normalisers less c, from the log-normalisers themselves.
     """
-    is_small = tilt.abs() < SMALL_E
+    is_small = tilt.abs() < SMALL_TILT
     e = f + m
     exact = torch.log1p(e)
     kl = torch.where(is_small, f - (e - exact), tilt - m)
@@ -283,8 +283,6 @@ def _kl(f: Tensor, m: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor]:  # [t, 1] 
 
 
 def _is_out_of_range(stats: RowStats) -> Tensor:  # [T, 1]
-    log_sums = [stats.lse - stats.shift]
-    if stats.ref_lse is not None and stats.ref_shift is not None:
-        log_sums.append(stats.ref_lse - stats.ref_shift)
+    log_sums = [stats.log_sum] if stats.ref_log_sum is None else [stats.log_sum, stats.ref_log_sum]
     inside = [(s >= MIN_LOG_SUM) & (s <= MAX_LOG_SUM) for s in log_sums]  # NaN is outside
     return ~torch.stack(inside).all(0)

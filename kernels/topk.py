@@ -19,26 +19,26 @@ MIN_TAIL = 1e-12  # of q_T: below it the rest of the vocabulary has no probabili
 def topk_kl(
     reference: TopKReference,
     top_logits: Tensor,  # [T, k]
-    lse: Tensor,  # [T, 1]
+    log_sum: Tensor,  # [T, 1]
 ) -> Tensor:  # [T, 1]
     """Return the KL over k + 1 buckets of each token.
 
     Args:
         reference: The reference.
-        top_logits: The policy's logits of the reference's top k.
-        lse: Log-normaliser of the policy's logits.
+        top_logits: The policy's logits of the reference's top k, less any shift of the row.
+        log_sum: Log-normaliser of the policy's logits, less the same shift.
     """
-    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, lse)
+    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, log_sum)
     top = (log_p.exp() * (log_p - log_q)).sum(1, keepdim=True)
     # A reference without a tail has log_p_tail minus infinity: 0 log 0 is 0.
     tail = torch.where(log_p_tail == -torch.inf, 0.0, log_p_tail.exp() * (log_p_tail - log_q_tail))
-    return (top + tail).to(lse.dtype)
+    return (top + tail).to(log_sum.dtype)
 
 
 def topk_extra(
     reference: TopKReference,
     top_logits: Tensor,  # [T, k]
-    lse: Tensor,  # [T, 1]
+    log_sum: Tensor,  # [T, 1]
     grads: Tensor,  # [T, 1]
 ) -> Extra:
     """Return the gradient of the KL, as what it adds to that of the log-prob.
@@ -46,10 +46,10 @@ def topk_extra(
     With g the upstream gradient it is ``g q_j (1 - p_T / q_T)`` in the tail and ``g (q_i - p_i)``
     in the top k, which is the same plus ``g (q_i p_T / q_T - p_i)``.
     """
-    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, lse)
+    log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, log_sum)
     ratio = (log_p_tail - log_q_tail).exp()
     grads = grads.double()
-    dtype = lse.dtype
+    dtype = log_sum.dtype
     return Extra(
         coefs=(grads * (1 - ratio)).to(dtype),
         columns=reference.ids,
@@ -58,10 +58,10 @@ def topk_extra(
 
 
 def _log_buckets(
-    reference: TopKReference, top_logits: Tensor, lse: Tensor
+    reference: TopKReference, top_logits: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [T, k], [T, 1], [T, k], [T, 1], float64
     log_p, log_p_tail = reference.logps.double(), reference.tail_logps.double()[:, None]
-    log_q = top_logits.double() - lse.double()
+    log_q = top_logits.double() - log_sum.double()
     # 1 - the sum of the top k, without its cancellation; rounding may bring the sum above 1.
     tail = -torch.expm1(torch.logsumexp(log_q, 1, keepdim=True).clamp(max=0.0))
     return log_p, log_p_tail, log_q, tail.clamp(min=MIN_TAIL).log()

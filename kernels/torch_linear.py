@@ -34,14 +34,14 @@ def forward(
     exact = want if top is None else want - {"forward_kl"}
     stats = row_stats(policy, whole if exact & KLS else None, columns, want=exact, shape=shape)
     results: dict[str, Tensor | None] = {
-        "token_logps": stats.picked[:, :1] - stats.lse,
+        "token_logps": (stats.picked[:, :1] - stats.shift) - stats.log_sum,
         "forward_kl": stats.forward_kl,
         "reverse_kl": stats.reverse_kl,
         "entropy": stats.entropy,
         "log_sum_sq_probs": stats.log_sum_sq_probs,
     }
     if top is not None and "forward_kl" in want:
-        results["forward_kl"] = topk_kl(top, stats.picked[:, 1:], stats.lse)
+        results["forward_kl"] = topk_kl(top, stats.picked[:, 1:] - stats.shift, stats.log_sum)
     return {name: None if v is None else v.squeeze(1) for name, v in results.items()}, stats
 
 
@@ -57,16 +57,17 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of hidden states, weight and bias, those that are needed."""
     stats = RowStats(*saved)  # type: ignore[arg-type] # they come back as they went
-    policy, whole = sources(hidden, head, reference if stats.ref_lse is not None else None)
+    policy, whole = sources(hidden, head, reference if stats.ref_log_sum is not None else None)
     upstream = Upstream(
         *(
-            torch.zeros_like(stats.lse) if grad is None else grad[:, None].to(stats.lse.dtype)
+            torch.zeros_like(stats.shift) if grad is None else grad[:, None].to(stats.shift.dtype)
             for grad in map(grads.get, ("token_logps", "forward_kl", "reverse_kl", "entropy"))
         )
     )
     extra: Extra | None = None
     if isinstance(reference, TopKReference) and grads.get("forward_kl") is not None:
-        extra = topk_extra(reference, stats.picked[:, 1:], stats.lse, upstream.forward_kl)
+        top_logits = stats.picked[:, 1:] - stats.shift
+        extra = topk_extra(reference, top_logits, stats.log_sum, upstream.forward_kl)
     needs_hidden, needs_weight, needs_bias = needs
     sink = HeadSink(
         policy, needs_hidden=needs_hidden, needs_weight=needs_weight, needs_bias=needs_bias

@@ -94,7 +94,9 @@ def forward(
     top_logits = torch.cat(picked) if picked else None
     if top is not None and "forward_kl" in want:
         assert top_logits is not None
-        results["forward_kl"] = topk_kl(top, top_logits, stats.lse[:, None]).squeeze(1)
+        results["forward_kl"] = topk_kl(
+            top, top_logits - stats.max_logits[:, None], stats.log_sums[:, None]
+        ).squeeze(1)
     return results, (*stats, top_logits)
 
 
@@ -140,7 +142,9 @@ class _Backward:
         self.extra = None
         top_logits, kl = saved[-1], self.grads["forward_kl"]
         if isinstance(reference, TopKReference) and top_logits is not None and kl is not None:
-            self.extra = topk_extra(reference, top_logits, self.stats.lse[:, None], kl[:, None])
+            top_logits = top_logits - self.stats.max_logits[:, None]
+            log_sums = self.stats.log_sums[:, None]
+            self.extra = topk_extra(reference, top_logits, log_sums, kl[:, None])
             logps = self.grads["token_logps"]
             self.q_coefs = (0.0 if logps is None else logps) - self.extra.coefs.squeeze(1)
             self.grads["forward_kl"] = None

@@ -16,12 +16,12 @@ Runs on CUDA tensors, and on CPU tensors in Triton's interpreter (``TRITON_INTER
 triton is imported). Letters in shape comments: T tokens, V vocabulary, v a block of it.
 """
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -305,6 +305,14 @@ def _per_row(grad: Tensor | None, labels: Tensor) -> Tensor | None:
     return grad.contiguous()  # an expanded scalar, most often
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep numpy, with which the interpreter computes, from warning of what a GPU does mutely."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
 def _launching(logits: Tensor) -> AbstractContextManager[object]:
     """Make the tensors' device the one that kernels are launched on."""
     if logits.is_cuda:
@@ -314,8 +322,7 @@ def _launching(logits: Tensor) -> AbstractContextManager[object]:
             f"tensors must be on a CUDA device, got {logits.device}; on a CPU, set "
             "TRITON_INTERPRET=1 before triton is imported"
         )
-    # The interpreter computes with numpy, which warns of what a GPU does without a word.
-    return np.errstate(all="ignore")
+    return _without_warnings()
 
 
 def _check_rows(
