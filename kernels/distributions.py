@@ -76,3 +76,8 @@ def check_reference(reference: Reference, num_tokens: int, vocab_size: int) -> N
         raise ValueError(
             f"ids must be int64 and k between 1 and {vocab_size}, got {reference.ids.dtype}, {k}"
         )
+    if reference.ids.device.type == "cpu" and num_tokens:  # a GPU would have to be waited for
+        lowest, highest = map(int, reference.ids.aminmax())
+        if lowest < 0 or highest >= vocab_size:
+            bad = lowest if lowest < 0 else highest
+            raise ValueError(f"ids must be between 0 and {vocab_size - 1}, got {bad}")
