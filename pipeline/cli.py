@@ -507,6 +507,8 @@ def _print_training(summary: "TrainSummary") -> None:
     attempt = f", attempt {summary.attempt}" if summary.attempt else ""
     click.echo(f"run        {summary.name}@{summary.run_id[:12]}{attempt}")
     click.echo(f"reference  {summary.reference or 'none'}")
+    if summary.kl_source is not None:
+        click.echo(f"KLs        from tier {summary.kl_source}")
     resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
     if summary.num_resumed == summary.num_steps:
         resumed = ": finished before, nothing was done"

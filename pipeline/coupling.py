@@ -21,7 +21,9 @@ from .training_loss import TrainingLoss
 PLAIN, SHORTENED = "scores/", "ld_scores/"
 """Before the names of the fields of a :class:`PairScores` among what a step has measured; the
 second where ``ld_alpha`` weighs tokens."""
-_LEAVES = ("policy_chosen_logps", "policy_rejected_logps")
+_LEAVES = (
+    "policy_chosen_logps", "policy_rejected_logps", "chosen_forward_kl", "rejected_forward_kl",
+)  # fmt: skip
 
 Values = Mapping[str, NDArray[np.float64]]  # [N] each
 
@@ -65,7 +67,8 @@ def upstream_gradients(
     leaves: dict[str, Tensor] = {}
     for prefix, each in ((PLAIN, scores), (SHORTENED, ld_scores)):
         if each is not None:
-            leaves |= {prefix + name: getattr(each, name).requires_grad_() for name in _LEAVES}
+            found = {name: getattr(each, name) for name in _LEAVES}
+            leaves |= {prefix + k: v.requires_grad_() for k, v in found.items() if v is not None}
     losses = loss.losses(scores, ld_scores)
     total = (losses * torch.from_numpy(weights)).sum() / len(weights)
     torch.autograd.backward(total)

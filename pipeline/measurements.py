@@ -40,6 +40,7 @@ class Part:
     residual: Tensor | None  # [2]
     token_logps: Tensor  # [T]
     entropy: Tensor | None  # [T]
+    forward_kl: Tensor | None  # [T]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,8 @@ def put_together(
     pairs: TrainingPairs,
     shares: Sequence[RankShare],
     losses: Callable[[Values], NDArray[np.float64]] | None = None,
+    *,
+    kl_name: str = "forward_kl",
 ) -> Measured:
     """Put the shares of all ranks together, in the order of the pairs' numbers.
 
@@ -71,6 +74,7 @@ def put_together(
         shares: One a rank and chunk.
         losses: Returns the losses of all pairs, where the shares do not have them because they
             depend on each other.
+        kl_name: What the metrics call a forward KL; a lower bound has a name of its own.
     """
     is_kept = ~np.concatenate([share.is_spare for share in shares])
     numbers = np.concatenate([share.pairs for share in shares])
@@ -98,6 +102,7 @@ def put_together(
             values,
             has_chosen=pairs.num_chosen_tokens[table.pairs] > 0,
             has_rejected=pairs.num_rejected_tokens[table.pairs] > 0,
+            kl_name=kl_name,
         ),
         num_tokens=sum(share.num_tokens for share in shares),
         residual=residual,
@@ -110,6 +115,7 @@ def pair_metrics(
     *,
     has_chosen: NDArray[np.bool_],  # [N]
     has_rejected: NDArray[np.bool_],  # [N]
+    kl_name: str = "forward_kl",
 ) -> dict[str, float]:
     """Return the means over pairs, under the names that everyone uses.
 
@@ -133,9 +139,10 @@ def pair_metrics(
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         if is_pair.any():
             metrics["rewards/accuracies"] = float((chosen > rejected)[is_pair].mean())
-    for side, is_there in both:
-        if f"{side}_forward_kl" in values and is_there.any():
-            metrics[f"forward_kl/{side}"] = float(values[f"{side}_forward_kl"][is_there].mean())
+    for kind, name in (("forward_kl", kl_name), ("reverse_kl", "reverse_kl")):
+        for side, is_there in both:
+            if f"{side}_{kind}" in values and is_there.any():
+                metrics[f"{name}/{side}"] = float(values[f"{side}_{kind}"][is_there].mean())
     if "entropy_sums" in values:
         metrics["entropy"] = float(values["entropy_sums"].sum() / values["num_scored"].sum())
     return metrics
@@ -146,15 +153,16 @@ def by_pair(
 ) -> list[tuple[TokenValues | None, TokenValues | None]]:
     """Return the token values of chosen and rejected of each pair of a microbatch."""
     ends = np.cumsum(microbatch.batch.num_completion_tokens)[:-1]
+
+    def split(values: Tensor | None) -> list[Any]:
+        if values is None:
+            return [None] * (len(ends) + 1)
+        return np.split(values.float().cpu().numpy(), ends)
+
+    columns = (split(part.token_logps), split(part.entropy), split(part.forward_kl))
     parts = [
-        TokenValues(token_logps=logps, entropy=entropy)
-        for logps, entropy in zip(
-            np.split(part.token_logps.float().cpu().numpy(), ends),
-            [None] * (len(ends) + 1)
-            if part.entropy is None
-            else np.split(part.entropy.float().cpu().numpy(), ends),
-            strict=True,
-        )
+        TokenValues(token_logps=logps, entropy=entropy, forward_kl=kl)
+        for logps, entropy, kl in zip(*columns, strict=True)
     ]
     chosen, rejected = microbatch.chosen.tolist(), microbatch.rejected.tolist()
     return [

@@ -12,20 +12,24 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.distributions import HiddenReference, Reference, TopKReference
+from ..kernels.head import OutputHead
 from ..stores.known import Keys, find_keys
 from ..stores.reader import RowReader
-from ..stores.schema import LOGPS, SEQUENCES
+from ..stores.schema import HIDDEN, LOGPS, SEQUENCES
 from ..stores.store import Store
 from .batches import PackedBatch
+from .hidden_states import HiddenReader
 from .models import ScoringModel
 from .packing import Indices, PackedRow
-from .pair_scores import PairScores
-from .training_pairs import TrainingPairs, key_array
+from .pair_scores import PairScores, present
+from .tiers import KlSource
+from .top_rows import TopReader, TopRows, lists
+from .training_pairs import TrainingPairs
 
 CHUNK_PAIRS = 256
 """Pairs whose rows are read together: neighbours in a shard are then read once."""
@@ -82,6 +86,30 @@ class Microbatch:
     """The same of the rejected ones."""
     mismatched: Mismatched | None = None
     """What the loss estimates a KL on; None where it does not."""
+    ref_hidden: Tensor | None = None
+    """Inputs of the reference's output head, [T, H]; None where no KL is taken from them."""
+    ref_top_ids: Tensor | None = None
+    """The reference's k most likely tokens, [T, k] int64; None where no KL is taken from them."""
+    ref_top_logps: Tensor | None = None
+    """Their log-probs, [T, k] float32."""
+    ref_tail_logps: Tensor | None = None
+    """Log of the probability of all others, [T] float32."""
+
+    def reference(self, head: OutputHead | None) -> Reference | None:
+        """Return what KLs are taken against; None where there is nothing.
+
+        Args:
+            head: The reference's output head, for hidden states.
+        """
+        if self.ref_hidden is not None:
+            return HiddenReference(hidden=self.ref_hidden, head=present(head))
+        if self.ref_top_ids is None:
+            return None
+        return TopKReference(
+            ids=self.ref_top_ids,
+            logps=present(self.ref_top_logps),
+            tail_logps=present(self.ref_tail_logps),
+        )
 
     def to(self, device: torch.device) -> "Microbatch":
         """Return the microbatch on a device; from pinned memory the copy runs in parallel."""
@@ -187,7 +215,14 @@ class MicrobatchReader:
     """Makes the microbatches of one split; for one thread."""
 
     def __init__(
-        self, store: Store, tokenizer: str, scorer: str | None, pairs: TrainingPairs
+        self,
+        store: Store,
+        tokenizer: str,
+        scorer: str | None,
+        pairs: TrainingPairs,
+        *,
+        kl: KlSource | None = None,
+        hidden_size: int = 0,
     ) -> None:
         """Index the rows that may be asked for.
 
@@ -196,8 +231,16 @@ class MicrobatchReader:
             tokenizer: Fingerprint under which the sequences lie.
             scorer: Fingerprint of the reference, None for a loss without one.
             pairs: The pairs of the split.
+            kl: What KLs are taken against, None for no KLs.
+            hidden_size: Columns of the reference's output head, for tier ``hidden``.
         """
         self._pairs = pairs
+        self._hidden = self._top = None
+        if kl is not None and scorer is not None:
+            if kl.tier.name == HIDDEN.name:
+                self._hidden = HiddenReader(store, scorer, hidden_size)
+            else:
+                self._top = TopReader(store, scorer, kl.tier)
         self._ids = RowReader(store, SEQUENCES.name, tokenizer, columns=["ids"])
         self._logps = (
             None
@@ -225,11 +268,12 @@ class MicrobatchReader:
         numbers = np.unique(np.concatenate([pairs for cut in cuts for pairs, _ in cut]))
         table = self._pairs
         keys = table.sequence_keys(numbers)
-        ids = _lists(self._ids, keys, "ids")
-        logps = None if self._logps is None else _lists(self._logps, keys, "token_logps")
+        ids = lists(self._ids, keys, "ids")
+        logps = None if self._logps is None else lists(self._logps, keys, "token_logps")
+        top = None if self._top is None else self._top.read(keys)
         for cut in cuts:
             microbatches = [
-                self._microbatch(pairs, is_spare, _Rows(keys, ids, logps), model)
+                self._microbatch(pairs, is_spare, _Rows(keys, ids, logps, top), model)
                 for pairs, is_spare in cut
             ]
             is_gpu = model.device.type == "cuda"
@@ -270,6 +314,19 @@ class MicrobatchReader:
             chosen_margin_rewards=rewards[0],
             rejected_margin_rewards=rewards[1],
             mismatched=self._mismatched(pairs, rows, model),
+            ref_hidden=self._ref_hidden(sequences, batch, rows, model),
+            **rows.ref_top(sequences, model.vocab_size),
+        )
+
+    def _ref_hidden(
+        self, sequences: list[int], batch: PackedBatch, rows: "_Rows", model: ScoringModel
+    ) -> Tensor | None:
+        if self._hidden is None:
+            return None
+        return self._hidden.read(
+            rows.keys[sequences],
+            batch.num_completion_tokens,
+            is_pinned=model.device.type == "cuda",
         )
 
     def _mismatched(self, pairs: Indices, rows: "_Rows", model: ScoringModel) -> Mismatched | None:
@@ -295,13 +352,17 @@ class _Rows:
     """Ids and stored log-probs of some sequences."""
 
     def __init__(
-        self, keys: Keys, ids: list[NDArray[Any]], logps: list[NDArray[Any]] | None
+        self,
+        keys: Keys,
+        ids: list[NDArray[Any]],
+        logps: list[NDArray[Any]] | None,
+        top: TopRows | None,
     ) -> None:
-        self._keys, self._ids, self._logps = keys, ids, logps
+        self.keys, self._ids, self._logps, self._top = keys, ids, logps, top
 
     def places(self, keys: Keys) -> Indices:
         """Return the number of each sequence; anything where the key is empty."""
-        return find_keys(keys, self._keys)[0]
+        return find_keys(keys, self.keys)[0]
 
     def packed(self, sequences: list[int], split: int, *, first_number: int) -> PackedRow:
         """Return the row of some completions of one prompt, which ends at ``split``."""
@@ -317,11 +378,6 @@ class _Rows:
             return None
         return torch.from_numpy(np.concatenate([self._logps[k] for k in sequences]))
 
-
-def _lists(reader: RowReader, keys: Keys, column: str) -> list[NDArray[Any]]:
-    """Return the list of each key as a view of one array."""
-    lists = reader.rows(key_array(keys))[column].combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):
-        lists = lists.chunk(0)
-    values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
-    return [values[offsets[i] : offsets[i + 1]] for i in range(len(keys))]
+    def ref_top(self, sequences: list[int], vocab_size: int) -> dict[str, Tensor]:
+        """Return the stored top k of some sequences, by field; nothing where there is none."""
+        return {} if self._top is None else self._top.tensors(sequences, vocab_size)

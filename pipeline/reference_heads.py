@@ -82,7 +82,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _read(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(path, "pt", device=device) as file:  # type: ignore[no-untyped-call] # theirs
+        with safe_open(path, "pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # theirs
             return tensors, json.loads(file.metadata()[_METADATA])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

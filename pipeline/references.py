@@ -6,7 +6,7 @@ in the store. Nothing here imports torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class ReferenceRequest:
     """Keys of all sequences that need scores."""
     needs_kl_pairs: bool = False
     """Whether mismatched sequences are among them."""
+    options: str = ""
+    """More options of the command that scores what is missing."""
 
 
 def find_reference(store: Store, request: ReferenceRequest) -> Reference:
@@ -79,6 +81,14 @@ def find_reference(store: Store, request: ReferenceRequest) -> Reference:
             f"{_score_command(store, request, _folder(request, found))}"
         )
     return found
+
+
+def score_command(
+    store: Store, request: ReferenceRequest, reference: Reference, options: str
+) -> str:
+    """Return the command that scores what a reference lacks, with these options."""
+    asked = replace(request, options=options)
+    return _score_command(store, asked, _folder(request, reference))
 
 
 def _named(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> Reference:
@@ -177,7 +187,11 @@ def _score_command(store: Store, request: ReferenceRequest, folder: Path) -> str
     name = f"{request.pair_set.name}@{request.pair_set.fingerprint[:12]}"
     precision = "" if request.precision == "float32" else f" --precision {request.precision}"
     mismatched = " --kl-pairs" if request.needs_kl_pairs else ""
-    return f"offpref score {store.path} --pair-set {name} --model {folder}{precision}{mismatched}"
+    options = f" {request.options}" if request.options else ""
+    return (
+        f"offpref score {store.path} --pair-set {name} --model {folder}{precision}{mismatched}"
+        f"{options}"
+    )
 
 
 def _listed(store: Store, fingerprints: Any) -> str:

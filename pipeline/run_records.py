@@ -30,6 +30,7 @@ class TokenValues:
 
     token_logps: NDArray[np.float32]  # [T]
     entropy: NDArray[np.float32] | None  # [T]
+    forward_kl: NDArray[np.float32] | None  # [T]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +87,15 @@ class RunRecords:
         self._step = max(self._step, int(row["step"]))
         self._add(STEPS.name, {**row, "metrics": [list(row["metrics"].items())]}, 1)
 
-    def add_pairs(self, step: int, pairs: TrainingPairs, measured: PairTable) -> None:
-        """Add what was measured of the pairs of a step."""
-        place = {"step": step, "split": pairs.split}
+    def add_pairs(
+        self,
+        step: int,
+        pairs: TrainingPairs,
+        measured: PairTable,
+        kl_source: str | None = None,
+    ) -> None:
+        """Add what was measured of the pairs of a step, and what its KLs were taken against."""
+        place = {"step": step, "split": pairs.split, "kl_source": kl_source}
         numbers = measured.pairs
         keys = key_array(pairs.keys[numbers])
         columns: dict[str, Any] = {**place, "pair_key": keys, **_present(pairs, measured)}
@@ -113,6 +120,8 @@ class RunRecords:
         }
         if rows and rows[0][2].entropy is not None:
             columns["entropy"] = [row[2].entropy for row in rows]
+        if rows and rows[0][2].forward_kl is not None:
+            columns["forward_kl"] = [row[2].forward_kl for row in rows]
         self._add(TOKENS.name, columns, len(rows))
 
     def flush(self) -> None:

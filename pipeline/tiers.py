@@ -11,12 +11,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..stores.errors import StoreWriteError
-from ..stores.known import Keys
 from ..stores.schema import HIDDEN, LOGPS, TOPK
-from ..stores.store import Store
 
 TIER_NAMES = (LOGPS.name, TOPK.name, HIDDEN.name)
 KL_TIERS = (HIDDEN.name, TOPK.name)
@@ -112,32 +108,9 @@ class KlSource:
         """Beginning of the metric's name of a forward KL: a bound is never called a KL."""
         return "forward_kl" if self.label == "exact" else "forward_kl_bound"
 
+    def __str__(self) -> str:
+        return f"{self.tier}: {'exact' if self.label == 'exact' else 'lower bounds (topk-bound)'}"
+
     def described(self) -> dict[str, object]:
         """Return what the run's record says of it."""
         return {"kl_source": self.label, "kl_tier": str(self.tier)}
-
-
-def stored_tier(store: Store, scorer: str, name: str, sequence_keys: Keys) -> tuple[Tier, int]:
-    """Return a tier of a scorer and how many of some sequences it lacks.
-
-    Of several k it is the largest that lacks nothing, or else the one that lacks least.
-
-    Args:
-        store: The store.
-        scorer: The reference's fingerprint.
-        name: ``hidden`` or ``topk``.
-        sequence_keys: Keys of the sequences that are needed.
-    """
-    from .training_pairs import key_array  # here: that module needs this one's neighbours
-
-    keys = key_array(sequence_keys)
-    ks: list[int | None] = [None]
-    if name == TOPK.name:
-        found = store.read(name, scorer, ["k"])["k"].unique().to_pylist()
-        ks = sorted(found, reverse=True) or [DEFAULT_TOP_K]
-    tiers = [Tier(name=name, k=k) for k in ks]
-    counts = [
-        int(np.asarray(store.missing(name, scorer, keys, **tier.equal)).sum()) for tier in tiers
-    ]
-    best = counts.index(min(counts))
-    return tiers[best], counts[best]

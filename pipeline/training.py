@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.head import OutputHead
 from ..stores.errors import TrainingError
+from ..stores.schema import HIDDEN
 from ..stores.store import Store
 from .coupling import coupled_losses, score_values, surrogate, upstream_gradients
 from .devices import Processes
@@ -28,6 +30,7 @@ from .pair_scores import PairScores
 from .policies import learning_rates, reshard, trainable
 from .progress import Progress
 from .read_ahead import read_ahead
+from .reference_heads import read_head, shared_head
 from .run_records import RunRecords
 from .step_order import PairSizes, cut_microbatches, pair_sizes, share_microbatches
 from .training_pairs import TrainingPairs
@@ -76,6 +79,8 @@ class Trainer:
         self._progress = progress
         self._parameters = list(trainable(policy).values())
         self._learning_rate = learning_rates(plan.settings, plan.num_steps)
+        self._kl = plan.kl
+        self._head = self._reference_head()
         self._budget = plan.settings.max_batch_tokens or BATCH_TOKENS[processes.device.type]
         self._num_total = int(plan.pairs.num_tokens.sum() * plan.num_steps / plan.steps_per_epoch)
 
@@ -163,7 +168,11 @@ class Trainer:
         couples = self._loss.couples
         with torch.set_grad_enabled(is_training and not couples):
             # The entropy costs another pass over the logits: held-out pairs alone pay it.
-            token_scores = self._policy(here.batch, self._wanted(with_entropy=not is_training))
+            want = self._wanted(with_entropy=not is_training)
+            token_scores = self._policy(
+                here.batch, want,
+                reference=here.reference(self._head), measured=self._measured(want),
+            )  # fmt: skip
             scores, ld_scores = self._pair_scores(here, token_scores)
             values = self._values(scores, ld_scores)
             if couples:
@@ -177,6 +186,10 @@ class Trainer:
                     torch.autograd.backward((losses * here.weights).sum() * share)
         token_logps, entropy = token_scores.token_logps, token_scores.entropy
         assert token_logps is not None
+        if token_scores.reverse_kl is not None:
+            sums = here.sums(token_scores.reverse_kl)
+            values["chosen_reverse_kl"] = sums[here.chosen]
+            values["rejected_reverse_kl"] = sums[here.rejected]
         if entropy is not None:
             sums = here.sums(entropy)
             values["entropy_sums"] = sums[here.chosen] + sums[here.rejected]
@@ -185,9 +198,11 @@ class Trainer:
         if here.ref_token_logps is not None:
             difference = (token_logps.detach() - here.ref_token_logps).abs()
             residual = torch.stack((difference.double().sum(), difference.double().max()))
+        kl = token_scores.forward_kl
         return Part(
-            values=values, residual=residual, token_logps=token_logps.detach(), entropy=entropy
-        )
+            values=values, residual=residual, token_logps=token_logps.detach(), entropy=entropy,
+            forward_kl=None if kl is None else kl.detach(),
+        )  # fmt: skip
 
     def _push_back(self, microbatches: Sequence[Microbatch], measured: Measured) -> None:
         """Run the microbatches once more, backward from the derivatives of the step's loss."""
@@ -202,14 +217,35 @@ class Trainer:
                 name: torch.from_numpy(each[places] * factor).to(self._processes.device)
                 for name, each in found.items()
             }
-            token_scores = self._policy(here.batch, self._wanted(with_entropy=False))
+            want = self._wanted(with_entropy=False)
+            token_scores = self._policy(here.batch, want, reference=here.reference(self._head))
             scores, ld_scores = self._pair_scores(here, token_scores)
             torch.autograd.backward(surrogate(scores, ld_scores, gradients))
 
     def _wanted(self, *, with_entropy: bool) -> tuple[str, ...]:
         """Return what the policy shall say of each token."""
         squares = ("log_sum_sq_probs",) if self._loss.use_weighting else ()
-        return ("token_logps", *(("entropy",) if with_entropy else ()), *squares)
+        kl = ("forward_kl",) if self._loss.needs_forward_kl else ()
+        return ("token_logps", *(("entropy",) if with_entropy else ()), *squares, *kl)
+
+    def _measured(self, want: Sequence[str]) -> tuple[str, ...]:
+        """Return what it shall say beside that, for metrics alone: no loss depends on it."""
+        if not self._settings.kl_metrics:
+            return ()
+        assert self._kl is not None  # the plan has found it
+        both = ("reverse_kl",) if self._kl.label == "exact" else ()
+        return tuple(name for name in ("forward_kl", *both, "entropy") if name not in want)
+
+    def _reference_head(self) -> OutputHead | None:
+        """Return the reference's output head, which takes hidden states to distributions."""
+        if self._kl is None or self._kl.tier.name != HIDDEN.name:
+            return None
+        assert self._plan.reference is not None  # KLs have one
+        store = Store.open(self._plan.store_path)
+        head = read_head(store, self._plan.reference.fingerprint, self._processes.device)
+        if self._processes.mesh is not None or self._policy.route == "logits":
+            return head
+        return shared_head(head, self._policy.head)
 
     def _pair_scores(
         self, here: Microbatch, token_scores: TokenScores
@@ -217,7 +253,11 @@ class Trainer:
         """Return what is known of the pairs, and the same with ``ld_alpha`` if it is set."""
         token_logps = token_scores.token_logps
         assert token_logps is not None
-        scores = here.pair_scores(token_logps, log_sum_sq=token_scores.log_sum_sq_probs)
+        scores = here.pair_scores(
+            token_logps,
+            forward_kl=token_scores.forward_kl,
+            log_sum_sq=token_scores.log_sum_sq_probs,
+        )
         if self._loss.ld_alpha is None:
             return scores, None
         return scores, here.pair_scores(token_logps, ld_alpha=self._loss.ld_alpha)
@@ -279,9 +319,12 @@ class Trainer:
     def _gather(self, pairs: TrainingPairs, shares: list[RankShare]) -> Measured:
         """Put the shares of all ranks together, on every rank."""
         every = [share for each in self._processes.gather(shares) for share in each]
+        kl_name = "forward_kl" if self._kl is None else self._kl.metric
         if not self._loss.couples:
-            return put_together(pairs, every)
-        return put_together(pairs, every, lambda values: coupled_losses(self._loss, values))
+            return put_together(pairs, every, kl_name=kl_name)
+        return put_together(
+            pairs, every, lambda values: coupled_losses(self._loss, values), kl_name=kl_name
+        )
 
     def _check_finite(self, step: int, measured: Measured, grad_norm: float) -> None:
         """Stop before the weights are spoilt, and say which pairs did it."""
@@ -340,7 +383,8 @@ class Trainer:
                 **columns,
             }
         )
-        self._records.add_pairs(step, pairs, measured.table)
+        kl_source = None if self._kl is None else self._kl.label
+        self._records.add_pairs(step, pairs, measured.table, kl_source)
 
     def _steps(self, first_step: int) -> Iterator[list[Microbatch]]:
         """Yield the microbatches of each step. Runs in a thread of its own."""
@@ -359,8 +403,9 @@ class Trainer:
         plan = self._plan
         scorer = plan.reference.fingerprint if plan.reference else None
         reader = MicrobatchReader(
-            Store.open(plan.store_path), plan.pair_set.tokenizer, scorer, pairs
-        )
+            Store.open(plan.store_path), plan.pair_set.tokenizer, scorer, pairs,
+            kl=self._kl, hidden_size=0 if self._head is None else self._head.hidden_size,
+        )  # fmt: skip
         sizes = pair_sizes(
             pairs.num_prompt_tokens,
             pairs.num_chosen_tokens,

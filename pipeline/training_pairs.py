@@ -21,6 +21,9 @@ from ..stores.store import Store
 from .config import Sides
 from .packing import Indices
 from .pair_sets import PairSet
+from .tiers import Tier
+
+_LOGPS = Tier(name=LOGPS.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,15 +118,17 @@ def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> 
     return _sorted_pairs(store, pair_set, rows, split, sides, num_left_out=num_left_out)
 
 
-def reference_digest(store: Store, scorer: str, sequence_keys: Keys) -> str:
+def reference_digest(store: Store, scorer: str, sequence_keys: Keys, tier: Tier = _LOGPS) -> str:
     """Return a hash of the stored scores of some sequences.
 
     Args:
         store: The store.
         scorer: The reference's fingerprint.
         sequence_keys: Keys of the sequences, sorted.
+        tier: Which of its scores.
     """
-    rows = store.read(LOGPS.name, scorer, ["sequence_key", ROW_HASH.name])
+    is_of_tier = [(name, "=", value) for name, value in tier.equal.items()] or None
+    rows = store.read(tier.name, scorer, ["sequence_key", ROW_HASH.name], is_of_tier)
     _, is_used = find_keys(to_keys(rows["sequence_key"]), sequence_keys)
     hashes = np.sort(to_hashes(rows[ROW_HASH.name])[is_used])
     return str(blake3(hashes.astype("<u8").tobytes()).hexdigest(KEY_BYTES))

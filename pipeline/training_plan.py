@@ -16,12 +16,14 @@ from ..stores.store import Store
 from .config import ROUNDING_ONLY, TrainSettings
 from .fingerprints import max_positions, model_config, weights_hash
 from .kl_pairs import find_kl_keys
+from .kl_sources import find_kl_source
 from .losses import OPTION_NAMES
 from .margins import load_margins
 from .packing import Indices
 from .pair_sets import PairSet, find_pair_set
 from .references import Reference, ReferenceRequest, find_reference
 from .step_order import epoch_steps
+from .tiers import KL_TIERS, KlSource
 from .tokenization import tokenizer_spec
 from .training_loss import MODIFIERS, TrainingLoss, settled_loss
 from .training_pairs import TrainingPairs, load_pairs, reference_digest
@@ -38,6 +40,8 @@ class TrainingPlan:
     eval_pairs: TrainingPairs | None
     reference: Reference | None
     loss: TrainingLoss
+    kl: KlSource | None
+    """What KLs are taken against; None where the run takes none."""
     digests: dict[str, str | None]
     """What the run reads, hashed, by a name that a person understands."""
 
@@ -69,7 +73,8 @@ class TrainingPlan:
         settings = self.settings.results_depend_on()
         told = {"loss_type", *OPTION_NAMES, *MODIFIERS}  # the loss says which of them act
         given = {name: value for name, value in settings.items() if name not in told}
-        return {**given, **self.loss.described(), **self.digests}
+        kl = self.kl.described() if self.kl and self.loss.needs_forward_kl else {}
+        return {**given, **self.loss.described(), **kl, **self.digests}
 
     def epoch(self, epoch: int) -> Indices:  # [S, N]
         """Return the pairs of each step of an epoch, from 0 on."""
@@ -92,21 +97,24 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
     """
     loss = settled_loss(settings)
     _check_folders(store, settings)
-    if settings.reference is not None and not loss.needs_reference:
+    takes_kl = loss.needs_forward_kl or settings.kl_metrics
+    if settings.reference is not None and not (loss.needs_reference or takes_kl):
         raise ValueError(f"reference takes no effect on {loss.name}, which needs none")
-    if loss.needs_forward_kl:
-        raise PairSetError(
-            f"{loss.name} needs the reference's whole distribution at every token, scores of tier "
-            f"hidden (or topk); the store has none, and this version computes tier logps only"
-        )
+    if settings.kl_tier is not None and not takes_kl:
+        raise ValueError(f"kl_tier takes no effect on {loss.name} without kl_metrics")
     pair_set = find_pair_set(store, settings.pair_set)
     _check_tokenizer(store, settings.model, pair_set)
     splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
     found = [_load(store, pair_set, split, loss) for split in splits]
     _check_lengths(settings.model, pair_set, found)
-    reference = None
-    if loss.needs_reference:
-        reference = _reference(store, settings, pair_set, found, loss)
+    reference = kl = None
+    if loss.needs_reference or takes_kl:
+        request = _request(settings, pair_set, found, loss)
+        reference = find_reference(store, request)
+    if takes_kl:
+        assert reference is not None
+        why = loss.name if loss.needs_forward_kl else "kl_metrics"
+        kl = find_kl_source(store, request, reference, found, kl_tier=settings.kl_tier, why=why)
     plan = TrainingPlan(
         store_path=store.path,
         settings=settings,
@@ -115,7 +123,14 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         eval_pairs=found[1] if len(found) > 1 else None,
         reference=reference,
         loss=loss,
-        digests=_digests(store, settings, found, reference),
+        kl=kl,
+        digests=_digests(
+            store,
+            settings,
+            found,
+            reference if loss.needs_reference else None,  # of metrics nothing depends
+            kl if loss.needs_forward_kl else None,
+        ),
     )
     _check_steps(plan)
     return plan
@@ -137,22 +152,22 @@ def _load(store: Store, pair_set: PairSet, split: str, loss: TrainingLoss) -> Tr
     return pairs
 
 
-def _reference(
-    store: Store,
+def _request(
     settings: TrainSettings,
     pair_set: PairSet,
     found: list[TrainingPairs],
     loss: TrainingLoss,
-) -> Reference:
-    request = ReferenceRequest(
+) -> ReferenceRequest:
+    takes_kl = loss.needs_forward_kl or settings.kl_metrics
+    return ReferenceRequest(
         named=settings.reference,
         policy=settings.model,
         precision=settings.precision,
         pair_set=pair_set,
         sequence_keys=np.unique(np.concatenate([pairs.sequence_keys() for pairs in found])),
         needs_kl_pairs=loss.needs_kl_pairs,
+        options=f"--tier {settings.kl_tier or KL_TIERS[0]}" if takes_kl else "",
     )
-    return find_reference(store, request)
 
 
 def _digests(
@@ -160,12 +175,20 @@ def _digests(
     settings: TrainSettings,
     found: list[TrainingPairs],
     reference: Reference | None,
+    kl: KlSource | None,
 ) -> dict[str, str | None]:
     """Hash what the run reads. Held-out data changes no parameter and is not a part of it."""
     pairs = found[0]
     margins = pairs.margin_digest()
+    kl_scores = {}
+    if reference is not None and kl is not None:
+        keys = pairs.sequence_keys()
+        kl_scores["reference distributions"] = reference_digest(
+            store, reference.fingerprint, keys, kl.tier
+        )
     return {
         **({} if margins is None else {"margin rewards": margins}),
+        **kl_scores,
         "pairs": pairs.digest(),
         "policy": weights_hash(settings.model, store),
         "reference": reference.fingerprint if reference else None,
