@@ -179,6 +179,12 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
 )
 @click.option("--device", help="As torch names it.  [default: a GPU if there is one]")
 @click.option(
+    "--kernels",
+    type=click.Choice(["torch", "triton"]),
+    help="Form of the kernels for log-probs and entropy.  [default: triton on a GPU, torch "
+    "elsewhere]",
+)
+@click.option(
     "--shard-model",
     is_flag=True,
     help="Under torchrun: split the model over the processes (FSDP2), for one that fits no device.",
@@ -238,6 +244,10 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
             data=_add_settings(data, pair_set, model, added) if data else None,
             **options,
         )
+        if settings.kernels is not None:  # brings torch
+            from .devices import check_kernels
+
+            check_kernels(settings.kernels, settings.device)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if settings.data is not None:
@@ -299,8 +309,10 @@ def train(store: Path, **options: Any) -> None:
     opened = Store.open(store)
     try:
         settings = TrainSettings(**options)
-        from .training_plan import plan_training  # brings torch: only for settings that can act
+        from .devices import check_kernels  # these bring torch: only for settings that can act
+        from .training_plan import plan_training
 
+        check_kernels(settings.kernels, settings.device)
         plan = plan_training(opened, settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error

@@ -79,6 +79,9 @@ class ScoreSettings:
     device: str | None = None
     """As torch names it; None for a GPU if there is one."""
 
+    kernels: str | None = None
+    """Form of the kernels, ``torch`` or ``triton``; None for the best one on the device."""
+
     shard_model: bool = False
     """Whether the processes of torchrun hold one model together (FSDP2)."""
 
@@ -127,7 +130,7 @@ OUTPUT_ONLY = (
 )  # fmt: skip
 """Settings that may change when a run is resumed: no parameter depends on them, or their content
 is compared instead (the policy's weights, the reference's fingerprint and scores)."""
-ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing")
+ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing", "kernels")
 """Settings on which results depend by no more than rounding."""
 
 
@@ -274,6 +277,10 @@ class TrainSettings:
     )
     keep: int = _option(1, "Checkpoints that are kept, the newest ones.")
     device: str | None = _option(None, "As torch names it.", shown="a GPU if there is one")
+    kernels: str | None = _option(
+        None, "Form of the kernels for log-probs, KL and entropy.", choices=("torch", "triton"),
+        shown="triton on a GPU, torch elsewhere",
+    )  # fmt: skip
     resume: bool = _option(
         False, "Go on with the run in the output folder: start it if there is none, leave it if it "
         "is finished.",

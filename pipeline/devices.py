@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..kernels.forms import check_form
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
@@ -46,6 +48,11 @@ def default_device(device: str | None) -> torch.device:
         local_rank = os.environ.get("LOCAL_RANK", "0")
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def check_kernels(kernels: str | None, device: str | None) -> None:
+    """Raise ValueError where a form of the kernels cannot run on the device of that name."""
+    check_form(kernels, default_device(device))  # type: ignore[arg-type] # what it checks
 
 
 def join_processes(device: str | None) -> Processes:

@@ -29,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from ..kernels.distributions import Reference, TopKReference
+from ..kernels.forms import Form, check_form, choose_form
 from ..kernels.head import OutputHead
 from ..kernels.linear import NEEDS_REFERENCE, WANTED, linear_logits, linear_token_scores
 from ..kernels.top_tokens import linear_top_tokens, top_tokens
@@ -84,7 +85,12 @@ class ScoringModel(nn.Module):
     """A causal language model that scores the completions of packed rows."""
 
     def __init__(
-        self, model: nn.Module, *, precision: Precision = "float32", route: Route = "packed"
+        self,
+        model: nn.Module,
+        *,
+        precision: Precision = "float32",
+        route: Route = "packed",
+        kernels: Form | None = None,
     ) -> None:
         """Wrap a transformers model; nothing is checked, see :func:`load_scoring_model`.
 
@@ -93,10 +99,12 @@ class ScoringModel(nn.Module):
             precision: ``bf16-autocast`` runs the backbone under autocast; the others take the
                 dtype that the weights have.
             route: How rows are computed, see the module's docstring.
+            kernels: Form of the kernels; None for the best one on the model's device.
         """
         super().__init__()
         self.model: Any = model  # transformers' classes have no common type with what is used here
         self.precision = precision
+        self.kernels = kernels
         self.route: Route = route
         self.convention: HeadConvention = head_conventions(self.config)[0]
         self.mask_rule = mask_rule(self.config, attention=self.attention)
@@ -171,6 +179,13 @@ class ScoringModel(nn.Module):
         return next(self.parameters()).dtype
 
     @property
+    def kernel_form(self) -> Form:
+        """Form of the kernels that scores come from; whole logits are torch's."""
+        if self.route == "logits":
+            return "torch"
+        return choose_form(next(self.parameters()), self.kernels)
+
+    @property
     def head(self) -> OutputHead:
         """The output head as it is now: under FSDP2 whole only inside the forward pass.
 
@@ -223,11 +238,18 @@ class ScoringModel(nn.Module):
         kernel_want = [name for name in want if name in WANTED]
         scores: dict[str, Tensor] = {}
         if kernel_want:
-            scores = linear_token_scores(hidden, head, batch.labels, reference, want=kernel_want)
+            scores = linear_token_scores(
+                hidden, head, batch.labels, reference, want=kernel_want, form=self.kernels
+            )
         if measured:
             with torch.no_grad():
                 scores |= linear_token_scores(
-                    hidden.detach(), head, batch.labels, reference, want=measured
+                    hidden.detach(),
+                    head,
+                    batch.labels,
+                    reference,
+                    want=measured,
+                    form=self.kernels,
                 )
         if top_k is not None:
             scores |= _top_fields(linear_top_tokens(hidden, head, top_k))
@@ -311,6 +333,7 @@ def load_scoring_model(
     trust_remote_code: bool = False,
     experts: str | None = None,
     mesh: DeviceMesh | None = None,
+    kernels: Form | None = None,
     check: bool = True,
 ) -> ScoringModel:
     """Return a model from a local folder, without dropout, ready to score.
@@ -323,19 +346,21 @@ def load_scoring_model(
         trust_remote_code: Whether Python code in the folder may run.
         experts: Implementation of mixtures of experts, None for transformers' choice.
         mesh: Devices to split the weights over with FSDP2, None for one device.
+        kernels: Form of the kernels, ``torch`` or ``triton``; None for the best one there.
         check: Whether the self-check decides how rows are computed; without it the packed route
             is taken on trust.
 
     Raises:
         ModelError: If folder, configuration or weights are missing or do not fit.
-        ValueError: If the precision is unknown.
+        ValueError: If the precision is unknown, or the kernels cannot run on the device.
     """
     if precision not in _DTYPES:
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    check_form(kernels, torch.device(device if mesh is None else mesh.device_type))
     with quiet_transformers():
         model = _load(Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code)
         use_fast_layers(model)
-        scoring_model = ScoringModel(model, precision=precision).eval()
+        scoring_model = ScoringModel(model, precision=precision, kernels=kernels).eval()
         if mesh is None:
             scoring_model.to(device)
         else:

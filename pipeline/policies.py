@@ -39,6 +39,7 @@ def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:
         precision=settings.precision,  # type: ignore[arg-type] # checked by the settings
         device=processes.device,
         mesh=processes.mesh if is_whole else None,
+        kernels=settings.kernels,  # type: ignore[arg-type] # checked by the settings
     )
     if settings.lora_r is not None:
         _add_lora(policy, settings)

@@ -298,8 +298,9 @@ class Scorer:
         device = default_device(self._settings.device)
         mesh = join_processes(self._settings.device).mesh if self._worker.is_sharded else None
         model = load(
-            self._settings.model, precision=self._settings.precision, device=device, mesh=mesh
-        )
+            self._settings.model, precision=self._settings.precision, device=device, mesh=mesh,
+            kernels=self._settings.kernels,
+        )  # fmt: skip
         if weights_hash(self._settings.model, self._store) != self._weights:
             raise ModelError(f"{self._settings.model}: the weights changed while they were loaded")
         if model.report is not None and model.report.message:
@@ -313,6 +314,7 @@ class Scorer:
             "transformers": transformers.__version__,
             "attention": model.attention,
             "route": model.route,
+            "kernels": model.kernel_form,
         }
         return model
 
