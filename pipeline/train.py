@@ -45,6 +45,8 @@ class TrainSummary:
     name: str
     attempt: int
     reference: str | None
+    kl_source: str | None
+    """What KLs were taken against, None for no KLs: the tier, and what that makes them."""
     num_resumed: int
     """Steps that an earlier attempt had done."""
     num_steps: int
@@ -128,6 +130,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         name=plan.name,
         attempt=run["attempt"],
         reference=str(plan.reference) if plan.reference else None,
+        kl_source=str(plan.kl) if plan.kl else None,
         num_resumed=num_done,
         num_steps=done,
         first=first,
@@ -215,6 +218,7 @@ def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes
         name=plan.name,
         attempt=run["attempt"],
         reference=str(plan.reference) if plan.reference else None,
+        kl_source=str(plan.kl) if plan.kl else None,
         num_resumed=plan.num_steps,
         num_steps=plan.num_steps,
         first=None,
@@ -253,7 +257,12 @@ def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel)
             "name": plan.name,
             "config_fingerprint": plan.config_fingerprint,
             "config": json.dumps(
-                {**plan.settings.described(), **plan.loss.described(), "dropout": 0.0}
+                {
+                    **plan.settings.described(),
+                    **plan.loss.described(),
+                    **(plan.kl.described() if plan.kl else {}),
+                    "dropout": 0.0,
+                }
             ),
             "pair_set": plan.pair_set.name,
             "pair_set_fingerprint": plan.pair_set.fingerprint,
