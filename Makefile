@@ -68,9 +68,10 @@ train: $(if $(filter-out $(FREE),$(LOSS)),score,$(if $(DATA),add,install))  ## S
 query: $(if $(MODEL),train,install)  ## Stage three: answer Q; with MODEL, score and train what is missing
 	$(BIN)/offpref query $(STORE) "$(Q)" $(if $(filter query,$(MAKECMDGOALS)),$(ARGS))
 
-reward:  ## Stage one: margin rewards; does not exist yet, says so and fails
+reward: install  ## Stage one: margin rewards of PAIR_SET, ARGS="--objective NAME --from ..."
+	$(BIN)/offpref reward $(STORE) --pair-set $(PAIR_SET) $(ARGS)
+
 report:  ## Stage three: a page to look at; does not exist yet, says so and fails
-reward report:
 	@echo "make $@: this stage does not exist yet" >&2; exit 1
 
 check: lint types  ## Style and types; with `make test`, all that a pull request must pass

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,7 +38,7 @@ from .devices import Processes
 from .models import ScoringModel
 from .policies import trainable
 
-RUN_FILE, FOLDER, STATE_FILE = "run.json", "checkpoints", "state.json"
+FOLDER, STATE_FILE = "checkpoints", "state.json"
 
 
 def save_checkpoint(
@@ -123,35 +122,6 @@ def load_checkpoint(
             _load_whole(checkpoint, policy, optimizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StoreFormatError(f"{checkpoint} cannot be loaded: {error}") from error
-
-
-def read_run(output_dir: Path) -> dict[str, Any] | None:
-    """Return what ``run.json`` says; None if the folder has none.
-
-    Raises:
-        StoreFormatError: If it is damaged.
-    """
-    path = output_dir / RUN_FILE
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StoreFormatError(f"{path} is damaged: {error}") from error
-
-
-def write_run(output_dir: Path, run: Mapping[str, Any]) -> None:
-    """Write ``run.json``, replacing the one before.
-
-    Raises:
-        StoreWriteError: If the file system refuses.
-    """
-    path = output_dir / RUN_FILE
-    with clear_write_errors(path):
-        make_folder(output_dir)
-        partial = output_dir / f".run-{uuid4().hex}"
-        write_synced((json.dumps(dict(run), indent=2) + "\n").encode(), partial)
-        move_synced(partial, path)
 
 
 def place_folder(partial: Path, path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config import AddSettings
     from .dry_run import DryRun
     from .pair_sets import PairSet
+    from .rewards import RewardSummary
     from .score import ScoreSummary
     from .train import TrainSummary
 
@@ -270,6 +271,55 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
     _print_scores(summary)
 
 
+@main.command()
+@store_argument
+@click.option("--pair-set", required=True, help="Name of the pairs, or NAME@FINGERPRINT.")
+@click.option("--objective", required=True, help="Name of the objective.")
+@click.option(
+    "--from",
+    "kind",
+    required=True,
+    type=click.Choice(["column", "model", "implicit", "brevity", "python", "file"]),
+    help="Where the rewards come from.",
+)
+@click.option("--chosen-column", help="column: the data's column with the chosen one's reward.")
+@click.option("--rejected-column", help="column: the same for the rejected one.")
+@click.option(
+    "--model",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="model: folder of a sequence classifier; implicit: of a trained policy.",
+)
+@click.option("--head", type=int, help="model: which output, if it has several.")
+@click.option("--implicit-beta", type=float, help="implicit: what log-ratios are multiplied by.")
+@click.option("--reference", help="implicit: fingerprint.  [default: what the policy's run says]")
+@click.option("--function", help="python: module:function of lists of prompts and completions.")
+@click.option(
+    "--file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="file: Parquet with reward and sequence_key or text_key.",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of the model.")
+@click.option("--device", help="As torch names it.  [default: a GPU if there is one]")
+@click.option("--max-batch-tokens", type=click.IntRange(min=1), help="model: tokens of a batch.")
+@click.option("--trust-remote-code", is_flag=True, help="model: run Python code in its folder.")
+@click.option("--standardize", is_flag=True, help="Mean 0, deviation 1 over the pair set.")
+@config_option
+def reward(store: Path, **options: Any) -> None:
+    """Stage one: write margin rewards of one objective, for completions that have none."""
+    from ..stores.store import Store
+    from .progress import TokenBar
+    from .reward_settings import RewardSettings
+    from .rewards import reward as run
+
+    try:
+        settings = RewardSettings(**options)
+        with TokenBar("reward") as bar:
+            summary = run(Store.open(store), settings, bar)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _print_rewards(summary)
+
+
 def train_options(command: Command) -> Command:
     """Add an option for every field of the settings of a training run."""
     from .config import TrainSettings
@@ -366,8 +416,10 @@ def list_store(store: Path) -> None:
     """List what STORE holds: rows, bytes and shards of every table and partition."""
     from ..stores.listing import list_contents
     from ..stores.store import Store
+    from .objectives import coverage
 
-    for line in list_contents(Store.open(store)):
+    opened = Store.open(store)
+    for line in [*list_contents(opened), *coverage(opened)]:
         click.echo(line)
 
 
@@ -465,6 +517,21 @@ def _print_pair_set(store: Any, found: "PairSet", *, is_new: bool) -> None:
             f"boundary   {found.num_merges:,} completions would begin with another token if "
             "tokenised together with their prompt"
         )
+
+
+def _print_rewards(summary: "RewardSummary") -> None:
+    cached = summary.num_subjects - summary.num_new - summary.num_unusable
+    click.echo(f"pair set   {summary.pair_set}")
+    click.echo(f"objective  {summary.objective}@{summary.source[:12]}")
+    click.echo(
+        f"rewards    {summary.num_subjects:,} of {summary.subject}: {summary.num_new:,} new, "
+        f"{max(cached, 0):,} cached, {summary.num_unusable:,} without"
+    )
+    for reason, count in summary.reasons.items():
+        click.echo(f"  without {count:,}: {reason}")
+    click.echo(f"mean       {summary.mean:.4g}, standard deviation {summary.std:.4g}")
+    if summary.margin_agreement is not None:
+        click.echo(f"agreement  {summary.margin_agreement:.1%} of pairs: the chosen one has more")
 
 
 def _print_scores(summary: "ScoreSummary") -> None:

@@ -21,17 +21,16 @@ from ..stores.placing import clear_write_errors, move_synced, sync_file, sync_fo
 from .checkpoints import (
     load_checkpoint,
     newest_checkpoint,
-    read_run,
     read_state,
     save_checkpoint,
     whole_state,
-    write_run,
 )
 from .devices import Processes, join_processes, keep_freed_memory
 from .measurements import Measured
 from .models import ScoringModel
 from .policies import load_policy, make_optimizer, write_policy
 from .progress import Progress
+from .run_files import read_run, write_run
 from .run_records import RunRecords
 from .training import Trainer
 from .training_plan import TrainingPlan

@@ -1,0 +1,193 @@
+"""Rewards of a reward model: a sequence classifier on whole texts, batched by length.
+
+The model sees prompt and completion as its own tokenizer and template have them, never truncated;
+a text longer than the model's positions gets no reward, and is counted.
+
+Letters in shape comments: B texts of a batch, L tokens of the longest, N outputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from ..stores.errors import ModelError
+from ..stores.known import Keys
+from ..stores.store import Store
+from .devices import default_device
+from .fingerprints import max_positions, model_config, scorer_spec
+from .models import quiet_transformers
+from .pair_sets import PairSet
+from .progress import Progress
+from .reward_settings import RewardSettings
+from .reward_sources import Rewards, TextRewards
+from .reward_subjects import load_texts
+from .tokenization import tokenizer_spec
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+CHUNK_TEXTS = 4096  # among which texts are grouped by length
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+
+
+class ModelRewards(TextRewards):
+    """One output of an ``AutoModelForSequenceClassification``."""
+
+    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
+        super().__init__(store, settings, pair_set)
+        assert settings.model is not None
+        self._folder = settings.model
+        self._precision = settings.precision or "float32"
+        if self._precision not in _DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(_DTYPES)} for a reward model")
+        self._config = model_config(self._folder)
+        self._head = _head(self._folder, self._config, settings.head)
+        self.name = self._folder.resolve().name
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def details(self) -> dict[str, object]:
+        """Return weights, configuration, tokenizer, template, precision and output."""
+        tokenizer = tokenizer_spec(self._folder, self.store)
+        spec = scorer_spec(
+            self._folder, precision=self._precision, vocabulary=tokenizer.vocabulary,
+            store=self.store,
+        )  # fmt: skip
+        return {
+            "weights": spec["weights"],
+            "config": spec["config"],
+            "tokenizer": tokenizer.without_template(),
+            "template": tokenizer.template,
+            "precision": self._precision,
+            "head": self._head,
+        }
+
+    def provenance(self) -> dict[str, object]:
+        """Return what is recorded of how the rewards were made, but names none of them."""
+        more = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return {**super().provenance(), "model": self.name, **more}
+
+    def rewards(self, subject: str, keys: Keys, progress: Progress) -> Iterator[Rewards]:
+        """Yield the rewards of some texts; NaN for one that is too long for the model."""
+        if not len(keys):
+            return
+        self._load()
+        longest = max_positions(self._config)
+        num_done = 0
+        for start in range(0, len(keys), CHUNK_TEXTS):
+            chunk = keys[start : start + CHUNK_TEXTS]
+            ids = self._ids(*load_texts(self.store, chunk))
+            fits = np.array([longest is None or len(each) <= longest for each in ids])
+            if not fits.all():
+                reason = f"longer than the model's {longest} positions"
+                self.reasons[reason] = self.reasons.get(reason, 0) + int((~fits).sum())
+                yield Rewards(chunk[~fits], np.full(int((~fits).sum()), np.nan))
+            for members in self._batches(ids, np.flatnonzero(fits)):
+                values = self._score([ids[i] for i in members])
+                num_tokens = sum(len(ids[i]) for i in members)
+                num_done += num_tokens
+                progress.advance(num_tokens, num_done)
+                yield Rewards(chunk[members], values)
+
+    def _batches(
+        self, ids: Sequence[Sequence[int]], numbers: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> Iterator[list[int]]:
+        """Yield the texts of each batch, longest first, within the budget of padded tokens."""
+        device = next(self._model.parameters()).device.type
+        budget = self.settings.max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        batch: list[int] = []
+        for number in sorted(numbers.tolist(), key=lambda i: (-len(ids[i]), i)):
+            if batch and (len(batch) + 1) * len(ids[batch[0]]) > budget:
+                yield batch
+                batch = []
+            batch.append(number)
+        if batch:
+            yield batch
+
+    def _score(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float64]]:  # [B]
+        device = next(self._model.parameters()).device
+        longest = max(map(len, ids))
+        padding = self._model.config.pad_token_id
+        rows = torch.full((len(ids), longest), padding, dtype=torch.int64)
+        mask = torch.zeros_like(rows)
+        for i, each in enumerate(ids):
+            rows[i, : len(each)] = torch.tensor(each)
+            mask[i, : len(each)] = 1
+        with torch.no_grad():
+            logits: Tensor = self._model(
+                input_ids=rows.to(device), attention_mask=mask.to(device)
+            ).logits
+        return logits[:, self._head].double().cpu().numpy()
+
+    def _ids(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[int]]:
+        return [
+            self._text_ids(prompt, completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+    def _text_ids(self, prompt: Any, completion: Any) -> list[int]:
+        if isinstance(prompt, list):
+            if self._tokenizer.chat_template is None:
+                raise ModelError(
+                    f"{self._folder}: expected a chat template for messages, its tokenizer has none"
+                )
+            whole = self._tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+            return list(self._tokenizer(whole, add_special_tokens=False)["input_ids"])
+        ids = list(self._tokenizer(prompt + completion)["input_ids"])
+        eos = self._tokenizer.eos_token_id
+        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+    def _load(self) -> None:
+        auto: Any = transformers.AutoModelForSequenceClassification  # untyped
+        tokenizers: Any = transformers.AutoTokenizer
+        options = {
+            "local_files_only": True,
+            "trust_remote_code": self.settings.trust_remote_code,
+        }
+        try:
+            with quiet_transformers():
+                self._tokenizer = tokenizers.from_pretrained(self._folder, **options)
+                model, found = auto.from_pretrained(
+                    self._folder, dtype=_DTYPES[self._precision], use_safetensors=True,
+                    output_loading_info=True, **options,
+                )  # fmt: skip
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"cannot load the reward model in {self._folder}: {reason}") from error
+        if absent := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"{self._folder} is no reward model: it lacks {absent[0]}; "
+                "expected a sequence classifier"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = _padding(self._tokenizer)
+        self._model = model.eval().to(default_device(self.settings.device))
+
+
+def _padding(tokenizer: Any) -> int:
+    """Return an id to pad with; classifiers look for the last token before it."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+        if token is not None:
+            return int(token)
+    raise AssertionError("0 is an id")
+
+
+def _head(folder: Path, config: dict[str, Any], head: int | None) -> int:
+    """Return which output is meant.
+
+    Raises:
+        ModelError: If there is no such output, or several and none is named.
+    """
+    labels = config.get("id2label") or {}
+    count = len(labels) or int(config.get("num_labels", 2))
+    if head is None:
+        if count == 1:
+            return 0
+        names = ", ".join(f"{number} ({name})" for number, name in labels.items())
+        raise ModelError(f"{folder} has {count} outputs, choose one with --head: {names or count}")
+    if not 0 <= head < count:
+        raise ModelError(f"{folder} has {count} outputs, expected --head from 0 on, got {head}")
+    return head
