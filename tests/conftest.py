@@ -63,6 +63,23 @@ def scored(scored_once: Path, tmp_path: Path) -> Store:
     return Store.open(Path(shutil.copytree(scored_once, tmp_path / "scored")))
 
 
+@pytest.fixture(scope="session")
+def tiered_once(
+    scored_once: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same store with every tier: all log-probs, the top 6, hidden states."""
+    folder = Path(shutil.copytree(scored_once, tmp_path_factory.mktemp("tiered") / "store"))
+    asked = ScoreSettings(model=model_dir, pair_set="reviews", tiers=("topk", "hidden"), top_k=6)
+    score(Store.open(folder), asked)
+    return folder
+
+
+@pytest.fixture
+def tiered(tiered_once: Path, tmp_path: Path) -> Store:
+    """A copy of that store."""
+    return Store.open(Path(shutil.copytree(tiered_once, tmp_path / "tiered")))
+
+
 @pytest.fixture
 def train_settings(model_dir: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
     """Make the settings of a short run on the scored store; any of them may be given."""
