@@ -421,10 +421,14 @@ def train_command(store: Store, model: Path, output: Path, *more: str) -> list[s
 
 
 def test_killed_and_resumed_tdpo2_equals_an_unbroken_run_bit_for_bit(
-    tiered: Store, model_dir: Path, tmp_path: Path
+    tiered: Store, train_settings: Settings, model_dir: Path, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(train_command(tiered, model_dir, whole), check=True, capture_output=True)
+    settings = train_settings(
+        loss_type="tdpo2", max_steps=12, save_every=4, log_tokens="all", kl_metrics=True,
+        output_dir=whole,
+    )  # fmt: skip
+    train(plan_training(tiered, settings))
     process = subprocess.Popen(
         train_command(tiered, model_dir, broken), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
