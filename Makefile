@@ -55,6 +55,7 @@ score: install  ## Stage one: score PAIR_SET with MODEL, what is missing; DATA i
 	@$(call need,MODEL)
 	$(BIN)/offpref score $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) \
 		$(if $(DATA),--data $(DATA)) $(if $(filter kto,$(LOSS)),--kl-pairs) \
+		$(if $(filter tdpo1 tdpo2,$(LOSS)),--tier hidden) \
 		$(if $(filter score,$(MAKECMDGOALS)),$(ARGS))
 
 FREE := simpo orpo cpo slic rrhf sft unlikelihood  # losses that need no reference
@@ -100,8 +101,9 @@ bench: install  ## Measure side by side with TRL on this machine's CPU; needs th
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-bench-gpu:  ## Measure the kernels on a GPU; they do not exist yet
-	@echo "make bench-gpu: the GPU kernels do not exist yet" >&2; exit 1
+bench-gpu: export PYTHONPATH := benchmarks
+bench-gpu: install  ## Measure the kernels on a GPU, as shares of a copy and of a product
+	$(BIN)/python benchmarks/kernels_gpu.py $(ARGS)
 
 clean:  ## Remove what the other commands made, but no store
 	rm -rf .venv .dev .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Measure offpref side by side with what a user would pick instead, on this machine, in one run.
 
-    python benchmarks/run.py [score] [train] [cached] [--pairs N] [--steps N] [--keep FOLDER]
+    python benchmarks/run.py [score] [train] [cached] [kernels] [--pairs N] [--steps N] [--keep DIR]
 
 Each side runs in a process of its own, one after the other, in turns; ratios are of medians. The
 results go to benchmarks/results/<machine>.json.
@@ -102,7 +102,7 @@ def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, obj
 def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["score", "train", "cached"])
+    parser.add_argument("what", nargs="*", default=["score", "train", "cached", "kernels"])
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -121,6 +121,8 @@ def main() -> None:
             results["train"] = bench_train(folder, settings.steps)
         if "cached" in settings.what:
             results["cached"] = bench_cached(folder, 100_000, settings.rounds)
+    if "kernels" in settings.what:
+        results["kernels"] = one("kernels_cpu.py", str(max(settings.rounds, 9)))
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))

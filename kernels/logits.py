@@ -86,11 +86,18 @@ def token_scores(
     Raises:
         ValueError: If a shape, dtype, name or form does not fit.
     """
+    if torch.compiler.is_compiling():  # Whoever compiles a model around it leaves it as it is.
+        apart: Any = torch.compiler.disable(token_scores)  # type: ignore[no-untyped-call] # torch
+        compiled_around: dict[str, Tensor] = apart(
+            logits, labels, ref_logits, want=want, transform=transform,
+            ref_transform=ref_transform, overwrite_logits=overwrite_logits, form=form,
+        )  # fmt: skip
+        return compiled_around
     if want is None:
         want = ("token_logps", "entropy") if ref_logits is None else (*WANTED[:2], "entropy")
     if not KLS & set(want):
         ref_logits = None
-    _check(logits, labels, ref_logits, want)
+    _check(logits, labels, ref_logits, want, transform, ref_transform)
     columns = _num_columns(logits, transform)
     if ref_logits is not None:
         columns = min(columns, _num_columns(ref_logits, ref_transform))
@@ -260,7 +267,14 @@ def _triton_backward(
     )  # fmt: skip
 
 
-def _check(logits: Tensor, labels: Tensor, ref_logits: Tensor | None, want: Sequence[str]) -> None:
+def _check(
+    logits: Tensor,
+    labels: Tensor,
+    ref_logits: Tensor | None,
+    want: Sequence[str],
+    transform: Transform,
+    ref_transform: Transform,
+) -> None:
     for name, each in (("logits", logits), ("ref_logits", ref_logits)):
         if each is None:
             continue
@@ -273,6 +287,9 @@ def _check(logits: Tensor, labels: Tensor, ref_logits: Tensor | None, want: Sequ
         raise ValueError(
             f"labels must be int64 [{logits.shape[0]}], got {labels.dtype} {tuple(labels.shape)}"
         )
+    _check_transforms(logits, transform)
+    if ref_logits is not None:
+        _check_transforms(ref_logits, ref_transform)
     given = [each for each in (logits, labels, ref_logits) if each is not None]
     if len(devices := {str(each.device) for each in given}) > 1:
         raise ValueError(f"all tensors must be on one device, got {sorted(devices)}")
@@ -280,3 +297,13 @@ def _check(logits: Tensor, labels: Tensor, ref_logits: Tensor | None, want: Sequ
         raise ValueError(f"want must be out of {WANTED}, got {sorted(unknown)}")
     if (wanted := sorted(KLS & set(want))) and ref_logits is None:
         raise ValueError(f"ref_logits must be given for {', '.join(wanted)}, got None")
+
+
+def _check_transforms(logits: Tensor, transform: Transform) -> None:
+    bias, softcap = transform.bias, transform.softcap
+    if not transform.scale > 0:
+        raise ValueError(f"scale must be greater than 0, got {transform.scale}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be greater than 0 or None, got {softcap}")
+    if bias is not None and bias.shape != logits.shape[1:]:
+        raise ValueError(f"bias must be [{logits.shape[1]}], got {tuple(bias.shape)}")

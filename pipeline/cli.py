@@ -483,15 +483,28 @@ def list_store(store: Path) -> None:
 
 @store_group.command()
 @store_argument
-def verify(store: Path) -> None:
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also recompute log-probs from a sample of the hidden states and compare.",
+)
+def verify(store: Path, deep: bool) -> None:
     """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
     from ..stores.verify import verify_store
 
     report = verify_store(store)
-    for problem in report.problems:
+    problems, summaries = report.problems, [report.summary]
+    if deep:
+        from ..stores.store import Store
+        from .deep_verify import verify_hidden  # brings torch
+
+        recomputed = verify_hidden(Store.open(store))
+        problems, summaries = [*problems, *recomputed.problems], [*summaries, recomputed.summary]
+    for problem in problems:
         click.echo(problem)
-    click.echo(report.summary, err=bool(report.problems))
-    if report.problems:
+    for summary in summaries:
+        click.echo(summary, err=bool(problems))
+    if problems:
         raise SystemExit(1)
 
 

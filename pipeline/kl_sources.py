@@ -44,7 +44,8 @@ def find_kl_source(
         tier, num_missing = stored_tier(store, reference.fingerprint, name, keys)
         if not num_missing:
             return KlSource(tier=tier)
-        counts.append(f"{tier} of {len(keys) - num_missing:,}")
+        is_there = num_missing < len(keys)
+        counts.append(f"tier {tier if is_there else name} of {len(keys) - num_missing:,}")
     wanted = Tier(name=kl_tier or HIDDEN.name)
     other = "" if kl_tier else " (or --tier topk, for a lower bound)"
     raise PairSetError(

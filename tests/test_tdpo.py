@@ -1,5 +1,6 @@
 """TDPO from the store against the published formulation with a resident reference."""
 
+import gzip
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from offpref.kernels.distributions import HiddenReference
 from offpref.kernels.head import OutputHead
-from offpref.pipeline.config import ScoreSettings, TrainSettings
+from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
 from offpref.pipeline.devices import Processes
 from offpref.pipeline.models import load_scoring_model
 from offpref.pipeline.packing import PackedRow
@@ -114,11 +115,23 @@ def resident_step(
     """A whole step as published: both models resident, whole softmaxes, one sequence at a time."""
     policy = AutoModelForCausalLM.from_pretrained(policy_dir, dtype=dtype)
     reference = AutoModelForCausalLM.from_pretrained(reference_dir, dtype=dtype)
+    total, kls = resident_loss(sequences(store), pairs, numbers, policy, reference, loss)
+    total.backward()
+    gradients = {n: p.grad for n, p in policy.named_parameters() if p.requires_grad}
+    return float(total.detach()), gradients, kls
+
+
+def sequences(store: Store) -> dict[bytes, dict[str, Any]]:
+    rows = store.read("sequences", store.partitions("sequences")[0]).to_pylist()
+    return {row["sequence_key"]: row for row in rows}
+
+
+def resident_loss(
+    rows: dict[bytes, dict[str, Any]], pairs: Any, numbers: np.ndarray, policy: Any, reference: Any,
+    loss: str,
+) -> tuple[torch.Tensor, np.ndarray]:  # fmt: skip
+    """The loss of a step, and the forward KLs of chosen and rejected of each pair."""
     size = min(policy.config.vocab_size, reference.config.vocab_size)
-    rows = {
-        row["sequence_key"]: row
-        for row in store.read("sequences", store.partitions("sequences")[0]).to_pylist()
-    }
     total, kls = torch.zeros((), dtype=torch.float64), []
     for number in numbers.tolist():
         deltas, divergences = [], []
@@ -142,10 +155,7 @@ def resident_step(
         else:
             values = deltas[0] - deltas[1] - 0.5 * (rejected_kl - chosen_kl.detach())
         total = total - logsigmoid(0.1 * values)
-    total = total / len(numbers)
-    total.backward()
-    gradients = {n: p.grad for n, p in policy.named_parameters() if p.requires_grad}
-    return float(total.detach()), gradients, np.array(kls)
+    return total / len(numbers), np.array(kls)
 
 
 def assert_step_is_the_resident_one(
@@ -421,10 +431,14 @@ def train_command(store: Store, model: Path, output: Path, *more: str) -> list[s
 
 
 def test_killed_and_resumed_tdpo2_equals_an_unbroken_run_bit_for_bit(
-    tiered: Store, model_dir: Path, tmp_path: Path
+    tiered: Store, train_settings: Settings, model_dir: Path, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(train_command(tiered, model_dir, whole), check=True, capture_output=True)
+    settings = train_settings(
+        loss_type="tdpo2", max_steps=12, save_every=4, log_tokens="all", kl_metrics=True,
+        output_dir=whole,
+    )  # fmt: skip
+    train(plan_training(tiered, settings))
     process = subprocess.Popen(
         train_command(tiered, model_dir, broken), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -443,6 +457,47 @@ def test_killed_and_resumed_tdpo2_equals_an_unbroken_run_bit_for_bit(
     assert done.returncode == 0, done.stderr
     one, other = (load_file(path / "model.safetensors") for path in (whole, broken))
     assert all(one[key].numpy().tobytes() == other[key].numpy().tobytes() for key in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "longest", "num_pairs"), [("stories260k", 512, 48), ("babyllama105", 160, 16)]
+)
+def test_epoch_on_real_text_has_the_losses_of_a_resident_reference(
+    store: Store, shared: Path, tmp_path: Path, name: str, longest: int, num_pairs: int
+) -> None:
+    model, data = shared / "models" / name, tmp_path / "hh.jsonl"
+    with gzip.open(shared / "data/prefs/hh_harmless.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [line for line in file if len(line) < 2 * longest]
+    data.write_text("".join(rows[:num_pairs]), encoding="utf-8")
+    added = AddSettings(data=(str(data),), pair_set="hh", tokenizer=model, max_length=longest)
+    score(store, ScoreSettings(model=model, data=added, tiers=("hidden",)))
+    settings = TrainSettings(
+        pair_set="hh", model=model, output_dir=tmp_path / "out", loss_type=("tdpo2",),
+        pairs_per_step=4, learning_rate=1e-4, lr_scheduler_type="constant",
+    )  # fmt: skip
+
+    plan = plan_training(store, settings)
+    summary = train(plan)
+
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model) for _ in range(2))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0.0)
+    expected = []
+    for numbers in plan.epoch(0):
+        total, _ = resident_loss(sequences(store), plan.pairs, numbers, policy, reference, "tdpo2")
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(float(total.detach()))
+    store.refresh()
+    steps = sorted(store.read("steps", summary.run_id).to_pylist(), key=lambda row: row["step"])
+    found = [row["loss"] for row in steps]
+    assert len(found) == len(expected) >= 2
+    assert found[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(found[-1] - math.log(2)) > 1e-3  # it has learned something
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert dict(steps[-1]["metrics"])["forward_kl/chosen"] > 1e-3
 
 
 def test_resuming_on_other_distributions_is_refused(
