@@ -374,6 +374,56 @@ def train(store: Path, **options: Any) -> None:
         _print_training(summary)
 
 
+@main.command(name="train-reward")
+@store_argument
+@click.option("--pair-set", required=True, help="Name of the pairs, or NAME@FINGERPRINT.")
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to start from: a language model or a classifier.",
+)
+@click.option(
+    "--output-dir",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the reward model; new or empty.",
+)
+@click.option("--learning-rate", type=float, default=1e-5, show_default=True, help="Of AdamW.")
+@click.option("--num-epochs", type=int, default=1, show_default=True, help="Passes over the pairs.")
+@click.option("--pairs-per-step", type=int, default=16, show_default=True, help="Pairs of a step.")
+@click.option(
+    "--max-batch-tokens", type=int, default=4096, show_default=True, help="Of a microbatch."
+)
+@click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip beyond.")
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Of AdamW.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of order and new weights.")
+@click.option("--device", help="As torch names it.  [default: a GPU if there is one]")
+@config_option
+def train_reward(store: Path, **options: Any) -> None:
+    """Train a Bradley-Terry reward model on STORE's pairs, for `reward --from model`."""
+    from ..stores.store import Store
+    from .progress import TokenBar
+    from .train_reward import RewardTrainSettings
+    from .train_reward import train_reward as run
+
+    try:
+        settings = RewardTrainSettings(**options)
+        with TokenBar("train-reward") as bar:
+            summary = run(Store.open(store), settings, bar)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"pair set   {summary.pair_set}")
+    click.echo(f"pairs      {summary.num_pairs:,}, {summary.num_left_out:,} too long for the model")
+    click.echo(
+        f"steps      {summary.num_steps:,}: loss {summary.first_loss:.4f} -> "
+        f"{summary.last_loss:.4f} in {summary.seconds:.1f} s"
+    )
+    for split, accuracy in summary.accuracies.items():
+        click.echo(f"accuracy   {accuracy:.1%} of split {split}")
+    click.echo(f"model      {settings.output_dir}")
+
+
 @main.command()
 @store_argument
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))

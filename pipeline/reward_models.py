@@ -26,6 +26,7 @@ from .progress import Progress
 from .reward_settings import RewardSettings
 from .reward_sources import Rewards, TextRewards
 from .reward_subjects import load_texts
+from .reward_texts import TextReader, padded
 from .tokenization import tokenizer_spec
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -47,7 +48,7 @@ class ModelRewards(TextRewards):
         self._head = _head(self._folder, self._config, settings.head)
         self.name = self._folder.resolve().name
         self._model: Any = None
-        self._tokenizer: Any = None
+        self._reader: Any = None
 
     def details(self) -> dict[str, object]:
         """Return weights, configuration, tokenizer, template, precision and output."""
@@ -79,7 +80,7 @@ class ModelRewards(TextRewards):
         num_done = 0
         for start in range(0, len(keys), CHUNK_TEXTS):
             chunk = keys[start : start + CHUNK_TEXTS]
-            ids = self._ids(*load_texts(self.store, chunk))
+            ids = self._reader.ids(*load_texts(self.store, chunk))
             fits = np.array([longest is None or len(each) <= longest for each in ids])
             if not fits.all():
                 reason = f"longer than the model's {longest} positions"
@@ -109,47 +110,23 @@ class ModelRewards(TextRewards):
 
     def _score(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float64]]:  # [B]
         device = next(self._model.parameters()).device
-        longest = max(map(len, ids))
-        padding = self._model.config.pad_token_id
-        rows = torch.full((len(ids), longest), padding, dtype=torch.int64)
-        mask = torch.zeros_like(rows)
-        for i, each in enumerate(ids):
-            rows[i, : len(each)] = torch.tensor(each)
-            mask[i, : len(each)] = 1
+        rows, mask = padded(ids, self._model.config.pad_token_id)
         with torch.no_grad():
             logits: Tensor = self._model(
                 input_ids=rows.to(device), attention_mask=mask.to(device)
             ).logits
         return logits[:, self._head].double().cpu().numpy()
 
-    def _ids(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[int]]:
-        return [
-            self._text_ids(prompt, completion)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-
-    def _text_ids(self, prompt: Any, completion: Any) -> list[int]:
-        if isinstance(prompt, list):
-            if self._tokenizer.chat_template is None:
-                raise ModelError(
-                    f"{self._folder}: expected a chat template for messages, its tokenizer has none"
-                )
-            whole = self._tokenizer.apply_chat_template(prompt + completion, tokenize=False)
-            return list(self._tokenizer(whole, add_special_tokens=False)["input_ids"])
-        ids = list(self._tokenizer(prompt + completion)["input_ids"])
-        eos = self._tokenizer.eos_token_id
-        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-
     def _load(self) -> None:
         auto: Any = transformers.AutoModelForSequenceClassification  # untyped
-        tokenizers: Any = transformers.AutoTokenizer
         options = {
             "local_files_only": True,
             "trust_remote_code": self.settings.trust_remote_code,
         }
+        remote = self.settings.trust_remote_code
+        self._reader = TextReader(self._folder, trust_remote_code=remote)
         try:
             with quiet_transformers():
-                self._tokenizer = tokenizers.from_pretrained(self._folder, **options)
                 model, found = auto.from_pretrained(
                     self._folder, dtype=_DTYPES[self._precision], use_safetensors=True,
                     output_loading_info=True, **options,
@@ -163,16 +140,8 @@ class ModelRewards(TextRewards):
                 "expected a sequence classifier"
             )
         if model.config.pad_token_id is None:
-            model.config.pad_token_id = _padding(self._tokenizer)
+            model.config.pad_token_id = self._reader.padding
         self._model = model.eval().to(default_device(self.settings.device))
-
-
-def _padding(tokenizer: Any) -> int:
-    """Return an id to pad with; classifiers look for the last token before it."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
-        if token is not None:
-            return int(token)
-    raise AssertionError("0 is an id")
 
 
 def _head(folder: Path, config: dict[str, Any], head: int | None) -> int:
