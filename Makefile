@@ -20,7 +20,7 @@ OUT ?= runs/$(PAIR_SET)-$(subst $(space),+,$(strip $(LOSS)))$(if $(BETA),-beta$(
 Q ?= runs
 ARGS ?=
 
-.PHONY: help install demo add score reward train query report check lint types test test-gpu \
+.PHONY: help install demo add score reward train sweep query report check lint types test test-gpu \
 	bench bench-gpu clean
 
 help:  ## List the commands and their variables
@@ -65,6 +65,10 @@ train: $(if $(filter-out $(FREE),$(LOSS)),score,$(if $(DATA),add,install))  ## S
 	$(BIN)/offpref train $(STORE) --pair-set $(PAIR_SET) --model $(MODEL) --output-dir $(OUT) \
 		$(addprefix --loss-type ,$(LOSS)) $(if $(BETA),--beta $(BETA)) $(if $(CONFIG),--config $(CONFIG)) \
 		--resume $(if $(filter train,$(MAKECMDGOALS)),$(ARGS))
+
+sweep: install  ## Stage two: train every run that CONFIG names and that is not trained yet
+	@$(call need,CONFIG)
+	$(BIN)/offpref sweep $(STORE) $(CONFIG) $(ARGS)
 
 query: $(if $(MODEL),train,install)  ## Stage three: answer Q; with MODEL, score and train what is missing
 	$(BIN)/offpref query $(STORE) "$(Q)" $(if $(filter query,$(MAKECMDGOALS)),$(ARGS))

@@ -376,6 +376,64 @@ def train(store: Path, **options: Any) -> None:
 
 @main.command()
 @store_argument
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time."
+)
+def sweep(store: Path, config: Path, jobs: int) -> None:
+    """Stage two: train every run that CONFIG names and that is not trained yet.
+
+    CONFIG is a TOML file: [base] settings of all runs, [grid] lists of values to combine,
+    [[points]] settings that change together.
+    """
+    from .sweep_plan import read_points
+
+    try:
+        points = read_points(config)
+        from .sweep import sweep as run  # brings torch: only for settings that can act
+
+        summary = run(store, points, jobs=jobs, say=click.echo)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(
+        f"done       {len(summary.trained):,} trained, {len(summary.skipped):,} skipped, "
+        f"{len(summary.failed):,} failed in {summary.seconds:,.1f} s"
+    )
+    if summary.failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="DIR=WEIGHT",
+    help="A model's folder and its weight; at least two.",
+)
+def soup(output_dir: Path, runs: tuple[str, ...]) -> None:
+    """Write the weighted mean of the weights of several policies (rewarded soups)."""
+    folders, weights = [], []
+    for each in runs:
+        folder, _, weight = each.rpartition("=")
+        try:
+            weights.append(float(weight))
+        except ValueError as error:
+            raise click.UsageError(f"--run must be DIR=WEIGHT, got {each!r}") from error
+        folders.append(Path(folder))
+    from .soup import soup as run
+
+    try:
+        num_tensors = run(folders, weights, output_dir)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"soup       {output_dir}: {num_tensors:,} tensors of {len(folders)} models")
+
+
+@main.command()
+@store_argument
 @click.argument("question", metavar="NAME|SQL")
 @click.option(
     "--limit",

@@ -210,6 +210,15 @@ def _resumed(plan: TrainingPlan) -> dict[str, Any]:
     return run if run["is_finished"] else {**run, "attempt": int(run["attempt"]) + 1}
 
 
+def is_trained(plan: TrainingPlan) -> bool:
+    """Return whether the plan's output folder holds its finished run.
+
+    Raises:
+        TrainingError: If it holds a run that depends on something else.
+    """
+    return read_run(plan.settings.output_dir) is not None and bool(_resumed(plan)["is_finished"])
+
+
 def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> TrainSummary:
     """Return the summary of a run that was finished before."""
     return TrainSummary(

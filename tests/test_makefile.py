@@ -5,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TARGETS = (
-    "help install demo add score reward train query report check lint types test test-gpu "
+    "help install demo add score reward train sweep query report check lint types test test-gpu "
     "bench bench-gpu clean"
 )
 VARIABLES = "MODEL DATA STORE PAIR_SET LOSS BETA CONFIG Q"
