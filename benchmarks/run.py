@@ -1,6 +1,7 @@
 """Measure offpref side by side with what a user would pick instead, on this machine, in one run.
 
-    python benchmarks/run.py [score] [train] [cached] [kernels] [--pairs N] [--steps N] [--keep DIR]
+    python benchmarks/run.py [score] [train] [tdpo] [cached] [kernels] [--pairs N] [--steps N]
+        [--keep DIR]
 
 Each side runs in a process of its own, one after the other, in turns; ratios are of medians. The
 results go to benchmarks/results/<machine>.json.
@@ -16,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from model40m import HH, write_world
+from model40m import HH, read_pairs, write_world
 
 HERE = Path(__file__).parent
 
@@ -83,6 +84,46 @@ def bench_train(folder: Path, num_steps: int) -> dict[str, object]:
     }
 
 
+def bench_tdpo(folder: Path, num_steps: int, rounds: int) -> dict[str, object]:
+    """TDPO2 from the store against our own DPO step, and against a resident reference."""
+    pairs = write_world(folder, num_pairs=num_steps * 8)
+    out = folder / f"tdpo-{time.time_ns()}"
+    out.mkdir()
+    arguments = (folder / "model", pairs, out, num_steps)
+    prepared = one("tdpo_one.py", "prepare", *arguments)
+    sides: dict[str, list[dict[str, object]]] = {"dpo": [], "hidden": [], "topk": []}
+    for _ in range(rounds):
+        for which, kept in sides.items():
+            kept.append(one("tdpo_one.py", which, *arguments))
+    sides["resident"] = [one("tdpo_one.py", "resident", *arguments)]
+    seconds = {w: statistics.median(r["seconds"] for r in runs) for w, runs in sides.items()}
+    peaks = {w: statistics.median(r["peak_bytes"] for r in runs) for w, runs in sides.items()}
+    losses = zip(sides["hidden"][0]["losses"], sides["resident"][0]["losses"], strict=True)
+    return {
+        "num_steps": num_steps,
+        "pairs_per_step": 8,
+        "rounds": rounds,
+        "seconds_per_step": {which: each / num_steps for which, each in seconds.items()},
+        "peak_bytes": peaks,
+        "hidden_to_dpo_time": seconds["hidden"] / seconds["dpo"],
+        "hidden_to_dpo_bytes": peaks["hidden"] - peaks["dpo"],
+        "resident_to_hidden_time": seconds["resident"] / seconds["hidden"],
+        "hidden_to_resident_memory": peaks["hidden"] / peaks["resident"],
+        "largest_difference_of_losses": max(abs(a - b) for a, b in losses),
+        "data_wait_share": {w: sides[w][0]["data_wait_share"] for w in ("hidden", "topk")},
+        **{k: prepared[k] for k in ("bytes_per_token", "head_bytes", "num_completion_tokens")},
+    }
+
+
+def bench_topk(folder: Path) -> dict[str, object]:
+    """The KL against the top k against the exact one, on real text with stories260k."""
+    pairs, out = folder / "hh-64.jsonl", folder / f"topk-{time.time_ns()}"
+    out.mkdir()
+    rows = [row for row in read_pairs(HH) if sum(map(len, row.values())) < 900]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows[:64]))
+    return one("topk_error.py", HH.parents[2] / "models" / "stories260k", pairs, out)
+
+
 def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, object]:
     """A second `score --data` of known sequences, process start to end."""
     from cached_world import write_cached_world
@@ -102,13 +143,13 @@ def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, obj
 def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["score", "train", "cached", "kernels"])
+    parser.add_argument("what", nargs="*", default=["score", "train", "tdpo", "cached", "kernels"])
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder to work in and to leave")
     settings = parser.parse_args()
-    if {"score", "train"} & set(settings.what) and not HH.exists():
+    if {"score", "train", "tdpo"} & set(settings.what) and not HH.exists():
         raise SystemExit(f"expected HH pairs as {HH}; see benchmarks/README.md")
     path = HERE / "results" / f"{platform.machine()}-{platform.system().lower()}-cpu.json"
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -119,6 +160,9 @@ def main() -> None:
             results["score"] = bench_score(folder, settings.pairs, settings.rounds)
         if "train" in settings.what:
             results["train"] = bench_train(folder, settings.steps)
+        if "tdpo" in settings.what:
+            results["tdpo"] = bench_tdpo(folder, settings.steps, settings.rounds)
+            results["topk_error"] = bench_topk(folder)
         if "cached" in settings.what:
             results["cached"] = bench_cached(folder, 100_000, settings.rounds)
     if "kernels" in settings.what:

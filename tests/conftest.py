@@ -116,3 +116,46 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the shared data beside the project")
     return SHARED
+
+
+def _interprets_triton() -> bool:
+    triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _cuda_or_skip() -> str:
+    import torch
+
+    if _interprets_triton() or not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device and no TRITON_INTERPRET")
+    return "cuda"
+
+
+@pytest.fixture
+def interpreter() -> None:
+    """Triton's interpreter; the test is skipped where there is none."""
+    if not _interprets_triton():
+        pytest.skip("needs TRITON_INTERPRET=1 before triton is imported, as `make test` sets it")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a Triton kernel runs: on a CPU in the interpreter."""
+    if request.param == "cuda":
+        return _cuda_or_skip()
+    request.getfixturevalue("interpreter")
+    return "cpu"
+
+
+@pytest.fixture
+def gpu() -> str:
+    """A CUDA device; the test is skipped where there is none."""
+    return _cuda_or_skip()
+
+
+@pytest.fixture(params=["torch", "triton"])
+def form(request: pytest.FixtureRequest) -> str:
+    """Both forms of the kernels, Triton's in the interpreter."""
+    if request.param == "triton":
+        request.getfixturevalue("interpreter")
+    return str(request.param)

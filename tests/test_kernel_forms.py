@@ -16,13 +16,6 @@ from offpref.pipeline.training_plan import TrainingPlan, plan_training
 from offpref.stores.store import Store
 
 
-@pytest.fixture
-def interpreter() -> None:
-    triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
-    if not triton.knobs.runtime.interpret:
-        pytest.skip("needs TRITON_INTERPRET=1 before triton is imported, as `make test` sets it")
-
-
 def scored_by(form: str | None, model_dir: Path, folder: Path) -> tuple[Store, str, str]:
     """Return the store, the scorer, and the form that the provenance of its scores names."""
     folder.mkdir()

@@ -17,15 +17,6 @@ from offpref.kernels.linear import linear_token_scores
 WANT = ("token_logps", "forward_kl", "entropy")
 
 
-@pytest.fixture(params=["torch", "triton"])
-def form(request: pytest.FixtureRequest) -> Form:
-    if request.param == "triton":
-        triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
-        if not triton.knobs.runtime.interpret:
-            pytest.skip("needs TRITON_INTERPRET=1 before triton is imported, as `make test` does")
-    return request.param  # type: ignore[no-any-return] # pytest does not know its type
-
-
 def draw(*shape: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -18,15 +18,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=["torch", "triton"])
-def form(request: pytest.FixtureRequest) -> Form:
-    if request.param == "triton":
-        triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
-        if not triton.knobs.runtime.interpret:
-            pytest.skip("needs TRITON_INTERPRET=1 before triton is imported, as `make test` does")
-    return request.param  # type: ignore[no-any-return] # pytest does not know its type
-
-
 def random_rows(
     shape: tuple[int, int] = (7, 507), dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
