@@ -17,10 +17,12 @@ from ..stores.errors import PairSetError
 from ..stores.known import Keys, find_keys, to_keys
 from ..stores.schema import REWARDS
 from ..stores.store import Store
+from .implicit_rewards import ImplicitRewards
 from .pair_sets import PairSet, find_pair_set
 from .progress import Progress
+from .reward_functions import FileRewards, FunctionRewards
 from .reward_settings import RewardSettings
-from .reward_sources import Rewards, RewardSource, make_source
+from .reward_sources import BrevityRewards, ColumnRewards, Rewards, RewardSource
 from .training_pairs import key_array
 
 
@@ -63,7 +65,7 @@ def reward(
     progress = progress or Progress()
     started = time.monotonic()
     pair_set = find_pair_set(store, settings.pair_set)
-    source = make_source(store, settings, pair_set)
+    source = _source(store, settings, pair_set)
     fingerprint = store.write_spec(source.spec(), name=f"{settings.objective} ({source.name})")
     # What is standardized keeps its raw rewards under a name of their own: NAME stays unambiguous.
     objective = f"{settings.objective}:raw" if settings.standardize else settings.objective
@@ -83,6 +85,22 @@ def reward(
         store, settings, source, pair_set, fingerprint,
         num_new=num_new, reasons=dict(reasons), seconds=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _source(store: Store, settings: RewardSettings, pair_set: PairSet) -> RewardSource:
+    """Return the source that the settings name."""
+    if settings.kind == "model":
+        from .reward_models import ModelRewards  # the only one that needs torch
+
+        return ModelRewards(store, settings, pair_set)
+    kinds: dict[str, type[RewardSource]] = {
+        "column": ColumnRewards,
+        "brevity": BrevityRewards,
+        "implicit": ImplicitRewards,
+        "python": FunctionRewards,
+        "file": FileRewards,
+    }
+    return kinds[settings.kind](store, settings, pair_set)
 
 
 def _in_time(parts: Iterator[Rewards], seconds: float) -> Iterator[Rewards]:

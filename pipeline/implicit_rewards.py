@@ -1,0 +1,106 @@
+"""Implicit rewards: what a policy trained by DPO says of its own objective, from stored scores."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ..stores.errors import ModelError
+from ..stores.known import Keys, find_keys, to_keys
+from ..stores.schema import LOGPS, RUNS
+from ..stores.store import Store
+from .fingerprints import scorer_fingerprint, scorer_spec
+from .pair_sets import PairSet
+from .progress import Progress
+from .reward_settings import RewardSettings
+from .reward_sources import Numbers, Rewards, RewardSource
+from .run_files import read_run
+from .tokenization import tokenizer_spec
+from .training_pairs import key_array
+
+
+class ImplicitRewards(RewardSource):
+    """beta (log pi - log pi_ref) of a policy and its reference, from stored scores.
+
+    What a policy trained by DPO says of its own objective (Eq. 5 of arXiv:2305.18290).
+    """
+
+    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
+        super().__init__(store, settings, pair_set)
+        assert settings.model is not None
+        self.name = f"implicit reward of {settings.model.name}"
+        self._policy = _scorer_of(store, settings.model, settings.precision or "float32")
+        self._reference = _reference_of(store, settings)
+        command = f"offpref score {store.path} --pair-set {pair_set} --model"
+        for fingerprint, folder in (
+            (self._policy, str(settings.model)),
+            (self._reference, f"DIR (of {store.name_of(self._reference) or self._reference})"),
+        ):
+            missing = np.asarray(
+                store.missing(LOGPS.name, fingerprint, key_array(self.completions.sequence_keys))
+            )
+            if missing.any():
+                raise ModelError(
+                    f"{int(missing.sum()):,} of {len(missing):,} completions of {pair_set} have no "
+                    f"scores of {store.name_of(fingerprint) or fingerprint}; run: "
+                    f"{command} {folder}"
+                )
+
+    def details(self) -> dict[str, object]:
+        """Return both scorers and beta."""
+        return {
+            "policy": self._policy,
+            "reference": self._reference,
+            "beta": self.settings.implicit_beta,
+        }
+
+    def rewards(self, subject: str, keys: Keys, progress: Progress) -> Iterator[Rewards]:
+        """Yield the rewards of some sequences."""
+        if not len(keys):
+            return
+        assert self.settings.implicit_beta is not None
+        policy, reference = (
+            _summed_logps(self.store, scorer, keys) for scorer in (self._policy, self._reference)
+        )
+        yield Rewards(keys, self.settings.implicit_beta * (policy - reference))
+
+
+def _scorer_of(store: Store, folder: Path, precision: str) -> str:
+    vocabulary = tokenizer_spec(folder, store).vocabulary
+    spec = scorer_spec(folder, precision=precision, vocabulary=vocabulary, store=store)
+    return scorer_fingerprint(spec)
+
+
+def _reference_of(store: Store, settings: RewardSettings) -> str:
+    """Return the reference that a policy's run recorded, or the one that was named."""
+    if settings.reference is not None:
+        found = [fp for fp in store.partitions(LOGPS.name) if fp.startswith(settings.reference)]
+        if len(found) != 1:
+            raise ModelError(
+                f"reference {settings.reference!r}: expected the beginning of one scorer's "
+                f"fingerprint, {len(found)} of {store.path} begin so"
+            )
+        return found[0]
+    assert settings.model is not None
+    run = read_run(settings.model)
+    rows = [] if run is None else store.read(RUNS.name, run["run_id"], ["reference"]).to_pylist()
+    known = {row["reference"] for row in rows if row["reference"]}
+    if len(known) != 1:
+        raise ModelError(
+            f"{settings.model}: expected a policy whose run in {store.path} names its reference; "
+            "name it with --reference FINGERPRINT"
+        )
+    return str(known.pop())
+
+
+def _summed_logps(store: Store, scorer: str, keys: Keys) -> Numbers:
+    rows = store.read(LOGPS.name, scorer, ["sequence_key", "token_logps"])
+    known = to_keys(rows["sequence_key"])
+    order = np.argsort(known)
+    lists = rows["token_logps"].combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    values = np.asarray(lists.values).astype(np.float64)
+    offsets = np.asarray(lists.offsets)
+    sums = np.add.reduceat(values, offsets[:-1]) if len(values) else np.empty(0)
+    return sums[order][find_keys(keys, known[order])[0]]
