@@ -12,6 +12,7 @@ from pathlib import Path
 
 KS = (8, 32, 64, 128)
 LEARNING_RATES = (1e-4, 1e-3)
+CHUNK = 16  # sequences of a forward pass
 
 
 def trained(model: Path, pairs: Path, out: Path, learning_rate: float) -> Path:
@@ -51,10 +52,15 @@ def errors(model: Path, policy_dir: Path, out: Path) -> dict[str, object]:
     exact: list[float] = []
     rest: dict[int, list[float]] = {k: [] for k in KS}
     bounds: dict[int, list[float]] = {k: [] for k in KS}
-    for row in rows:
-        ids, split = np.array(row["ids"]), row["num_prompt_tokens"]
-        one = PackedRow(prompt=ids[:split], completions=(ids[split:],), sequence_indices=(0,))
-        batch = reference.collate([one])
+    for start in range(0, len(rows), CHUNK):
+        packed = []
+        for i, row in enumerate(rows[start : start + CHUNK]):
+            ids, split = np.array(row["ids"]), row["num_prompt_tokens"]
+            completions = (ids[split:],)
+            packed.append(
+                PackedRow(prompt=ids[:split], completions=completions, sequence_indices=(i,))
+            )
+        batch = reference.collate(packed)
         with torch.no_grad():
             hidden = reference(batch, ("hidden",)).hidden
             whole = HiddenReference(hidden=hidden, head=reference.head)

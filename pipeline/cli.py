@@ -199,7 +199,6 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
 )
 @click.option(
     "--tier",
-    "tiers",
     multiple=True,
     type=click.Choice(["logps", "topk", "hidden"]),
     help="How much to keep of what the reference says of each token; may be repeated. logps always "
@@ -233,6 +232,7 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
     from .score import score as run
 
     is_dry_run = options.pop("dry_run")
+    options["tiers"] = options.pop("tier")
     added = _taken_data_options(options)
     source = click.get_current_context().get_parameter_source
     given = [name for name in added if source(name) is not ParameterSource.DEFAULT]

@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from ..kernels.distributions import Reference, TopKReference
+from ..kernels.distributions import HiddenReference, Reference, TopKReference
 from ..kernels.forms import Form, check_form, choose_form
 from ..kernels.head import OutputHead
 from ..kernels.linear import NEEDS_REFERENCE, WANTED, linear_logits, linear_token_scores
+from ..kernels.logits import token_scores
 from ..kernels.top_tokens import linear_top_tokens, top_tokens
+from ..kernels.topk import topk_kl
 from ..stores.errors import ModelError
 from .batches import PackedBatch, collate_rows, separate_rows
 from .fast_layers import use_fast_layers
@@ -410,10 +412,14 @@ def _reference_scores(
     reference: Reference,
     names: Sequence[str],
 ) -> dict[str, Tensor]:  # [T] each
-    """Return KLs from whole logits of a row, by the kernel: the logits pass for hidden states."""
+    """Return KLs from whole logits of a row."""
+    if isinstance(reference, HiddenReference):
+        ref_logits = linear_logits(reference.hidden, reference.head)
+        return token_scores(logits, labels, ref_logits, want=names)
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    itself = OutputHead(weight=torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device))
-    return linear_token_scores(wide, itself, labels, reference, want=names)
+    lse = wide.logsumexp(1, keepdim=True)
+    kl = topk_kl(reference, wide.gather(1, reference.ids), lse)
+    return {name: kl.squeeze(1) for name in names if name == "forward_kl"}
 
 
 def _top_fields(top: TopKReference) -> dict[str, Tensor]:

@@ -332,7 +332,8 @@ class Scorer:
                 f"{self._settings.model}: tier hidden needs an output head of a known form, its "
                 "own is another; --tier topk does without"
             )
-        if self.fingerprint not in {head.fingerprint for head in self._store.heads()}:
+        is_there = self.fingerprint in {head.fingerprint for head in self._store.heads()}
+        if not self._worker.agree(is_there):  # all ranks of a split model gather it together
             from .reference_heads import head_content
 
             self.writer.head = head_content(model.head)

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from offpref.kernels.distributions import HiddenReference
 from offpref.kernels.head import OutputHead
+from offpref.kernels.top_tokens import linear_top_tokens
 from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
+from offpref.pipeline.deep_verify import verify_hidden
 from offpref.pipeline.devices import Processes
 from offpref.pipeline.models import load_scoring_model
 from offpref.pipeline.packing import PackedRow
@@ -508,3 +510,79 @@ def test_resuming_on_other_distributions_is_refused(
     changed = train_settings(**settings, kl_tier="topk", resume=True)
     with pytest.raises(TrainingError, match=r"cannot be resumed: kl_source was 'exact' and is"):
         train(plan_training(tiered, changed))
+
+
+def test_policy_with_an_output_head_of_its_own_has_the_same_kls(
+    model_dir: Path, policy_dir: Path
+) -> None:
+    """Whole logits of a row, where the head's form is unknown."""
+    reference, policy = load_scoring_model(model_dir), load_scoring_model(policy_dir)
+    rng = np.random.default_rng(0)
+    rows = [
+        PackedRow(
+            prompt=rng.integers(58, size=7), completions=(rng.integers(58, size=5 + i),),
+            sequence_indices=(i,),
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    batch = policy.collate(rows)
+    with torch.no_grad():
+        hidden = reference(batch, ("hidden",)).hidden
+    whole = HiddenReference(hidden=hidden, head=reference.head)
+    names = ("token_logps", "forward_kl", "reverse_kl")
+    weight = policy.model.model.norm.weight
+
+    for source, want in ((whole, names), (linear_top_tokens(hidden, whole.head, 5), names[:2])):
+        found = []
+        for route in ("packed", "logits"):
+            policy.route = route
+            scores = policy(batch, want, reference=source)
+            values = [getattr(scores, name) for name in want]
+            [gradient] = torch.autograd.grad(sum(v.sum() for v in values), weight)
+            found.append([*values, gradient])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_kls_of_one(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    common = [
+        str(scored.path),
+        "--pair-set",
+        "reviews",
+        "--model",
+        str(model_dir),
+        "--device",
+        "cpu",
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = tmp_path / "go.py"
+    script.write_text("from offpref.pipeline.cli import main\nmain()\n")
+
+    def run(processes: int, *arguments: str) -> None:
+        start = [*launcher, str(script)] if processes > 1 else [str(script)]
+        done = subprocess.run(
+            [sys.executable, *start, *arguments], capture_output=True, text=True, check=False,
+            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run(2, "score", *common, "--tier", "hidden", "--shard-model")
+    for processes in (1, 2):
+        run(processes, "train", *common, "--output-dir", str(tmp_path / str(processes)),
+            "--pairs-per-step", "7", "--learning-rate", "1e-3", "--max-steps", "4",
+            "--max-batch-tokens", "150", "--loss-type", "tdpo2", "--kl-metrics")  # fmt: skip
+
+    scored.refresh()
+    first, second = (
+        scored.read("steps", json.loads((tmp_path / n / "run.json").read_text())["run_id"])
+        for n in ("1", "2")
+    )
+    for a, b in zip(first.to_pylist(), second.to_pylist(), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        metrics, others = dict(a["metrics"]), dict(b["metrics"])
+        for name in ("forward_kl/chosen", "reverse_kl/rejected", "entropy"):
+            assert metrics[name] == pytest.approx(others[name], rel=1e-3, abs=1e-6)
+    assert verify_hidden(scored).problems == []
