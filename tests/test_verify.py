@@ -1,4 +1,5 @@
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from offpref.stores.commits import Record, write_record
 from offpref.stores.compact import _merge_shards, compact_store
 from offpref.stores.errors import ShardCorruptError, StoreError, StoreNotFoundError
 from offpref.stores.listing import list_contents, list_partitions
-from offpref.stores.schema import LOGPS
+from offpref.stores.schema import LOGPS, RUN_EVENTS
 from offpref.stores.shards import Shard, file_name, shard_path
 from offpref.stores.store import Store
 from offpref.stores.verify import verify_store
@@ -353,3 +354,14 @@ def test_compacting_again_does_not_start_the_grace_anew(store: Store) -> None:
 
     assert [path for path in removed if path.exists()] == []
     assert len(store.read("logps")) == 3
+
+
+def test_run_needs_no_spec(store: Store) -> None:
+    """Its id is random: it stands for nothing but itself."""
+    run_id = bytes(range(16))
+    row = {"run_id": run_id, "attempt": 0, "happened_at": datetime.now(UTC), "event": "started",
+           "step": 0, "message": None}  # fmt: skip
+    with store.batch() as batch:
+        batch.add("run_events", run_id.hex(), pa.Table.from_pylist([row], schema=RUN_EVENTS.schema))
+
+    assert verify_store(store.path).problems == []
