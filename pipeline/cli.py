@@ -5,7 +5,7 @@ a ``score`` that finds everything in the store.
 """
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType
@@ -18,11 +18,6 @@ from ..stores.errors import StoreError
 
 if TYPE_CHECKING:
     from .config import AddSettings
-    from .dry_run import DryRun
-    from .pair_sets import PairSet
-    from .rewards import RewardSummary
-    from .score import ScoreSummary
-    from .train import TrainSummary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -145,6 +140,7 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
     """Put pairs, prompts with completions, or unpaired labels into STORE."""
     from ..stores.store import Store
     from .pairs import add_pairs, check_sources, plan_add
+    from .printing import pair_set_lines
     from .progress import RowBar
 
     settings = _add_settings(data, pair_set, tokenizer, options)
@@ -153,7 +149,7 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
     planned = plan_add(opened, settings)
     with RowBar("add") as bar:
         found, is_new = add_pairs(opened, planned, bar.advance)
-    _print_pair_set(opened, found, is_new=is_new)
+    _echo(pair_set_lines(opened, found, is_new=is_new))
 
 
 @main.command()
@@ -227,6 +223,7 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
     from .config import ScoreSettings
     from .fingerprints import model_config
     from .pairs import check_sources
+    from .printing import dry_run_lines, pair_set_lines, score_lines
     from .progress import TokenBar
     from .score import dry_run
     from .score import score as run
@@ -260,15 +257,19 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
             found = dry_run(opened, settings)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        _print_dry_run(found)
+        _echo(dry_run_lines(found))
+        if not found.fits:
+            raise click.ClickException(
+                "the disk cannot hold it: ask for fewer tiers or a smaller --top-k"
+            )
         return
     with TokenBar("score") as bar:
         try:
             summary = run(opened, settings, bar)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-    _print_pair_set(opened, summary.pair_set, is_new=summary.is_added)
-    _print_scores(summary)
+    _echo(pair_set_lines(opened, summary.pair_set, is_new=summary.is_added))
+    _echo(score_lines(summary))
 
 
 @main.command()
@@ -307,6 +308,7 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
 def reward(store: Path, **options: Any) -> None:
     """Stage one: write margin rewards of one objective, for completions that have none."""
     from ..stores.store import Store
+    from .printing import reward_lines
     from .progress import TokenBar
     from .reward_settings import RewardSettings
     from .rewards import reward as run
@@ -317,7 +319,7 @@ def reward(store: Path, **options: Any) -> None:
             summary = run(Store.open(store), settings, bar)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _print_rewards(summary)
+    _echo(reward_lines(summary))
 
 
 def train_options(command: Command) -> Command:
@@ -354,6 +356,7 @@ def train(store: Path, **options: Any) -> None:
     """Stage two: train a policy on STORE's pairs against the reference's stored scores."""
     from ..stores.store import Store
     from .config import TrainSettings
+    from .printing import training_lines
     from .progress import TokenBar
 
     opened = Store.open(store)
@@ -371,7 +374,7 @@ def train(store: Path, **options: Any) -> None:
     with TokenBar("train") as bar:
         summary = run(plan, bar)
     if summary.is_first:
-        _print_training(summary)
+        _echo(training_lines(summary))
 
 
 @main.command(name="train-reward")
@@ -403,6 +406,7 @@ def train(store: Path, **options: Any) -> None:
 def train_reward(store: Path, **options: Any) -> None:
     """Train a Bradley-Terry reward model on STORE's pairs, for `reward --from model`."""
     from ..stores.store import Store
+    from .printing import reward_model_lines
     from .progress import TokenBar
     from .train_reward import RewardTrainSettings
     from .train_reward import train_reward as run
@@ -413,15 +417,7 @@ def train_reward(store: Path, **options: Any) -> None:
             summary = run(Store.open(store), settings, bar)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"pair set   {summary.pair_set}")
-    click.echo(f"pairs      {summary.num_pairs:,}, {summary.num_left_out:,} too long for the model")
-    click.echo(
-        f"steps      {summary.num_steps:,}: loss {summary.first_loss:.4f} -> "
-        f"{summary.last_loss:.4f} in {summary.seconds:.1f} s"
-    )
-    for split, accuracy in summary.accuracies.items():
-        click.echo(f"accuracy   {accuracy:.1%} of split {split}")
-    click.echo(f"model      {settings.output_dir}")
+    _echo(reward_model_lines(summary))
 
 
 @main.command()
@@ -585,6 +581,11 @@ def gc(store: Path, grace_days: float) -> None:
     click.echo(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))
 
 
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
 def _taken_data_options(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of `data_options` out of ``options``."""
     names = ["split_column", "eval_fraction", "max_length", "truncation"]
@@ -618,115 +619,3 @@ def _add_settings(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-
-
-def _print_pair_set(store: Any, found: "PairSet", *, is_new: bool) -> None:
-    from .pair_sets import reject_counts
-
-    state = "added" if is_new else "known, nothing was read"
-    click.echo(f"pair set   {found}: {state}")
-    click.echo(f"form       {found.form}")
-    click.echo(
-        f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
-    )
-    for reason, number in reject_counts(store, found).items():
-        click.echo(f"  rejected {number:,}: {reason}")
-    if found.num_eos_lost:
-        click.echo(f"truncated  {found.num_eos_lost:,} completions lost their end of sequence")
-    if found.num_merges:
-        click.echo(
-            f"boundary   {found.num_merges:,} completions would begin with another token if "
-            "tokenised together with their prompt"
-        )
-
-
-def _print_rewards(summary: "RewardSummary") -> None:
-    cached = summary.num_subjects - summary.num_new - summary.num_unusable
-    click.echo(f"pair set   {summary.pair_set}")
-    click.echo(f"objective  {summary.objective}@{summary.source[:12]}")
-    click.echo(
-        f"rewards    {summary.num_subjects:,} of {summary.subject}: {summary.num_new:,} new, "
-        f"{max(cached, 0):,} cached, {summary.num_unusable:,} without"
-    )
-    for reason, count in summary.reasons.items():
-        click.echo(f"  without {count:,}: {reason}")
-    click.echo(f"mean       {summary.mean:.4g}, standard deviation {summary.std:.4g}")
-    if summary.margin_agreement is not None:
-        click.echo(f"agreement  {summary.margin_agreement:.1%} of pairs: the chosen one has more")
-
-
-def _print_scores(summary: "ScoreSummary") -> None:
-    click.echo(f"reference  {summary.model}@{summary.scorer[:12]} ({summary.precision})")
-    click.echo(
-        f"sequences  {summary.num_sequences:,}: {summary.num_new:,} new, "
-        f"{summary.num_cached:,} cached"
-    )
-    if len(summary.num_new_rows) > 1:
-        counts = [f"{tier} {number:,}" for tier, number in summary.num_new_rows.items()]
-        click.echo(f"tiers      new rows: {', '.join(counts)}")
-    if not summary.num_new:
-        why = "others did it meanwhile" if summary.was_loaded else "no model was loaded"
-        click.echo(f"computed   nothing: {why}")
-        return
-    click.echo(
-        f"computed   {summary.num_tokens:,} tokens as {summary.num_computed_tokens:,} "
-        f"(shared prompts once) in {summary.seconds:.1f} s: "
-        f"{summary.num_tokens / summary.seconds:,.0f} tokens/s"
-    )
-    click.echo(f"written    {summary.num_bytes:,} bytes")
-
-
-def _print_dry_run(found: "DryRun") -> None:
-    rows = [("tier", "rows", "tokens", "bytes", "bytes/token", "seconds alone")]
-    rows += [
-        (
-            str(cost.tier),
-            f"{cost.num_rows:,}",
-            f"{cost.num_tokens:,}",
-            f"{cost.num_bytes:,}",
-            f"{cost.num_bytes / cost.num_tokens:,.1f}" if cost.num_tokens else "",
-            f"{cost.seconds:,.1f}",
-        )
-        for cost in found.costs
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        click.echo("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    click.echo(
-        f"together {found.num_bytes:,} bytes in {found.seconds:,.1f} s, one forward pass for all; "
-        f"{found.num_free_bytes:,} bytes are free"
-    )
-    if not found.fits:
-        raise click.ClickException(
-            "the disk cannot hold it: ask for fewer tiers or a smaller --top-k"
-        )
-
-
-def _print_training(summary: "TrainSummary") -> None:
-    attempt = f", attempt {summary.attempt}" if summary.attempt else ""
-    click.echo(f"run        {summary.name}@{summary.run_id[:12]}{attempt}")
-    click.echo(f"reference  {summary.reference or 'none'}")
-    if summary.kl_source is not None:
-        click.echo(f"KLs        from tier {summary.kl_source}")
-    resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
-    if summary.num_resumed == summary.num_steps:
-        resumed = ": finished before, nothing was done"
-    click.echo(f"steps      {summary.num_steps:,}{resumed}")
-    if summary.first is not None and summary.last is not None and summary.seconds:
-        click.echo(f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}")
-        for name, value in summary.last.metrics.items():
-            # A step of unpaired data may have had no completion of one kind.
-            first = summary.first.metrics.get(name, float("nan"))
-            click.echo(f"  {name:<20} {first:.4f} -> {value:.4f}")
-        if summary.num_resumed == 0 and summary.first.residual is not None:
-            mean, largest = summary.first.residual
-            click.echo(
-                f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}"
-            )
-        click.echo(
-            f"speed      {summary.num_pairs / summary.seconds:,.2f} pairs/s, "
-            f"{summary.num_tokens / summary.seconds:,.0f} tokens/s, "
-            f"{summary.data_wait_seconds / summary.seconds:.1%} waiting for data"
-        )
-    click.echo(f"policy     {summary.output_dir}")

@@ -83,6 +83,7 @@ class RewardTrainSummary:
     accuracies: dict[str, float]
     """Share of pairs of each split whose chosen text has the higher reward."""
     seconds: float
+    output_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ def train_reward(
         last_loss=losses[-1],
         accuracies=accuracies,
         seconds=time.monotonic() - started,
+        output_dir=settings.output_dir,
     )
 
 
