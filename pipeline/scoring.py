@@ -293,9 +293,11 @@ class Scorer:
         import torch
         import transformers
 
-        from .devices import default_device, join_processes
+        from .devices import default_device, join_processes, keep_freed_memory
 
         device = default_device(self._settings.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         mesh = join_processes(self._settings.device).mesh if self._worker.is_sharded else None
         model = load(
             self._settings.model, precision=self._settings.precision, device=device, mesh=mesh,
