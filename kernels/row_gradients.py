@@ -241,11 +241,12 @@ def _fill_piece(step: _Step, piece: slice, z: Tensor, r: Tensor | None, out: Ten
     rows = step.rows
     logps, forward_kl, reverse_kl, entropy_grad = (g[rows][piece] for g in step.upstream)
     log_sum, shift = (s[piece] for s in step.of_stats("log_sum", "shift"))
-    log_q = (z - shift).sub_(log_sum)
+    log_q = _log_softmax(z, shift, log_sum)
     q = log_q.exp()
-    factor = torch.zeros_like(z)
     if step.stats.entropy is not None:
-        factor.sub_(log_q.add_(step.stats.entropy[rows][piece]).mul_(entropy_grad))
+        factor = log_q.add_(step.stats.entropy[rows][piece]).mul_(-entropy_grad)
+    else:
+        factor = log_q.zero_()
     if step.extra is not None:
         factor.add_(step.extra.coefs[rows][piece])
     if r is None:
@@ -257,12 +258,21 @@ def _fill_piece(step: _Step, piece: slice, z: Tensor, r: Tensor | None, out: Ten
     y = torch.sub(z, r).sub_(centre).sub_(tilt)
     if step.stats.reverse_kl is not None:
         factor.addcmul_(reverse_kl, y - step.stats.reverse_kl[rows][piece])
-    p = (r - ref_shift).sub_(ref_log_sum).exp_()
+    p = _log_softmax(r, ref_shift, ref_log_sum).exp_()
     slope = forward_kl - logps
-    small = torch.expm1(y.clamp(max=LARGE_Y)).mul_(slope).sub_(logps).mul_(p)
-    large = q * slope - p * forward_kl
-    torch.where(y < LARGE_Y, small, large, out=out)
+    if bool(y.max() < LARGE_Y):
+        torch.mul(y.expm1_().mul_(slope).sub_(logps), p, out=out)
+    else:
+        small = torch.expm1(y.clamp(max=LARGE_Y)).mul_(slope).sub_(logps).mul_(p)
+        torch.where(y < LARGE_Y, small, q * slope - p * forward_kl, out=out)
     out.addcmul_(q, factor)
+
+
+def _log_softmax(logits: Tensor, shift: Tensor, log_sum: Tensor) -> Tensor:
+    """Return (logits - shift) - log_sum; mostly the shift is 0, and a pass is saved."""
+    if bool((shift != 0).any()):
+        return (logits - shift).sub_(log_sum)
+    return logits - log_sum
 
 
 _BLOCKS = {

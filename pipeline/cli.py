@@ -4,25 +4,25 @@ Each command imports what it needs when it runs: help and queries start without 
 a ``score`` that finds everything in the store.
 """
 
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..stores.errors import StoreError
-
-if TYPE_CHECKING:
-    from .config import AddSettings
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-PRECISIONS = ("float32", "bf16", "bf16-autocast")
-GRACE_DAYS = 7.0
+from .options import (
+    PRECISIONS,
+    add_settings,
+    config_option,
+    data_options,
+    store_argument,
+    take_data_options,
+    train_options,
+)
+from .question_commands import query
+from .store_commands import store_group
 
 
 class StageGroup(click.Group):
@@ -41,79 +41,6 @@ class StageGroup(click.Group):
             said = str(interrupt) or "interrupted: what was done is kept; the same command goes on"
             click.echo(said, err=True)
             raise SystemExit(130) from None
-
-
-def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Take the defaults of a command's options from a TOML file."""
-    if path is None:
-        return
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{path}: expected a TOML file, got: {error}") from error
-    # A file may serve several commands, each with a table of its own.
-    has_tables = any(isinstance(value, dict) for value in settings.values())
-    own = settings.get(ctx.info_name or "", {} if has_tables else settings)
-    known = {each.name for each in ctx.command.params if isinstance(each, click.Option)}
-    given = {name.replace("-", "_"): value for name, value in own.items()}
-    if unknown := sorted(set(given) - known):
-        raise click.BadParameter(
-            f"{path}: {unknown[0]!r} is no option of {ctx.info_name}; "
-            f"there are: {', '.join(sorted(str(name) for name in known))}"
-        )
-    for each in ctx.command.params:
-        if each.multiple and isinstance(given.get(each.name or ""), str | int | float):
-            given[each.name or ""] = [given[each.name or ""]]
-    ctx.default_map = {**(ctx.default_map or {}), **given}
-
-
-def config_option(command: Command) -> Command:
-    """Add ``--config``, whose values are defaults of the other options."""
-    return click.option(
-        "--config",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        callback=_read_config,
-        is_eager=True,
-        expose_value=False,
-        help="TOML file with values for these options; what is given here wins.",
-    )(command)
-
-
-def data_options(command: Command) -> Command:
-    """Add the options that say how data becomes a pair set."""
-    options = [
-        click.option("--split-column", help="Column that names the split of each row."),
-        click.option(
-            "--eval-fraction",
-            type=float,
-            default=0.0,
-            show_default=True,
-            help="Share of the prompts held out as split 'eval', by a hash of the prompt.",
-        ),
-        click.option(
-            "--max-length",
-            type=int,
-            help="Longest sequence in tokens, prompt and completion.  [default: as many as the "
-            "model in the tokenizer's folder has positions]",
-        ),
-        click.option(
-            "--truncation",
-            type=click.Choice(["drop", "keep-start"]),
-            default="drop",
-            show_default=True,
-            help="Reject a longer row, or cut its completion's end off.",
-        ),
-        *(
-            click.option(f"--{part}-column", help=f"Column of the {part}, if not called as usual.")
-            for part in ("prompt", "chosen", "rejected", "completion", "label", "weight")
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-store_argument = click.argument("store", type=click.Path(file_okay=False, path_type=Path))
 
 
 @click.group(cls=StageGroup)
@@ -143,7 +70,7 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
     from .printing import pair_set_lines
     from .progress import RowBar
 
-    settings = _add_settings(data, pair_set, tokenizer, options)
+    settings = add_settings(data, pair_set, tokenizer, options)
     check_sources(settings)
     opened = Store.create(store)
     planned = plan_add(opened, settings)
@@ -230,7 +157,7 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
 
     is_dry_run = options.pop("dry_run")
     options["tiers"] = options.pop("tier")
-    added = _taken_data_options(options)
+    added = take_data_options(options)
     source = click.get_current_context().get_parameter_source
     given = [name for name in added if source(name) is not ParameterSource.DEFAULT]
     if given and not data:
@@ -239,7 +166,7 @@ def score(store: Path, pair_set: str, model: Path, data: tuple[str, ...], **opti
         settings = ScoreSettings(
             model=model,
             pair_set=None if data else pair_set,
-            data=_add_settings(data, pair_set, model, added) if data else None,
+            data=add_settings(data, pair_set, model, added) if data else None,
             **options,
         )
         if settings.kernels is not None:  # brings torch
@@ -320,32 +247,6 @@ def reward(store: Path, **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _echo(reward_lines(summary))
-
-
-def train_options(command: Command) -> Command:
-    """Add an option for every field of the settings of a training run."""
-    from .config import TrainSettings
-
-    hints = get_type_hints(TrainSettings)
-    for each in reversed(fields(TrainSettings)):
-        kinds = [kind for kind in get_args(hints[each.name]) if kind is not NoneType]
-        kind: Any = kinds[0] if kinds else hints[each.name]
-        more: dict[str, Any] = {"type": kind}
-        if kind is bool:
-            more = {"is_flag": True}
-        elif kind is Path:
-            more["type"] = click.Path(file_okay=False, path_type=Path)
-        elif choices := each.metadata.get("choices"):
-            more["type"] = click.Choice(choices)
-        if each.default is MISSING:
-            more["required"] = True
-        elif kind is not bool:
-            shown = each.metadata.get("shown")
-            more |= {"default": each.default, "show_default": f"{shown}" if shown else True}
-        more["multiple"] = get_origin(hints[each.name]) is tuple
-        name = f"--{each.name.replace('_', '-')}"
-        command = click.option(name, help=each.metadata["help"], **more)(command)
-    return command
 
 
 @main.command()
@@ -479,24 +380,6 @@ def soup(output_dir: Path, runs: tuple[str, ...]) -> None:
 
 
 @main.command()
-@store_argument
-@click.argument("question", metavar="NAME|SQL")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="Rows to print at most.",
-)
-def query(store: Path, question: str, limit: int) -> None:
-    """Stage three: answer a named question, or one SELECT, on STORE."""
-    from ..stores.catalog import open_catalog
-
-    with open_catalog(store) as catalog:
-        click.echo(catalog.table_text(question, limit=limit))
-
-
-@main.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def demo(folder: Path) -> None:
     """Run every stage on an embedded small world, offline, into FOLDER."""
@@ -509,113 +392,10 @@ def demo(folder: Path) -> None:
     run_demo(folder, run, click.echo)
 
 
-@main.group(name="store", cls=StageGroup)
-def store_group() -> None:
-    """Look after a store: list, verify, compact, collect garbage."""
-
-
-@store_group.command(name="ls")
-@store_argument
-def list_store(store: Path) -> None:
-    """List what STORE holds: rows, bytes and shards of every table and partition."""
-    from ..stores.listing import list_contents
-    from ..stores.store import Store
-    from .objectives import coverage
-
-    opened = Store.open(store)
-    for line in [*list_contents(opened), *coverage(opened)]:
-        click.echo(line)
-
-
-@store_group.command()
-@store_argument
-@click.option(
-    "--deep",
-    is_flag=True,
-    help="Also recompute log-probs from a sample of the hidden states and compare.",
-)
-def verify(store: Path, deep: bool) -> None:
-    """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
-    from ..stores.verify import verify_store
-
-    report = verify_store(store)
-    problems, summaries = report.problems, [report.summary]
-    if deep:
-        from ..stores.store import Store
-        from .deep_verify import verify_hidden  # brings torch
-
-        recomputed = verify_hidden(Store.open(store))
-        problems, summaries = [*problems, *recomputed.problems], [*summaries, recomputed.summary]
-    for problem in problems:
-        click.echo(problem)
-    for summary in summaries:
-        click.echo(summary, err=bool(problems))
-    if problems:
-        raise SystemExit(1)
-
-
-@store_group.command()
-@store_argument
-def compact(store: Path) -> None:
-    """Merge the small shards of STORE; writers and readers may go on meanwhile."""
-    from ..stores.compact import compact_store
-    from ..stores.store import Store
-
-    click.echo(compact_store(Store.open(store)))
-
-
-@store_group.command()
-@store_argument
-@click.option(
-    "--grace-days",
-    type=click.FloatRange(min=0),
-    default=GRACE_DAYS,
-    show_default=True,
-    help="How long a file that nothing names is kept for readers that still do.",
-)
-def gc(store: Path, grace_days: float) -> None:
-    """Delete the files of STORE that no commit names, or that were removed, after a grace."""
-    from ..stores.collect import collect_garbage
-    from ..stores.store import Store
-
-    click.echo(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))
+for command in (query, store_group):
+    main.add_command(command)
 
 
 def _echo(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(line)
-
-
-def _taken_data_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `data_options` out of ``options``."""
-    names = ["split_column", "eval_fraction", "max_length", "truncation"]
-    names += [name for name in options if name.endswith("_column") and name not in names]
-    return {name: options.pop(name) for name in names}
-
-
-def _add_settings(
-    data: tuple[str, ...], pair_set: str, tokenizer: Path, options: dict[str, Any]
-) -> "AddSettings":
-    from .config import AddSettings
-    from .fingerprints import default_max_length
-
-    columns = {
-        name.removesuffix("_column"): value
-        for name, value in options.items()
-        if name.endswith("_column") and name != "split_column" and value
-    }
-    try:
-        return AddSettings(
-            data=data,
-            pair_set=pair_set,
-            tokenizer=tokenizer,
-            max_length=default_max_length(tokenizer)
-            if options["max_length"] is None
-            else options["max_length"],
-            truncation=options["truncation"],
-            split_column=options["split_column"],
-            eval_fraction=options["eval_fraction"],
-            columns=columns,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
