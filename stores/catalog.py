@@ -1,55 +1,74 @@
-"""Ask a store questions in SQL: an in-memory DuckDB with one view a table, over the live shards.
+"""Ask a store questions in SQL: an in-memory DuckDB over the live shards, with views.py's views.
 
-In a view of duplicate rows only the one that counts is seen, keys are UUIDs, and an absent table
-has its columns and no rows. Views of tables that belong to a scorer or a tokenizer begin with a
-column ``reference`` or ``tokenizer``: the fingerprint. ``steps``, ``examples`` and ``tokens`` show
-the newest attempt of each step, ``steps_of_all_attempts`` and its kin all. Three more tables
-tell of the store itself: ``shards``, ``specs`` and ``scorers``.
-
-Only a SELECT is accepted, and it reads live shards and nothing else: no other file, no network,
-no extension, no Python variable. A catalog shows the store as it was when it was opened.
+Only a SELECT and its like are accepted, and they read live shards and nothing else: no other file,
+no network, no extension, no Python variable. A catalog shows the store as it was when it was
+opened; a shard that was compacted since is found again.
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
-import pyarrow as pa
 
-from .errors import QueryRefusedError, ShardMissingError, UnknownQueryError
-from .keys import canonical_json
-from .schema import ROW_HASH, TABLES, TableSchema
-from .shards import Shard, disk_schema
+from .errors import QueryRefusedError, ShardMissingError
+from .questions import Parameter, Question, Value, query_names, read_question
+from .schema import TABLES
+from .shards import Shard
 from .store import Store
 from .texttable import text_table
+from .views import full_path, needed_views, pattern, quoted, view_names, view_sql
 
-SQL = Path(__file__).parent / "sql"
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-OF_STEPS = ("steps", "examples", "tokens")
-"""Tables of which a resumed run may write a step again: their views show its newest attempt, and
-``<table>_of_all_attempts`` shows all."""
+__all__ = ["Answer", "Catalog", "named_query", "open_catalog", "query_names"]
 
-_PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint": "tokenizer"}
+Found = TypeVar("Found")
+
+MEMORY_LIMIT = "1500MB"
+"""Of DuckDB; Python, the answer and the files' own buffers come on top."""
 
 # Since DuckDB 2.0 a CTE may be an INSERT or a COPY, and COPY writes even to files that are allowed
 # for reading only by our intent. So the parsed tree may hold these nodes and no others.
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-_RUNNING_FUNCTIONS = {"query", "query_table", "json_execute_serialized_sql"}  # they parse text
+# Table functions that look at nothing but their arguments, or at the views' own names. All others
+# are refused by name, before DuckDB's settings would refuse what most of them do.
+_TABLE_FUNCTIONS = {
+    "range", "generate_series", "unnest", "json_each", "json_tree", "duckdb_columns",
+    "duckdb_views", "duckdb_functions", "duckdb_keywords", "duckdb_types",
+}  # fmt: skip
 
 _SETTINGS = (
-    "set timezone = 'UTC'",
+    "set global timezone = 'UTC'",
     "set temp_directory = ''",
-    "set python_enable_replacements = false",
+    f"set memory_limit = '{MEMORY_LIMIT}'",
+    "set global python_enable_replacements = false",
     "set autoinstall_known_extensions = false",
     "set autoload_known_extensions = false",
     "set allow_community_extensions = false",
     "set enable_external_access = false",
     "set lock_configuration = true",
 )
+_LISTS_VIEWS = re.compile(r"\bshow\b|\bduckdb_|\binformation_schema\b|\bpg_|\bsqlite_", re.I)
+_CHUNK = 10_000
+_WITH_TIME_ZONE = "TIMESTAMP WITH TIME ZONE"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The rows that answer a question, of which only some are in memory at a time."""
+
+    columns: Sequence[str]
+    kinds: Sequence[str]
+    """The columns' types as DuckDB calls them; times are text."""
+    rows: Iterator[tuple[Any, ...]]
+    """Values as DuckDB hands them to Python; to be read before the next question."""
 
 
 def open_catalog(path: Path) -> "Catalog":
@@ -61,28 +80,22 @@ def open_catalog(path: Path) -> "Catalog":
     return Catalog(Store.open(path))
 
 
-def query_names() -> list[str]:
-    """Return the names of the queries kept in ``sql/``, in alphabetical order."""
-    return sorted(path.stem for path in SQL.glob("*.sql"))
-
-
 def named_query(name: str) -> str:
     """Return the text of the query kept in ``sql/<name>.sql``.
 
     Raises:
         UnknownQueryError: If there is no query of that name.
     """
-    if name not in (known := query_names()):
-        raise UnknownQueryError(f"no query is called {name!r}; there are: {', '.join(known)}")
-    return (SQL / f"{name}.sql").read_text(encoding="utf-8")
+    return read_question(name).sql
 
 
 class Catalog:
     """A connection to the views of one store."""
 
     def __init__(self, store: Store) -> None:
-        """Build the views of what is live in ``store``."""
+        """Connect to what is live in ``store``."""
         self._store = store
+        self._views = set[str]()
         self._connection = self._connect()
 
     def __enter__(self) -> Self:
@@ -97,12 +110,23 @@ class Catalog:
         """Close the connection."""
         self._connection.close()
 
-    def select(self, question: str, limit: int | None = None) -> pa.Table:
-        """Return the answer to a named query, or to one SELECT.
+    @property
+    def store(self) -> Store:
+        """The store that is asked."""
+        return self._store
+
+    def select(
+        self,
+        question: str,
+        limit: int | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> "pa.Table":
+        """Return the answer to a named query, or to one SELECT, as an Arrow table.
 
         Args:
             question: The name of a query in ``sql/``, or SQL.
             limit: Rows to return at most; None returns all.
+            parameters: Values of the question's parameters, as a person spells them.
 
         Returns:
             The rows; UUIDs as text, sums of integers as decimals.
@@ -111,12 +135,94 @@ class Catalog:
             UnknownQueryError: If it looks like a name and there is no such query.
             QueryRefusedError: If it is not a single SELECT, or DuckDB could not run it.
             ShardMissingError: If a live shard is gone, and not because it was compacted.
+            ValueError: If a parameter is unknown, or its value cannot be one.
         """
+
+        def run(sql: str, values: Mapping[str, Value]) -> "pa.Table":
+            text = sql if limit is None else _limited(sql, limit)
+            # A cursor: an answer that is not read to its end keeps a connection to itself.
+            relation = self._connection.cursor().sql(text, params=dict(values) or None)
+            return relation.to_arrow_table()
+
+        return self._ask(question, parameters or {}, run)
+
+    def answer(
+        self,
+        question: str,
+        limit: int | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Return the answer row by row, as Python values; arguments and errors are `select`'s."""
+
+        def run(sql: str, values: Mapping[str, Value]) -> Answer:
+            return self._answer(sql if limit is None else _limited(sql, limit), values)
+
+        return self._ask(question, parameters or {}, run)
+
+    def table_text(
+        self,
+        question: str,
+        limit: int | None = None,
+        parameters: Mapping[str, str] | None = None,
+        width: int | None = None,
+    ) -> str:
+        """Return the answer as text for a person, columns aligned.
+
+        Args:
+            question: The name of a query, or one SELECT.
+            limit: Rows to show at most, and a line that says so if there are more; None shows all.
+            parameters: Values of the question's parameters, as a person spells them.
+            width: Characters that a line may have; None cuts long cells alone.
+        """
+        found = self.answer(question, None if limit is None else limit + 1, parameters)
+        rows = list(found.rows)
+        lines = text_table(found.columns, found.kinds, rows[:limit], width=width)
+        if limit is not None and len(rows) > limit:
+            lines.append(f"... more than {limit} rows; --limit shows more")
+        return "\n".join(lines)
+
+    def relation(self, view: str) -> duckdb.DuckDBPyRelation:
+        """Return a view as a relation of DuckDB's, to build on in Python.
+
+        Raises:
+            ValueError: If there is no such view.
+        """
+        if view not in view_names():
+            known = ", ".join(sorted(view_names()))
+            raise ValueError(f"no view is called {view!r}; there are: {known}")
+
+        def find() -> duckdb.DuckDBPyRelation:
+            self._add_views(needed_views(view))
+            return self._connection.cursor().view(view)
+
+        return self._with_shards(find)
+
+    def _ask(
+        self,
+        question: str,
+        given: Mapping[str, str],
+        run: Callable[[str, Mapping[str, Value]], Found],
+    ) -> Found:
         text = question.strip()
-        sql = named_query(text) if re.fullmatch(r"\w+", text) else text
-        self._check(sql)
+        kept = read_question(text) if re.fullmatch(r"\w+", text) else None
+        sql = kept.sql if kept else text
+        if kept is None:
+            self._check(sql)
+        else:
+            kept.check_parameters(given)
+
+        def ask() -> Found:
+            every = _LISTS_VIEWS.search(sql) is not None
+            self._add_views(view_names() if every else needed_views(sql))
+            values = self._values(kept, given) if kept else _guessed(given)
+            return run(sql, values)
+
+        return self._with_shards(ask)
+
+    def _with_shards(self, ask: Callable[[], Found]) -> Found:
+        """Return what ``ask`` returns; once more where a shard it needs was compacted meanwhile."""
         try:
-            return self._run(sql, limit)
+            return ask()
         except duckdb.Error as error:
             if not self._is_a_shard_gone():
                 raise QueryRefusedError(f"the query failed: {_first_line(error)}") from error
@@ -128,31 +234,61 @@ class Catalog:
         self._connection.close()
         self._connection = self._connect()
         try:
-            return self._run(sql, limit)
+            return ask()
         except duckdb.Error as error:
             raise QueryRefusedError(f"the query failed: {_first_line(error)}") from error
 
-    def table_text(self, question: str, limit: int | None = None) -> str:
-        """Return the answer as text for a person, columns aligned.
+    def _execute(self, sql: str, values: Mapping[str, Value]) -> duckdb.DuckDBPyConnection:
+        return self._connection.cursor().execute(sql, dict(values) or None)
 
-        Args:
-            question: The name of a query, or one SELECT.
-            limit: Rows to show at most, and a line that says so if there are more; None shows all.
-        """
-        rows = self.select(question, None if limit is None else limit + 1)
-        has_more = limit is not None and rows.num_rows > limit
-        lines = text_table(rows.slice(0, limit))
-        if has_more:
-            lines.append(f"... more than {limit} rows; --limit shows more")
-        return "\n".join(lines)
+    def _answer(self, sql: str, values: Mapping[str, Value]) -> Answer:
+        result = self._execute(sql, values)
+        names = [each[0] for each in result.description or ()]
+        kinds = [str(each[1]) for each in result.description or ()]
+        if any(_WITH_TIME_ZONE in kind for kind in kinds):
+            # Times as text: DuckDB hands them to Python with the help of a package of its choice.
+            casts = ", ".join(
+                f"{_name(name)}::{kind.replace(_WITH_TIME_ZONE, 'VARCHAR')} as {_name(name)}"
+                for name, kind in zip(names, kinds, strict=True)
+                if _WITH_TIME_ZONE in kind
+            )
+            result = self._execute(f"select * replace ({casts}) from ({_bare(sql)}\n)", values)
+            kinds = [str(each[1]) for each in result.description or ()]
+        first = result.fetchmany(_CHUNK)  # here, where a shard that is gone is looked for again
+        more = chain.from_iterable(iter(lambda: result.fetchmany(_CHUNK), []))
+        return Answer(columns=names, kinds=kinds, rows=chain(first, more))
 
-    def _run(self, sql: str, limit: int | None) -> pa.Table:
-        self._connection.execute("begin transaction read only")
-        try:
-            relation = self._connection.sql(sql)
-            return (relation if limit is None else relation.limit(limit)).to_arrow_table()
-        finally:
-            self._connection.execute("rollback")
+    def _values(self, question: Question, given: Mapping[str, str]) -> dict[str, Value]:
+        """Return what DuckDB is given for each parameter of a question."""
+        values = {each.name: each.value(given.get(each.name)) for each in question.parameters}
+        for each in question.parameters:
+            names = values[each.name]
+            if each.kind == "runs" and names is not None:
+                values[each.name] = self._run_ids(each, str(names))
+        return values
+
+    def _run_ids(self, parameter: Parameter, names: str) -> list[str]:
+        """Return the ids of the runs that are named, or whose ids begin so; commas between them."""
+        self._add_views(needed_views("latest_runs"))
+        rows = self._connection.execute(
+            "select run, name, run_id::varchar from latest_runs order by started_at desc, run"
+        ).fetchall()
+        found: list[str] = []
+        for wanted in [names] if names in {row[0] for row in rows} else names.split(","):
+            beginning = wanted.strip().lower().replace("-", "")
+            ids = [
+                row[2]
+                for row in rows
+                if wanted.strip() in row[:2]
+                or (beginning and row[2].replace("-", "").startswith(beginning))
+            ]
+            if not ids:
+                known = ", ".join(dict.fromkeys(row[0] for row in rows[:20])) or "none"
+                raise ValueError(
+                    f"{parameter.name}: no run is called {wanted.strip()!r}; there are: {known}"
+                )
+            found += ids
+        return list(dict.fromkeys(found))
 
     def _check(self, sql: str) -> None:
         """Raise QueryRefusedError unless ``sql`` is one statement that only reads."""
@@ -168,12 +304,8 @@ class Catalog:
         tree = json.loads(found[0])
         if tree["error"]:
             raise QueryRefusedError(f"expected one SELECT, got {tree['error_message']}")
-        for key, value in _strings(tree):
-            if key == "type" and value.endswith("_NODE") and value not in _READING_NODES:
-                what = value.removesuffix("_NODE").removesuffix("_QUERY")
-                raise QueryRefusedError(f"expected one SELECT, got {what} inside it")
-            if key == "function_name" and value.lower() in _RUNNING_FUNCTIONS:
-                raise QueryRefusedError(f"expected one SELECT, got the function {value}")
+        for node in _nodes(tree):
+            _check_node(node)
 
     def _shards(self) -> list[Shard]:
         return [shard for table in TABLES for shard in self._store.shards(table)]
@@ -183,156 +315,71 @@ class Catalog:
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(":memory:")
-        try:
-            self._build(connection)
-        except duckdb.Error as error:
-            connection.close()
-            if self._is_a_shard_gone() and self._store.refresh():
-                return self._connect()
-            gone = [shard.path for shard in self._shards() if not shard.path.exists()]
-            if gone:
-                raise ShardMissingError(
-                    f"{gone[0]} is gone, though a commit names it; run `offpref store verify`"
-                ) from error
-            raise QueryRefusedError(f"the store cannot be shown: {_first_line(error)}") from error
-        return connection
-
-    def _build(self, connection: duckdb.DuckDBPyConnection) -> None:
-        shards = self._shards()
-        connection.register("shards", _shard_rows(shards))
-        connection.register("specs", _spec_rows(self._store))
-        connection.execute(
-            "create view scorers as select * from specs where fingerprint in"
-            " (select partition from shards where table_name in ('logps', 'topk', 'hidden'))"
-        )
-        paths = {path for shard in shards for path in (_path(shard), _pattern(shard))}
-        connection.execute(f"set allowed_paths = [{_quoted(sorted(paths))}]")
+        self._views.clear()
+        paths = {path for shard in self._shards() for path in (full_path(shard), pattern(shard))}
+        connection.execute(f"set allowed_paths = [{quoted(sorted(paths))}]")
         for setting in _SETTINGS:
             connection.execute(setting)
-        for table in TABLES.values():
-            self._create_view(connection, table)
-        # An attempt that resumes a run does some steps again: each step counts once.
-        for name in OF_STEPS:
-            connection.execute(
-                f"create view {name} as select * from {_view_name(name)}"
-                " where (run_id, step, split, attempt) in"
-                " (select (run_id, step, split, max(attempt)) from"
-                f" {_view_name('steps')} group by run_id, step, split)"
-            )
+        return connection
 
-    def _create_view(self, connection: duckdb.DuckDBPyConnection, table: TableSchema) -> None:
-        partition = _PARTITION_COLUMNS.get(table.partition)
-        columns = ", ".join(f'"{name}"' for name in table.schema.names)
-        shards = self._store.shards(table.name)
-        if not shards:
-            connection.execute(
-                f"create view {_view_name(table.name)} as {_no_rows(connection, table, partition)}"
-            )
-            return
-        first = "" if partition is None else f"{_PARTITION} as {partition}, "
-        sql = f"select {first}{columns} from {_files(shards)} as row"
-        repeated = _shards_beside_others(shards)
-        if repeated:
-            same = " and ".join(f'other."{name}" = row."{name}"' for name in table.key)
-            sql += (
-                f" where not exists (select 1 from {_files(repeated)} as other"
-                f" where {same} and {_partition_of('other')} = {_partition_of('row')}"
-                f" and {_rank('other')} < {_rank('row')})"
-            )
-        connection.execute(f"create view {_view_name(table.name)} as {sql}")
+    def _add_views(self, names: Iterable[str]) -> None:
+        """Make the views that are not there yet: a question pays for those that it may read."""
+        for name in names:
+            if name not in self._views:
+                self._connection.execute(f"create view {name} as {view_sql(self._store, name)}")
+                self._views.add(name)
 
 
-def _view_name(table: str) -> str:
-    """What the view with all rows of a table is called."""
-    return f"{table}_of_all_attempts" if table in OF_STEPS else table
+def _check_node(node: Mapping[str, Any]) -> None:
+    """Raise QueryRefusedError if a node of the parsed tree does more than read views."""
+    kind, function = str(node.get("type", "")), node.get("function_name")
+    if kind.endswith("_NODE") and kind not in _READING_NODES:
+        what = kind.removesuffix("_NODE").removesuffix("_QUERY")
+        raise QueryRefusedError(f"expected one SELECT, got {what} inside it")
+    if kind == "TABLE_FUNCTION":
+        name = str(node["function"]["function_name"]).lower()
+        if name not in _TABLE_FUNCTIONS:
+            raise QueryRefusedError(f"expected one SELECT over the views, got the function {name}")
+    if isinstance(function, str) and function.lower() == "json_execute_serialized_sql":
+        raise QueryRefusedError(f"expected one SELECT, got the function {function}")
 
 
-def _partition_of(alias: str) -> str:
-    """SQL for the partition: the folder's name three above the file's."""
-    return f"split_part({alias}.filename, '/', -3)"
-
-
-_PARTITION = _partition_of("row")
-
-
-def _rank(alias: str) -> str:
-    """SQL for the order in which of duplicates the first counts; equal rows differ in place."""
-    return f"({alias}.{ROW_HASH.name}, {alias}.filename, {alias}.file_row_number)"
-
-
-def _files(shards: Iterable[Shard]) -> str:
-    paths = _quoted(_pattern(shard) for shard in shards)
-    return f"read_parquet([{paths}], filename = true, file_row_number = true)"
-
-
-def _shards_beside_others(shards: Sequence[Shard]) -> list[Shard]:
-    """The shards whose partition has several: only between shards can a key be repeated."""
-    partitions = [shard.partition for shard in shards]
-    return [shard for shard in shards if partitions.count(shard.partition) > 1]
-
-
-def _path(shard: Shard) -> str:
-    return str(shard.path.resolve())
-
-
-def _pattern(shard: Shard) -> str:
-    """The path as DuckDB takes it, who reads every path as a pattern."""
-    return re.sub(r"[*?\[]", lambda special: f"[{special[0]}]", _path(shard))
-
-
-def _quoted(texts: Iterable[str]) -> str:
-    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-
-
-def _no_rows(
-    connection: duckdb.DuckDBPyConnection, table: TableSchema, partition: str | None
-) -> str:
-    """SQL that returns the table's columns and no rows."""
-    schema = pa.schema(field for field in disk_schema(table) if field.name != ROW_HASH.name)
-    relation = connection.from_arrow(schema.empty_table())
-    kinds = dict(zip(relation.columns, map(str, relation.types), strict=True))
-    if partition is not None:
-        kinds = {partition: "VARCHAR"} | kinds
-    columns = ", ".join(f'cast(null as {kind}) as "{name}"' for name, kind in kinds.items())
-    return f"select {columns} where false"
-
-
-def _shard_rows(shards: Sequence[Shard]) -> pa.Table:
-    return pa.table(
-        {
-            "table_name": pa.array([shard.table for shard in shards], pa.string()),
-            "partition": pa.array([shard.partition for shard in shards], pa.string()),
-            "shard": pa.array([shard.name for shard in shards], pa.string()),
-            "num_rows": pa.array([shard.num_rows for shard in shards], pa.int64()),
-            "num_bytes": pa.array([shard.num_bytes for shard in shards], pa.int64()),
-        }
-    )
-
-
-def _spec_rows(store: Store) -> pa.Table:
-    fingerprints = store.spec_fingerprints()
-    return pa.table(
-        {
-            "fingerprint": pa.array(fingerprints, pa.string()),
-            "name": pa.array([store.name_of(name) for name in fingerprints], pa.string()),
-            "spec": pa.array(
-                [canonical_json(store.read_spec(name)) for name in fingerprints], pa.string()
-            ),
-        }
-    )
-
-
-def _strings(tree: object) -> Iterable[tuple[str, str]]:
-    """Every text value in a JSON tree, with its key."""
+def _nodes(tree: object) -> Iterator[Mapping[str, Any]]:
+    """Every object in a JSON tree."""
     if isinstance(tree, dict):
-        for key, value in tree.items():
-            if isinstance(value, str):
-                yield key, value
-            else:
-                yield from _strings(value)
+        yield tree
+        for value in tree.values():
+            yield from _nodes(value)
     elif isinstance(tree, list):
         for value in tree:
-            yield from _strings(value)
+            yield from _nodes(value)
+
+
+def _guessed(given: Mapping[str, str]) -> dict[str, Value]:
+    """Return the parameters of someone's own SQL: numbers where they are spelled like numbers."""
+
+    def guess(text: str) -> Value:
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return text
+
+    return {name: guess(text) for name, text in given.items()}
+
+
+def _limited(sql: str, limit: int) -> str:
+    return f"select * from ({_bare(sql)}\n) limit {limit}"
+
+
+def _bare(sql: str) -> str:
+    """The statement without the semicolon that may end it."""
+    return duckdb.extract_statements(sql)[0].query.rstrip().removesuffix(";")
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _first_line(error: Exception) -> str:

@@ -1,38 +1,96 @@
 """A table as text for a person: columns aligned, numbers to the right, long cells cut."""
 
-import pyarrow as pa
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
 
 MAX_CELL = 80
+MIN_COLUMN = 12
+"""Characters that a column keeps when a line is made to fit."""
+
+_GAP = "  "
 
 
-def text_table(rows: pa.Table) -> list[str]:
-    """Return the lines of ``rows``, the first being the columns' names.
+def text_table(
+    columns: Sequence[str],
+    kinds: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    width: int | None = None,
+) -> list[str]:
+    """Return the lines of a table, the first being the columns' names.
 
-    >>> text_table(pa.table({"name": ["a", "bb"], "loss": [0.5, None]}))
+    Args:
+        columns: Their names.
+        kinds: Their types as DuckDB calls them; numbers are aligned to the right.
+        rows: The values.
+        width: Characters that a line may have: the widest columns of text are cut until it fits,
+            but none below 12. None cuts cells of more than 80 characters alone.
+
+    >>> text_table(["name", "loss"], ["VARCHAR", "DOUBLE"], [("a", 0.5), ("bb", None)])
     ['name  loss', 'a      0.5', 'bb']
     """
-    columns = [
-        [name, *(_cell(value) for value in column.to_pylist())]
-        for name, column in zip(rows.column_names, rows.columns, strict=True)
-    ]
-    is_number = [
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        for kind in rows.schema.types
-    ]
-    widths = [max(map(len, cells)) for cells in columns]
+    cells = [[_cut(_shown(name), MAX_CELL) for name in columns]]
+    cells += [[_cut(cell_text(value), MAX_CELL) for value in row] for row in rows]
+    is_number = [_is_number(kind) for kind in kinds]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    if width is not None:
+        widths = _fitted(widths, is_number, width)
     return [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, is_number, strict=True)
+        _GAP.join(
+            _cut(cell, size).rjust(size) if right else _cut(cell, size).ljust(size)
+            for cell, size, right in zip(line, widths, is_number, strict=True)
         ).rstrip()
-        for line in zip(*columns, strict=True)
+        for line in cells
     ]
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """Return a value as a person reads it: six digits, no control characters."""
     if value is None:
         return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    # What data holds is shown, not obeyed: control characters would move the cursor.
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+    if isinstance(value, float | Decimal):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{_shown(str(key))}={cell_text(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(cell_text, value))}]"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ")
+    return _shown(str(value))
+
+
+def _shown(text: str) -> str:
+    """What data holds is shown, not obeyed: control characters would move the cursor."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    )
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 3] + "..."
+
+
+def _is_number(kind: str) -> bool:
+    return kind.partition("(")[0] in {
+        "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
+        "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
+    } and not kind.endswith("]")  # fmt: skip
+
+
+def _fitted(widths: Sequence[int], is_number: Sequence[bool], width: int) -> list[int]:
+    """Return widths whose line fits, if columns of text can give enough."""
+    widths = list(widths)
+    spare = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    while spare > 0:
+        texts = [i for i, number in enumerate(is_number) if not number and widths[i] > MIN_COLUMN]
+        if not texts:
+            break
+        # The widest gives way until it is as wide as the next: all long columns end up alike.
+        widest = max(texts, key=lambda i: widths[i])
+        next_width = max([MIN_COLUMN, *(widths[i] for i in texts if widths[i] < widths[widest])])
+        taken = max(1, min(spare, widths[widest] - next_width))
+        widths[widest] -= taken
+        spare -= taken
+    return widths

@@ -225,7 +225,7 @@ def test_vanished_file_is_one_line_that_names_it(store: Store) -> None:
         with pytest.raises(ShardMissingError, match=shard.name):
             catalog.select("select token_logps from logps")
     with pytest.raises(ShardMissingError, match=shard.name):
-        open_catalog(store.path)
+        answer(store, "select token_logps from logps")
 
 
 def test_folder_without_a_store_is_refused(tmp_path: Path) -> None:

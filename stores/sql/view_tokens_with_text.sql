@@ -1,0 +1,83 @@
+-- A token of a completion in a step, with its text. Filter by run_id, step, split or pair_key:
+-- only the completions that are left are taken apart.
+-- column run: the run, as latest_runs names it
+-- column side: 'chosen' or 'rejected'; 'chosen' where both are one sequence
+-- column position: place in the completion, from 1 on
+-- column id: the token's id
+-- column token: its text; what is no UTF-8 is shown as \xE2
+-- column is_special: a control token, no part of the text
+-- column policy_token_logps: log-prob under the policy, nats
+-- column ref_token_logps: log-prob under the run's reference, nats; null without one
+-- column forward_kl: KL(reference || policy) of the distributions at this token, nats
+-- column entropy: of the policy's distribution at this token, nats
+with completions as (
+  select
+    latest_runs.run,
+    tokens.run_id,
+    tokens.attempt,
+    tokens.step,
+    tokens.split,
+    tokens.pair_key,
+    tokens.sequence_key,
+    if(tokens.sequence_key = pairs.chosen_key, 'chosen', 'rejected') as side,
+    pairs.tokenizer,
+    sequences.ids[sequences.num_prompt_tokens + 1:] as ids,
+    tokens.token_logps,
+    logps.token_logps as ref_token_logps,
+    tokens.forward_kl,
+    tokens.entropy,
+    tokens.kl_source
+  from tokens
+  join latest_runs using (run_id)
+  join pairs
+    on pairs.pair_set_fingerprint = latest_runs.pair_set_fingerprint
+    and pairs.pair_key = tokens.pair_key
+  join sequences
+    on sequences.sequence_key = tokens.sequence_key
+    and sequences.tokenizer = pairs.tokenizer
+  left join logps
+    on logps.reference = latest_runs.reference
+    and logps.sequence_key = tokens.sequence_key
+),
+every_token as (
+  select
+    run,
+    run_id,
+    attempt,
+    step,
+    split,
+    pair_key,
+    sequence_key,
+    side,
+    tokenizer,
+    unnest(range(1, len(token_logps) + 1)) as position,
+    unnest(ids) as id,
+    unnest(token_logps) as policy_token_logps,
+    unnest(ref_token_logps) as ref_token_logps,
+    unnest(forward_kl) as forward_kl,
+    unnest(entropy) as entropy,
+    kl_source
+  from completions
+)
+select
+  every_token.run,
+  every_token.run_id,
+  every_token.attempt,
+  every_token.step,
+  every_token.split,
+  every_token.pair_key,
+  every_token.sequence_key,
+  every_token.side,
+  every_token.position,
+  every_token.id,
+  coalesce(try(decode(vocabulary.bytes)), vocabulary.bytes::varchar) as token,
+  vocabulary.is_special,
+  every_token.policy_token_logps,
+  every_token.ref_token_logps,
+  every_token.forward_kl,
+  every_token.entropy,
+  every_token.kl_source
+from every_token
+left join vocabulary
+  on vocabulary.id = every_token.id
+  and vocabulary.tokenizer = every_token.tokenizer

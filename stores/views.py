@@ -1,0 +1,239 @@
+"""The views over a store's live shards, as SQL that any DuckDB runs: one a table, and joins.
+
+A view of a table shows each row once (of duplicates the one that counts), keys as UUIDs, and for
+tables that belong to a scorer or a tokenizer a first column ``reference`` or ``tokenizer``: the
+fingerprint. A table without rows has its columns all the same. ``steps``, ``examples`` and
+``tokens`` show the newest attempt of each step; ``<table>_of_all_attempts`` shows all. Three more
+tell of the store itself: ``shards``, ``specs`` and ``scorers``.
+
+The joins that people need are kept as ``sql/view_<name>.sql``; each begins with a comment that says
+what a row is, and what the columns mean that no table has.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from .keys import canonical_json
+from .schema import KEY, ROW_HASH, TABLES, TableSchema
+from .shards import Shard
+from .store import Store
+
+SQL = Path(__file__).parent / "sql"
+
+OF_STEPS = ("steps", "examples", "tokens")
+"""Tables of which a resumed run may write a step again: their views show its newest attempt, and
+``<table>_of_all_attempts`` shows all."""
+
+PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint": "tokenizer"}
+"""The first column of the views of tables that are partitioned so."""
+
+_OF_THE_STORE = ("shards", "specs", "scorers")
+_TYPES = {
+    "string": "VARCHAR", "bool": "BOOLEAN", "int32": "INTEGER", "int64": "BIGINT",
+    "float": "FLOAT", "double": "DOUBLE", "binary": "BLOB", "large_binary": "BLOB",
+    "timestamp[us, tz=UTC]": "TIMESTAMP WITH TIME ZONE", str(KEY): "UUID",
+}  # fmt: skip
+
+
+def view_names() -> list[str]:
+    """Return the names of all views, those that others need first."""
+    return list(_needed())
+
+
+def view_sql(store: Store, name: str) -> str:
+    """Return the SELECT that the view ``name`` stands for, over the shards live in ``store``."""
+    table = name.removesuffix("_of_all_attempts")
+    if table in TABLES and (name != table or table not in OF_STEPS):
+        return _table_sql(store.shards(table), TABLES[table])
+    if table in OF_STEPS:
+        return _newest_attempts_sql(table)
+    if name in _OF_THE_STORE:
+        return _store_sql(store, name)
+    return _kept_sql(name)
+
+
+def needed_views(text: str) -> list[str]:
+    """Return the views that ``text`` may name and those that they need, these first.
+
+    A name in a comment or a literal counts, too: it costs a view that is not used.
+    """
+    wanted: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        for other in _needed()[name]:
+            add(other)
+        wanted[name] = None
+
+    for word in dict.fromkeys(re.findall(r"\w+", text.lower())):
+        if word in _needed():
+            add(word)
+    return list(wanted)
+
+
+def setup_sql(store: Store) -> str:
+    """Return the statements that make the views in any DuckDB, run where the shards are found."""
+    statements = [f"create or replace view {n} as\n{view_sql(store, n)};" for n in view_names()]
+    return "set timezone = 'UTC';\n\n" + "\n\n".join(statements) + "\n"
+
+
+@cache
+def _needed() -> dict[str, tuple[str, ...]]:
+    """Each view with those that it reads, itself after them."""
+    needed: dict[str, tuple[str, ...]] = {"shards": (), "specs": (), "scorers": ("shards", "specs")}
+    for table in TABLES:
+        if table in OF_STEPS:
+            needed[f"{table}_of_all_attempts"] = ()
+        else:
+            needed[table] = ()
+    for table in OF_STEPS:
+        needed[table] = tuple(sorted({f"{table}_of_all_attempts", "steps_of_all_attempts"}))
+    kept = {path.stem.removeprefix("view_"): path for path in sorted(SQL.glob("view_*.sql"))}
+    words = {name: set(re.findall(r"\w+", _code(path))) for name, path in kept.items()}
+    while words:
+        for name in list(words):
+            inner = words[name] & (needed.keys() | kept.keys()) - {name}
+            if inner <= needed.keys():
+                needed[name] = tuple(sorted(inner))
+                del words[name]
+    return needed
+
+
+def _code(path: Path) -> str:
+    """The SQL of a file, without the comment it begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("--"))
+
+
+@cache
+def _kept_sql(name: str) -> str:
+    return _code(SQL / f"view_{name}.sql")
+
+
+def _table_sql(shards: Sequence[Shard], table: TableSchema) -> str:
+    partition = PARTITION_COLUMNS.get(table.partition)
+    if not shards:
+        return _no_rows(table, partition)
+    columns = ", ".join(f'"{name}"' for name in table.schema.names)
+    first = "" if partition is None else f"{_partition_of('row')} as {partition}, "
+    sql = f"select {first}{columns} from {_files(shards)} as row"
+    repeated = _shards_beside_others(shards)
+    if repeated:
+        same = " and ".join(f'other."{name}" = row."{name}"' for name in table.key)
+        sql += (
+            f" where not exists (select 1 from {_files(repeated)} as other"
+            f" where {same} and {_partition_of('other')} = {_partition_of('row')}"
+            f" and {_rank('other')} < {_rank('row')})"
+        )
+    return sql
+
+
+def _newest_attempts_sql(table: str) -> str:
+    """SQL for the rows of steps that no later attempt did again.
+
+    First attempts supersede nothing and are left out of what is looked up: a store without
+    resumed runs pays nothing.
+    """
+    return (
+        f"select * from {table}_of_all_attempts as row where not exists (select 1 from"
+        " steps_of_all_attempts as later where later.attempt > 0"
+        " and later.run_id = row.run_id and later.step = row.step"
+        " and later.split = row.split and later.attempt > row.attempt)"
+    )
+
+
+def _store_sql(store: Store, name: str) -> str:
+    if name == "scorers":
+        return (
+            "select * from specs where fingerprint in"
+            " (select partition from shards where table_name in ('logps', 'topk', 'hidden'))"
+        )
+    if name == "shards":
+        rows = [
+            (shard.table, shard.partition, shard.name, shard.num_rows, shard.num_bytes)
+            for table in TABLES
+            for shard in store.shards(table)
+        ]
+        kinds = {"table_name": "VARCHAR", "partition": "VARCHAR", "shard": "VARCHAR",
+                 "num_rows": "BIGINT", "num_bytes": "BIGINT"}  # fmt: skip
+        return _values(kinds, rows)
+    specs = [
+        (each, store.name_of(each), canonical_json(store.read_spec(each)))
+        for each in store.spec_fingerprints()
+    ]
+    return _values({"fingerprint": "VARCHAR", "name": "VARCHAR", "spec": "VARCHAR"}, specs)
+
+
+def _values(kinds: dict[str, str], rows: Sequence[Sequence[str | int | None]]) -> str:
+    """SQL for rows that are written out in it."""
+    columns = ", ".join(f"{name}::{kind} as {name}" for name, kind in kinds.items())
+    names = ", ".join(kinds)
+    # A first row of nulls, which is dropped: VALUES must have one.
+    listed = [f"({', '.join(['null'] * len(kinds))})"]
+    listed += [f"({', '.join(map(_literal, row))})" for row in rows]
+    return (
+        f"select {columns} from (values {', '.join(listed)}) as listed({names})"
+        f" where {next(iter(kinds))} is not null"
+    )
+
+
+def _literal(value: str | int | None) -> str:
+    if value is None:
+        return "null"
+    return str(value) if isinstance(value, int) else quoted([value])
+
+
+def _partition_of(alias: str) -> str:
+    """SQL for the partition: the folder's name three above the file's."""
+    return f"split_part({alias}.filename, '/', -3)"
+
+
+def _rank(alias: str) -> str:
+    """SQL for the order in which of duplicates the first counts; equal rows differ in place."""
+    return f"({alias}.{ROW_HASH.name}, {alias}.filename, {alias}.file_row_number)"
+
+
+def _files(shards: Iterable[Shard]) -> str:
+    paths = quoted(pattern(shard) for shard in shards)
+    return f"read_parquet([{paths}], filename = true, file_row_number = true)"
+
+
+def _shards_beside_others(shards: Sequence[Shard]) -> list[Shard]:
+    """The shards whose partition has several: only between shards can a key be repeated."""
+    partitions = [shard.partition for shard in shards]
+    return [shard for shard in shards if partitions.count(shard.partition) > 1]
+
+
+def full_path(shard: Shard) -> str:
+    """Return the path of a shard from the root, links resolved."""
+    return str(shard.path.resolve())
+
+
+def pattern(shard: Shard) -> str:
+    """Return the path as DuckDB takes it, who reads every path as a pattern."""
+    return re.sub(r"[*?\[]", lambda special: f"[{special[0]}]", full_path(shard))
+
+
+def quoted(texts: Iterable[str]) -> str:
+    """Return the texts as SQL literals, commas between them."""
+    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+
+
+def _no_rows(table: TableSchema, partition: str | None) -> str:
+    """SQL that returns the table's columns and no rows."""
+    kinds = {} if partition is None else {partition: "VARCHAR"}
+    kinds |= {field.name: sql_type(field.type) for field in table.schema}
+    columns = ", ".join(f'cast(null as {kind}) as "{name}"' for name, kind in kinds.items())
+    return f"select {columns} where false"
+
+
+def sql_type(kind: pa.DataType) -> str:
+    """Return how DuckDB calls the type of a column as it is on disk."""
+    if pa.types.is_list(kind):
+        return f"{sql_type(kind.value_type)}[]"
+    if pa.types.is_map(kind):
+        return f"MAP({sql_type(kind.key_type)}, {sql_type(kind.item_type)})"
+    return _TYPES[str(kind)]
