@@ -76,8 +76,8 @@ query: $(if $(MODEL),train,install)  ## Stage three: answer Q; with MODEL, score
 reward: install  ## Stage one: margin rewards of PAIR_SET, ARGS="--objective NAME --from ..."
 	$(BIN)/offpref reward $(STORE) --pair-set $(PAIR_SET) $(ARGS)
 
-report:  ## Stage three: a page to look at; does not exist yet, says so and fails
-	@echo "make $@: this stage does not exist yet" >&2; exit 1
+report: $(if $(MODEL),train,install)  ## Stage three: a page to look at, report.html; with MODEL, score and train what is missing
+	$(BIN)/offpref report $(STORE) -o report.html $(if $(filter report,$(MAKECMDGOALS)),$(ARGS))
 
 check: lint types  ## Style and types; with `make test`, all that a pull request must pass
 

@@ -22,6 +22,7 @@ from .options import (
     train_options,
 )
 from .question_commands import query
+from .report_command import report
 from .store_commands import store_group
 
 
@@ -392,7 +393,7 @@ def demo(folder: Path) -> None:
     run_demo(folder, run, click.echo)
 
 
-for command in (query, store_group):
+for command in (query, report, store_group):
     main.add_command(command)
 
 

@@ -14,6 +14,7 @@
   - SourceError
   - ModelError
   - TrainingError
+  - ReportError
 
 Each takes its message and nothing else, so that it survives the trip out of a worker process.
 The command line prints the message as one line and leaves with exit code 1.
@@ -74,3 +75,7 @@ class ModelError(StoreError):
 
 class TrainingError(StoreError):
     """A run cannot go on: a loss is not finite, or what it was resumed with has changed."""
+
+
+class ReportError(StoreError):
+    """A report or a picture cannot be written: its file is there, or a library is missing."""

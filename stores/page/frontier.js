@@ -1,0 +1,110 @@
+// The frontier: every run a point, what is gained against what it costs; the best are marked.
+
+const POINT_METRICS = {
+  forward_kl: "Forward KL (nats a completion)",
+  chosen_forward_kl: "Forward KL of chosen (nats)",
+  rejected_forward_kl: "Forward KL of rejected (nats)",
+  chosen_reverse_kl: "Reverse KL of chosen (nats)",
+  rejected_reverse_kl: "Reverse KL of rejected (nats)",
+  accuracy: "Reward accuracy",
+  reward_margin: "Reward margin",
+  loss: "Loss",
+  chosen_logratio: "Log-ratio of chosen (nats)",
+  rejected_logratio: "Log-ratio of rejected (nats)",
+};
+const SOURCES = { "evaluations": "evaluations of policies", "held out": "held-out pairs", "train": "training pairs" };
+const isLessBetter = (metric) => /kl|loss|length|perplexity/i.test(metric);
+const pointLabel = (metric) => POINT_METRICS[metric] || visible(metric);
+
+// A point is on the frontier unless another is at least as good in both and better in one.
+function onFrontier(points, x, y) {
+  const gain = (point, metric) => (isLessBetter(metric) ? -1 : 1) * point.values[metric];
+  return points.filter((point) => !points.some((other) =>
+    gain(other, x) >= gain(point, x) && gain(other, y) >= gain(point, y)
+    && (gain(other, x) > gain(point, x) || gain(other, y) > gain(point, y))));
+}
+
+function startFrontier(frontiers) {
+  const body = $("frontier-body");
+  if (!frontiers.length) {
+    fill(body, note("Nothing to compare yet. ", command("offpref train STORE ..."), " measures rewards of pairs, ", command("--kl-metrics"), " the KL they cost."));
+    return;
+  }
+  const state = { source: frontiers[0].source, x: null, y: null };
+  const controls = el("div", { class: "controls" });
+  const table = el("div");
+  const missing = el("div");
+  fill(body, runChips(), el("div", { class: "card" }, controls,
+    chart("frontier-chart", "Runs as points; the figures are in the table below."), missing,
+    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run is better in both. Hover a point for its settings."),
+    el("details", { class: "figures", open: values.runs.length <= 12 }, el("summary", {}, "Figures"), table)));
+
+  const current = () => frontiers.find((each) => each.source === state.source);
+  function choose() {
+    const found = inOrder([...new Set(current().points.flatMap((point) => Object.keys(point.values)))], POINT_METRICS);
+    const first = (names) => names.find((name) => found.includes(name));
+    if (!found.includes(state.x)) state.x = first(["forward_kl", "chosen_forward_kl"]) || found.find((name) => /kl/i.test(name)) || first(["chosen_logratio"]) || found[0];
+    if (!found.includes(state.y)) state.y = first(["accuracy", "reward_margin"]) || found.find((name) => /reward|accuracy|win/i.test(name)) || found.find((name) => name !== state.x) || found[0];
+    const options = found.map((name) => [name, pointLabel(name)]);
+    const set = (name) => (value) => { state[name] = value; if (name === "source") choose(); draw(); };
+    fill(controls,
+      frontiers.length > 1 ? control("Measured on", choice(frontiers.map((each) => [each.source, SOURCES[each.source]]), state.source, set("source"))) : null,
+      control("Across", choice(options, state.x, set("x"))), control("Up", choice(options, state.y, set("y"))));
+  }
+
+  function draw() {
+    const { x, y } = state;
+    const points = current().points.filter((point) => point.run === null || shownRuns.has(point.run));
+    const drawn = points.filter((point) => isNumber(point.values[x]) && isNumber(point.values[y]));
+    const best = onFrontier(drawn, x, y);
+    const colour = (point) => (point.run === null ? cssColour("--muted") : runColour(point.run));
+    const hover = (point) => [
+      `<b>${plotText(point.label)}</b>${best.includes(point) ? " (frontier)" : ""}`,
+      `${plotText(pointLabel(y))}: ${short(point.values[y])}`, `${plotText(pointLabel(x))}: ${short(point.values[x])}`,
+      ...(point.run === null ? [] : Object.entries(values.runs[point.run].differs).slice(0, 12).map(([name, value]) => plotText(`${name}: ${value}`.slice(0, 80)))),
+      plotText(point.note), ...(point.kl_source === "topk-bound" ? ["KLs are lower bounds (tier topk)"] : []),
+    ].join("<br>");
+    const line = [...best].sort((a, b) => a.values[x] - b.values[x]);
+    Plotly.react("frontier-chart", [
+      { x: line.map((point) => point.values[x]), y: line.map((point) => point.values[y]), mode: "lines", hoverinfo: "skip", line: { color: cssColour("--strong-line"), width: 1.5, dash: "dot" } },
+      {
+        x: drawn.map((point) => point.values[x]), y: drawn.map((point) => point.values[y]), mode: drawn.length <= 12 ? "markers+text" : "markers",
+        text: drawn.map((point) => plotText(point.label.length > 24 ? point.label.slice(0, 23) + "\u2026" : point.label)), textposition: "top center", textfont: { size: 12, color: cssColour("--muted") }, cliponaxis: false,
+        marker: {
+          size: 13, color: drawn.map((point) => (best.includes(point) ? colour(point) : cssColour("--surface"))),
+          symbol: drawn.map((point) => (point.run === null ? "x" : runSymbol(point.run))), line: { width: 2.2, color: drawn.map(colour) },
+        },
+        customdata: drawn.map(hover), hovertemplate: "%{customdata}<extra></extra>",
+      },
+    ], framed(layout(axisTitle(x, "\u2190", "\u2192"), axisTitle(y, "\u2193", "\u2191")), drawn, x, y), PLOTLY);
+    const without = points.filter((point) => !drawn.includes(point));
+    fill(missing,
+      without.length ? note(`Not drawn, not measured both ways: ${visible(without.map((point) => point.label).join(", "))}.`) : null,
+      /kl/i.test(x) || state.source === "evaluations" ? null : note("No KL is measured here: ", command("offpref score STORE ... --tier hidden"), ", then ", command("offpref train STORE ... --kl-metrics"), "."));
+    const rows = [...drawn].sort((a, b) => a.values[x] - b.values[x]);
+    fill(table, figures(["Run", pointLabel(x), pointLabel(y), "Frontier", "Measured on"], rows.map((point) => [
+      point.run === null ? visible(point.label) : runName(point.run), short(point.values[x]), short(point.values[y]),
+      best.includes(point) ? "yes" : NONE, visible(point.note),
+    ]), [1, 2], "Figures of the frontier"));
+  }
+  drawers.push(draw);
+  themeListeners.push(draw);
+  choose();
+  draw();
+}
+
+function axisTitle(metric, less, more) {
+  return `${plotText(pointLabel(metric))}, better ${isLessBetter(metric) ? less : more}`;
+}
+
+// Room around the points for their names.
+function framed(found, points, x, y) {
+  for (const [axis, metric, share] of [["xaxis", x, 0.14], ["yaxis", y, 0.18]]) {
+    const numbers = points.map((point) => point.values[metric]);
+    if (!numbers.length) continue;
+    const low = Math.min(...numbers), high = Math.max(...numbers);
+    const room = (high - low || Math.abs(high) || 1) * share;
+    found[axis].range = [low - room, high + room];
+  }
+  return found;
+}

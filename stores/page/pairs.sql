@@ -1,0 +1,53 @@
+-- The pairs of the page: those with token values first, then in the order of their keys, which are
+-- hashes. A pair that several versions of pair sets hold is one row, as the newest version has it.
+with shown as (
+  select
+    pairs.*
+  from pairs
+  left join pair_sets using (tokenizer, pair_set, pair_set_fingerprint)
+  where $has_all_runs or pairs.pair_set_fingerprint in (
+    select pair_set_fingerprint
+    from runs
+    where run_id in ($run_ids)
+  )
+  qualify row_number() over (
+    partition by pairs.pair_key
+    order by
+      pair_sets.created_at desc nulls last,
+      pairs.pair_set_fingerprint,
+      pairs.tokenizer
+  ) = 1
+),
+with_tokens as (
+  select distinct pair_key
+  from tokens
+  where run_id in ($run_ids)
+),
+sampled as (
+  select
+    shown.*,
+    with_tokens.pair_key is not null as has_tokens,
+    count(*) over () as num_pairs
+  from shown
+  left join with_tokens using (pair_key)
+  order by
+    has_tokens desc,
+    shown.pair_key
+  limit $num_pairs
+)
+select
+  sampled.pair_key,
+  sampled.num_pairs,
+  sampled.has_tokens,
+  sampled.tokenizer,
+  sampled.pair_set,
+  sampled.split,
+  sampled.weight,
+  sampled.source_file,
+  sampled.source_row,
+  sampled.source,
+  sampled.chosen_key,
+  sampled.rejected_key
+from sampled
+order by
+  sampled.pair_key

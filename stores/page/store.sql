@@ -1,0 +1,8 @@
+-- What the store holds, in numbers.
+select
+  (select sum(num_bytes) from shards)::bigint as num_bytes,
+  (select count(distinct pair_key) from pairs) as num_pairs,
+  (select count(distinct pair_set_fingerprint) from pairs) as num_pair_sets,
+  (select count(distinct sequence_key) from sequences) as num_sequences,
+  (select count(*) from scorers) as num_references,
+  (select count(*) from rejects) as num_rejects
