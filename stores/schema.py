@@ -401,19 +401,65 @@ TOKENS = TableSchema(
     rows_per_group=1024,
 )
 
+_BY_OBJECTIVE = pa.map_(pa.string(), pa.float64())
+
 EVALUATIONS = TableSchema(
     name="evaluations",
-    row="a measurement of a policy",
+    row="a measurement of a policy on samples of its own",
     partition="evaluation",
     schema=pa.schema(
         [
             column("evaluation_id", KEY, "random"),
             column("run_id", KEY, "the run that made the policy", nullable=True),
+            column("name", pa.string(), "what a person calls the policy"),
             column("policy", pa.string(), "fingerprint of its weights"),
             column("reference", pa.string(), "scorer fingerprint", nullable=True),
-            column("pair_set_fingerprint", pa.string(), "whose prompts were used"),
+            column("pair_set", pa.string(), "name of the pair set whose prompts were used"),
+            column("pair_set_fingerprint", pa.string(), "its version"),
+            column("split", pa.string(), "split of the prompts"),
             column("settings", pa.string(), "sampling settings as JSON"),
-            column("metrics", pa.map_(pa.string(), pa.float64()), "everything measured"),
+            column("seed", pa.int64(), "seed of the sampling"),
+            column("num_prompts", pa.int64(), "prompts that were sampled from"),
+            column("num_samples", pa.int64(), "samples of each prompt"),
+            column("rewards", _BY_OBJECTIVE, "mean reward of the samples, by objective"),
+            column("reward_errors", _BY_OBJECTIVE, "standard errors of these means"),
+            column("best_of_n", _BY_OBJECTIVE, "mean reward of the best of n samples: 'helpful/4'"),
+            column(
+                "reverse_kl",
+                pa.float64(),
+                "KL(policy || reference) summed over a completion, mean over samples, nats",
+                nullable=True,
+            ),
+            column("reverse_kl_error", pa.float64(), "its standard error", nullable=True),
+            column(
+                "forward_kl",
+                pa.float64(),
+                "KL(reference || policy) summed over a completion, mean over samples of the"
+                " reference, nats",
+                nullable=True,
+            ),
+            column("forward_kl_error", pa.float64(), "its standard error", nullable=True),
+            column(
+                "on_policy_forward_kl",
+                pa.float64(),
+                "KL(reference || policy) summed over the policy's own samples, mean, nats",
+                nullable=True,
+            ),
+            column("entropy", pa.float64(), "of the policy per token, nats", nullable=True),
+            column("mean_completion_tokens", pa.float64(), "mean length of a sample"),
+            column("distinct_1", pa.float64(), "distinct tokens by all tokens", nullable=True),
+            column("distinct_2", pa.float64(), "the same of pairs of tokens", nullable=True),
+            column(
+                "self_bleu", pa.float64(), "how alike a prompt's samples are, 0 to 1", nullable=True
+            ),
+            column(
+                "accuracy",
+                pa.float64(),
+                "share of the split's pairs whose chosen completion has the higher reward",
+                nullable=True,
+            ),
+            column("metrics", pa.map_(pa.string(), pa.float64()), "everything else measured"),
+            column("seconds", pa.float64(), "wall time it took"),
             column("measured_at", pa.timestamp("us", tz="UTC"), "when"),
         ]
     ),
@@ -433,7 +479,10 @@ GENERATIONS = TableSchema(
             column("sequence_key", KEY, "the sampled sequence"),
             column("completion", pa.string(), "its text"),
             column("num_completion_tokens", pa.int32(), "its length"),
-            column("rewards", pa.map_(pa.string(), pa.float64()), "by objective"),
+            column("has_ended", pa.bool_(), "it ends itself, and was not cut off"),
+            column("rewards", _BY_OBJECTIVE, "by objective"),
+            column("policy_logps", pa.float64(), "summed log-prob, policy", nullable=True),
+            column("ref_logps", pa.float64(), "summed log-prob, reference", nullable=True),
             column("reverse_kl", pa.float64(), "KL(policy || reference), summed", nullable=True),
         ]
     ),
