@@ -40,7 +40,7 @@ class Parameter:
     kind: str
     """``integer``, ``number``, ``text`` or ``runs``."""
     default: str | None
-    """As the file spells it; None for null."""
+    """As a person would spell it; None for null."""
     meaning: str
 
     def value(self, text: str | None) -> Value:
@@ -111,7 +111,7 @@ def read_question(name: str) -> Question:
         name=name,
         answers=answers,
         parameters=tuple(
-            Parameter(name=each[1], kind=each[2], default=each[3], meaning=each[4])
+            Parameter(name=each[1], kind=each[2], default=_unquoted(each[3]), meaning=each[4])
             for each in parameters
             if each is not None
         ),
@@ -135,3 +135,7 @@ def read_comments(text: str) -> tuple[str, Sequence[str]]:
         else:
             notes[-1] = f"{notes[-1]} {comment.strip()}".strip()
     return notes[0], notes[1:]
+
+
+def _unquoted(default: str | None) -> str | None:
+    return None if default is None else default.removeprefix("'").removesuffix("'")

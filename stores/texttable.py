@@ -5,6 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 
 MAX_CELL = 80
+MAX_MAP = 400
 MIN_COLUMN = 12
 """Characters that a column keeps when a line is made to fit."""
 
@@ -24,13 +25,17 @@ def text_table(
         kinds: Their types as DuckDB calls them; numbers are aligned to the right.
         rows: The values.
         width: Characters that a line may have: the widest columns of text are cut until it fits,
-            but none below 12. None cuts cells of more than 80 characters alone.
+            but none below 12. None cuts cells of more than 80 characters alone, maps of more
+            than 400.
 
     >>> text_table(["name", "loss"], ["VARCHAR", "DOUBLE"], [("a", 0.5), ("bb", None)])
     ['name  loss', 'a      0.5', 'bb']
     """
     cells = [[_cut(_shown(name), MAX_CELL) for name in columns]]
-    cells += [[_cut(cell_text(value), MAX_CELL) for value in row] for row in rows]
+    cells += [
+        [_cut(cell_text(v), MAX_MAP if isinstance(v, Mapping) else MAX_CELL) for v in row]
+        for row in rows
+    ]
     is_number = [_is_number(kind) for kind in kinds]
     widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
     if width is not None:

@@ -1,20 +1,92 @@
 -- How often the chosen completion has the higher reward, each pair as it was last seen.
-with last_seen as (
+-- param run runs: runs to show; all if not given
+-- param by text = 'split': what pairs are grouped by: split alone, length (tokens of the longer
+--   completion), length_difference (tokens of the chosen less those of the rejected one), margin
+--   (size of the implicit reward margin), or the name of a column of the source
+-- param num_buckets integer = 5: buckets of as many pairs each, for by = length, length_difference, margin
+-- column pairs: which pairs: all of the split, from..to of what they are grouped by, or its value
+-- column num_pairs: pairs with both completions
+-- column accuracy: share of them with the higher reward for the chosen one; a tie is not right
+-- column reward_margin: reward of the chosen less that of the rejected one, mean
+-- column loss: loss of a pair, mean
+with shown as (
+  select *
+  from latest_runs
+  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+),
+seen as (
   select
-    examples.*
-  from examples
-  where (run_id, split, pair_key, step)
-    in (select (run_id, split, pair_key, max(step)) from examples group by run_id, split, pair_key)
+    shown.run,
+    last_examples.*,
+    shown.pair_set_fingerprint
+  from last_examples
+  join shown using (run_id)
+  where reward_margins is not null
+),
+described as (
+  select
+    seen.run,
+    seen.run_id,
+    seen.split,
+    seen.reward_margins,
+    seen.loss,
+    case $by::varchar
+      when 'length' then greatest(pairs.num_chosen_tokens, pairs.num_rejected_tokens)
+      when 'length_difference' then pairs.num_chosen_tokens - pairs.num_rejected_tokens
+      when 'margin' then abs(seen.reward_margins)
+    end as number,
+    if(
+      $by::varchar in ('split', 'length', 'length_difference', 'margin'),
+      null,
+      pairs.source->>$by::varchar
+    ) as value
+  from seen
+  left join pair_lengths as pairs
+    on $by::varchar not in ('split', 'margin')
+    and pairs.pair_set_fingerprint = seen.pair_set_fingerprint
+    and pairs.pair_key = seen.pair_key
+),
+grouped as (
+  select
+    *,
+    if(
+      number is null,
+      null,
+      ntile($num_buckets::bigint) over (partition by run_id, split, number is null order by number)
+    ) as bucket
+  from described
+  where if(
+    $by::varchar in ('split', 'length', 'length_difference', 'margin')
+      or exists (select 1 from pairs where list_contains(json_keys(source), $by::varchar)),
+    true,
+    error(
+      'by must be split, length, length_difference, margin or a column of the source, got '
+      || $by::varchar
+    )
+  )
 )
 select
-  runs.name,
-  last_seen.split,
+  run,
+  split,
+  case
+    when $by::varchar = 'split' then 'all'
+    when bucket is not null
+      then format('{:.6g}..{:.6g}', min(number)::double, max(number)::double)
+    else value
+  end as pairs,
   count(*) as num_pairs,
-  round(avg((chosen_rewards > rejected_rewards)::int), 4) as accuracy,
-  round(avg(chosen_rewards - rejected_rewards), 4) as reward_margin,
-  round(avg(last_seen.loss), 4) as loss
-from last_seen
-join runs using (run_id, attempt)
-where chosen_rewards is not null and rejected_rewards is not null
-group by runs.name, last_seen.run_id, last_seen.split
-order by runs.name, last_seen.split
+  round(avg((reward_margins > 0)::int), 4) as accuracy,
+  round(avg(reward_margins), 4) as reward_margin,
+  round(avg(loss), 4) as loss
+from grouped
+group by
+  run,
+  run_id,
+  split,
+  bucket,
+  value
+order by
+  run,
+  split,
+  bucket,
+  value

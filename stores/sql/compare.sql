@@ -1,27 +1,94 @@
--- The runs side by side: settings, and where they ended; the last ten steps are averaged.
-with ends as (
+-- The runs side by side: the settings in which they differ, and where they ended.
+-- param run runs: runs to compare; all if not given
+-- param num_steps integer = 10: training steps at the end that are averaged
+-- column settings: the settings that are not the same in all of these runs
+-- column loss: training loss, mean of the last steps
+-- column accuracy: share of pairs with the higher reward for the chosen one, mean of these steps
+-- column reward_margin: reward of the chosen less that of the rejected one, mean of these steps
+-- column chosen_logps: log-prob of chosen completions, nats, mean of these steps
+-- column eval_loss: loss of the last evaluation
+-- column eval_accuracy: its accuracy
+-- column eval_reward_margin: its reward margin
+with shown as (
+  select *
+  from latest_runs
+  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+),
+every_setting as (
+  select
+    run_id,
+    entry.key as setting,
+    entry.value->>'$' as value
+  from (select run_id, unnest(map_entries(config::json::map(varchar, json))) as entry from shown)
+  where entry.key not in (
+    'output_dir', 'run_name', 'resume', 'overwrite', 'device', 'keep', 'pair_set', 'reference'
+  )
+  union all
+  select run_id, 'pair_set', pair_set || '@' || left(pair_set_fingerprint, 12) from shown
+  union all
+  select run_id, 'reference', left(reference, 12) from shown
+  union all
+  select run_id, 'policy', left(policy, 12) from shown
+),
+differing as (
+  select setting
+  from every_setting
+  group by setting
+  having
+    count(distinct value) + (count(value) < (select count(*) from shown))::int > 1
+),
+settings as (
+  select
+    run_id,
+    map_from_entries(list((setting, value) order by setting)) as settings
+  from every_setting
+  where setting in (from differing) and value is not null
+  group by run_id
+),
+ends as (
   select
     run_id,
     max(step) as num_steps
   from steps
   where split = 'train'
   group by run_id
+),
+trained as (
+  select
+    run_id,
+    any_value(ends.num_steps) as num_steps,
+    avg(steps.loss) as loss,
+    avg(steps.metrics['rewards/accuracies']) as accuracy,
+    avg(steps.metrics['rewards/margins']) as reward_margin,
+    avg(steps.metrics['logps/chosen']) as chosen_logps
+  from steps
+  join ends using (run_id)
+  where steps.split = 'train' and steps.step > ends.num_steps - $num_steps::bigint
+  group by run_id
+),
+evaluated as (
+  select
+    run_id,
+    arg_max(loss, step) as eval_loss,
+    arg_max(metrics['rewards/accuracies'], step) as eval_accuracy,
+    arg_max(metrics['rewards/margins'], step) as eval_reward_margin
+  from steps
+  where split = 'eval'
+  group by run_id
 )
 select
-  runs.name,
-  runs.config->>'loss_type' as loss_type,
-  runs.config->>'beta' as beta,
-  runs.config->>'learning_rate' as learning_rate,
-  runs.config->>'seed' as seed,
-  left(runs.reference, 12) as reference,
-  ends.num_steps,
-  round(avg(steps.loss), 4) as loss,
-  round(avg(steps.metrics['rewards/accuracies']), 4) as accuracy,
-  round(avg(steps.metrics['rewards/margins']), 4) as reward_margin,
-  round(avg(steps.metrics['logps/chosen']), 2) as chosen_logps
-from steps
-join ends using (run_id)
-join runs using (run_id, attempt)
-where steps.split = 'train' and steps.step > ends.num_steps - 10
-group by all
-order by runs.name
+  shown.run,
+  coalesce(settings.settings, map([]::varchar[], []::varchar[])) as settings,
+  trained.num_steps,
+  round(trained.loss, 4) as loss,
+  round(trained.accuracy, 4) as accuracy,
+  round(trained.reward_margin, 4) as reward_margin,
+  round(trained.chosen_logps, 2) as chosen_logps,
+  round(evaluated.eval_loss, 4) as eval_loss,
+  round(evaluated.eval_accuracy, 4) as eval_accuracy,
+  round(evaluated.eval_reward_margin, 4) as eval_reward_margin
+from shown
+left join settings using (run_id)
+left join trained using (run_id)
+left join evaluated using (run_id)
+order by shown.run

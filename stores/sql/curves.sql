@@ -1,6 +1,19 @@
 -- Loss, rewards and gradient of every step and every evaluation, run by run.
+-- param run runs: runs to show; all if not given
+-- param split text: split to show; all if not given
+-- column reward_margins: reward of the chosen less that of the rejected completion, mean
+-- column accuracy: share of pairs with the higher reward for the chosen one
+-- column chosen_logps: log-prob of chosen completions, mean, nats
+-- column rejected_logps: log-prob of rejected completions, mean, nats
+with shown as (
+  select
+    run_id,
+    run
+  from latest_runs
+  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+)
 select
-  runs.name,
+  shown.run,
   steps.split,
   steps.step,
   round(steps.loss, 5) as loss,
@@ -11,5 +24,9 @@ select
   round(steps.grad_norm, 4) as grad_norm,
   steps.learning_rate
 from steps
-join runs using (run_id, attempt)
-order by runs.name, steps.split, steps.step
+join shown using (run_id)
+where $split::varchar is null or steps.split = $split
+order by
+  shown.run,
+  steps.split,
+  steps.step

@@ -1,71 +1,111 @@
--- Whether rewards and likelihoods follow length: Spearman's rank correlation over completions.
-with last_seen as (
-  select
-    examples.*
-  from examples
-  where (run_id, split, pair_key, step)
-    in (select (run_id, split, pair_key, max(step)) from examples group by run_id, split, pair_key)
-)
-,
+-- Whether rewards and likelihoods follow length: Spearman's rank correlations, over completions, and
+-- over pairs for the margin.
+-- param run runs: runs to show; all if not given
+-- column num_completions: distinct completions, each as it was last seen
+-- column length_logps: correlation of a completion's tokens with its log-prob
+-- column length_mean_logps: with its log-prob divided by its tokens
+-- column length_reward: with its implicit reward
+-- column num_pairs: pairs with both completions
+-- column length_margin: correlation of chosen's less rejected's tokens with the reward margin
+with shown as (
+  select *
+  from latest_runs
+  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+),
 completions as (
   select
     run_id,
-    attempt,
-    last_seen.split,
-    chosen_key as sequence_key,
-    chosen_rewards as reward,
-    policy_chosen_logps as logps
-  from last_seen
-  join (select distinct pair_key, chosen_key from pairs) using (pair_key)
-  where policy_chosen_logps is not null
-  union
-  select
-    run_id,
-    attempt,
-    last_seen.split,
-    rejected_key,
-    rejected_rewards,
-    policy_rejected_logps
-  from last_seen
-  join (select distinct pair_key, rejected_key from pairs) using (pair_key)
-  where policy_rejected_logps is not null
-),
-measured as (
-  select
-    run_id,
-    attempt,
     split,
-    num_completion_tokens as tokens,
-    reward,
-    logps,
-    logps / num_completion_tokens as mean_logps
-  from completions
-  join (select distinct sequence_key, num_completion_tokens from sequences) using (sequence_key)
+    any_value(num_completion_tokens) as tokens,
+    arg_max(policy_logps, (step, pair_key)) as logps,
+    arg_max(policy_logps, (step, pair_key)) / any_value(num_completion_tokens) as mean_logps,
+    arg_max(reward, (step, pair_key)) as reward
+  from last_completions
+  join shown using (run_id)
+  where policy_logps is not null
+  group by
+    run_id,
+    split,
+    sequence_key
 ),
 ranked as (
   -- Equal values share the mean of their ranks.
   select
     run_id,
-    attempt,
     split,
     rank() over (partition by run_id, split order by tokens)
       + (count(*) over (partition by run_id, split, tokens) - 1) / 2.0 as tokens,
-    rank() over (partition by run_id, split order by reward)
-      + (count(*) over (partition by run_id, split, reward) - 1) / 2.0 as reward,
     rank() over (partition by run_id, split order by logps)
       + (count(*) over (partition by run_id, split, logps) - 1) / 2.0 as logps,
     rank() over (partition by run_id, split order by mean_logps)
-      + (count(*) over (partition by run_id, split, mean_logps) - 1) / 2.0 as mean_logps
-  from measured
+      + (count(*) over (partition by run_id, split, mean_logps) - 1) / 2.0 as mean_logps,
+    if(
+      reward is null,
+      null,
+      rank() over (partition by run_id, split order by reward)
+        + (count(*) over (partition by run_id, split, reward) - 1) / 2.0
+    ) as reward
+  from completions
+),
+correlated as (
+  select
+    run_id,
+    split,
+    count(*) as num_completions,
+    corr(tokens, logps) as length_logps,
+    corr(tokens, mean_logps) as length_mean_logps,
+    corr(tokens, reward) as length_reward
+  from ranked
+  group by
+    run_id,
+    split
+),
+differences as (
+  select
+    last_examples.run_id,
+    last_examples.split,
+    pair_lengths.num_chosen_tokens - pair_lengths.num_rejected_tokens as tokens,
+    reward_margins as margin
+  from last_examples
+  join shown using (run_id)
+  join pair_lengths
+    on pair_lengths.pair_set_fingerprint = shown.pair_set_fingerprint
+    and pair_lengths.pair_key = last_examples.pair_key
+  where reward_margins is not null
+),
+ranked_differences as (
+  select
+    run_id,
+    split,
+    rank() over (partition by run_id, split order by tokens)
+      + (count(*) over (partition by run_id, split, tokens) - 1) / 2.0 as tokens,
+    rank() over (partition by run_id, split order by margin)
+      + (count(*) over (partition by run_id, split, margin) - 1) / 2.0 as margin
+  from differences
+),
+correlated_differences as (
+  select
+    run_id,
+    split,
+    count(*) as num_pairs,
+    corr(tokens, margin) as length_margin
+  from ranked_differences
+  group by
+    run_id,
+    split
 )
 select
-  runs.name,
-  ranked.split,
-  count(*) as num_completions,
-  round(corr(ranked.tokens, ranked.reward), 4) as length_reward,
-  round(corr(ranked.tokens, ranked.logps), 4) as length_logps,
-  round(corr(ranked.tokens, ranked.mean_logps), 4) as length_mean_logps
-from ranked
-join runs using (run_id, attempt)
-group by runs.name, ranked.run_id, ranked.split
-order by runs.name, ranked.split
+  shown.run,
+  correlated.split,
+  correlated.num_completions,
+  round(if(isfinite(length_logps), length_logps, null), 4) as length_logps,
+  round(if(isfinite(length_mean_logps), length_mean_logps, null), 4) as length_mean_logps,
+  round(if(isfinite(length_reward), length_reward, null), 4) as length_reward,
+  correlated_differences.num_pairs,
+  round(if(isfinite(length_margin), length_margin, null), 4) as length_margin
+from correlated
+join shown using (run_id)
+left join correlated_differences using (run_id, split)
+order by
+  shown.run,
+  correlated.split

@@ -1,22 +1,45 @@
 -- The distribution of reward margins, each pair as it was last seen.
-with last_seen as (
+-- param run runs: runs to show; all if not given
+-- column num_pairs: pairs with both completions
+-- column mean: mean of chosen_rewards less rejected_rewards
+-- column deviation: standard deviation
+-- column q05: 5 % of the pairs have less
+-- column q25: 25 % of the pairs have less
+-- column median: half of the pairs have less
+-- column q75: 75 % of the pairs have less
+-- column q95: 95 % of the pairs have less
+with shown as (
+  select *
+  from latest_runs
+  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+),
+quantiles as (
   select
-    examples.*
-  from examples
-  where (run_id, split, pair_key, step)
-    in (select (run_id, split, pair_key, max(step)) from examples group by run_id, split, pair_key)
+    run_id,
+    split,
+    count(*) as num_pairs,
+    avg(reward_margins) as mean,
+    stddev_samp(reward_margins) as deviation,
+    quantile_cont(reward_margins, [0.05, 0.25, 0.5, 0.75, 0.95]) as quantiles
+  from last_examples
+  where reward_margins is not null
+  group by
+    run_id,
+    split
 )
 select
-  runs.name,
-  last_seen.split,
-  count(*) as num_pairs,
-  round(quantile_cont(chosen_rewards - rejected_rewards, 0.05), 4) as q05,
-  round(quantile_cont(chosen_rewards - rejected_rewards, 0.25), 4) as q25,
-  round(median(chosen_rewards - rejected_rewards), 4) as median,
-  round(quantile_cont(chosen_rewards - rejected_rewards, 0.75), 4) as q75,
-  round(quantile_cont(chosen_rewards - rejected_rewards, 0.95), 4) as q95
-from last_seen
-join runs using (run_id, attempt)
-where chosen_rewards is not null and rejected_rewards is not null
-group by runs.name, last_seen.run_id, last_seen.split
-order by runs.name, last_seen.split
+  shown.run,
+  split,
+  num_pairs,
+  round(mean, 4) as mean,
+  round(deviation, 4) as deviation,
+  round(quantiles[1], 4) as q05,
+  round(quantiles[2], 4) as q25,
+  round(quantiles[3], 4) as median,
+  round(quantiles[4], 4) as q75,
+  round(quantiles[5], 4) as q95
+from quantiles
+join shown using (run_id)
+order by
+  shown.run,
+  split

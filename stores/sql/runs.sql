@@ -1,12 +1,14 @@
 -- The runs, the newest first: what they were, how far they came, and how they ended.
-with ends as (
-  select
-    run_id,
-    arg_max(event, (happened_at, attempt)) as status,
-    max(happened_at) as seen_at,
-    max(step) as num_steps
-  from run_events
-  group by run_id
+-- param run runs: runs to show; all if not given
+-- column loss_type: loss, as --loss-type spells it
+-- column first_loss: loss of the first training step
+-- column last_loss: loss of the last one
+-- column accuracy: share of the last training step's pairs with the higher reward for the chosen one
+-- column eval_accuracy: the same, last evaluation
+with shown as (
+  select *
+  from latest_runs
+  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
 ),
 measured as (
   select
@@ -19,20 +21,21 @@ measured as (
   group by run_id
 )
 select
-  runs.name,
-  runs.run_id,
-  runs.config->>'loss_type' as loss_type,
-  runs.pair_set,
-  ends.status,
-  ends.num_steps,
+  shown.run,
+  shown.run_id,
+  shown.config->>'loss_type' as loss_type,
+  shown.pair_set,
+  run_status.status,
+  run_status.num_steps,
   round(measured.first_loss, 4) as first_loss,
   round(measured.last_loss, 4) as last_loss,
   round(measured.accuracy, 3) as accuracy,
   round(measured.eval_accuracy, 3) as eval_accuracy,
-  runs.attempt + 1 as num_attempts,
-  runs.started_at
-from runs
-left join ends using (run_id)
+  shown.num_attempts,
+  shown.started_at
+from shown
+left join run_status using (run_id)
 left join measured using (run_id)
-where (runs.run_id, runs.attempt) in (select (run_id, max(attempt)) from runs group by run_id)
-order by runs.started_at desc, runs.name
+order by
+  shown.started_at desc,
+  shown.run

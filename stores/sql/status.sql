@@ -1,12 +1,16 @@
 -- What happened to each run, the latest first: started, saved, interrupted, finished, failed.
+-- param run runs: runs to show; all if not given
 select
-  runs.name,
+  latest_runs.run,
   run_events.attempt,
   run_events.event,
   run_events.step,
   run_events.happened_at,
   run_events.message
 from run_events
-join runs using (run_id, attempt)
+join latest_runs using (run_id)
 where run_events.event <> 'alive'
-order by run_events.happened_at desc, runs.name
+  and ($run::uuid[] is null or list_contains($run::uuid[], run_events.run_id))
+order by
+  run_events.happened_at desc,
+  latest_runs.run

@@ -1,28 +1,37 @@
 -- The pairs that a run has most wrong, with their texts.
-with last_seen as (
+-- param run runs: runs to show; all if not given
+-- param split text: split to show; all if not given
+-- param num_pairs integer = 50: pairs to show at most
+-- column reward_margin: reward of the chosen less that of the rejected completion
+with wrong as (
   select
-    examples.*
-  from examples
-  where (run_id, split, pair_key, step)
-    in (select (run_id, split, pair_key, max(step)) from examples group by run_id, split, pair_key)
+    latest_runs.run,
+    last_examples.split,
+    reward_margins,
+    latest_runs.pair_set_fingerprint,
+    last_examples.pair_key
+  from last_examples
+  join latest_runs using (run_id)
+  where reward_margins < 0
+    and ($run::uuid[] is null or list_contains($run::uuid[], latest_runs.run_id))
+    and ($split::varchar is null or last_examples.split = $split)
+  order by
+    reward_margins,
+    latest_runs.run,
+    last_examples.pair_key
+  limit $num_pairs::bigint
 )
 select
-  runs.name,
-  last_seen.split,
-  round(chosen_rewards - rejected_rewards, 4) as reward_margin,
-  texts.prompt,
-  texts.completion as chosen,
-  rejected_texts.completion as rejected,
-  last_seen.pair_key
-from last_seen
-join runs using (run_id, attempt)
-join (select distinct pair_key, chosen_key, rejected_key from pairs) as pairs using (pair_key)
-left join (select distinct sequence_key, text_key from sequences) as chosen_sequences
-  on chosen_sequences.sequence_key = pairs.chosen_key
-left join texts on texts.text_key = chosen_sequences.text_key
-left join (select distinct sequence_key, text_key from sequences) as rejected_sequences
-  on rejected_sequences.sequence_key = pairs.rejected_key
-left join texts as rejected_texts on rejected_texts.text_key = rejected_sequences.text_key
-where chosen_rewards < rejected_rewards
-order by reward_margin, runs.name, last_seen.pair_key
-limit 50
+  wrong.run,
+  wrong.split,
+  round(wrong.reward_margins, 4) as reward_margin,
+  pairs.prompt,
+  pairs.chosen,
+  pairs.rejected,
+  wrong.pair_key
+from wrong
+left join pairs_with_text as pairs using (pair_set_fingerprint, pair_key)
+order by
+  wrong.reward_margins,
+  wrong.run,
+  wrong.pair_key
