@@ -6,6 +6,8 @@ copied once, to its place in the batch's buffer: page-locked memory where the ba
 Letters in shape comments: T completion tokens, H hidden size.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -78,7 +80,7 @@ class HiddenReader:
         if dtype not in DTYPES:
             raise StoreError(f"expected hidden states as {', '.join(DTYPES)}, found {dtype!r}")
         shape = (sum(lengths), self._hidden_size)
-        buffer = torch.empty(shape, dtype=DTYPES[dtype], pin_memory=is_pinned)
+        buffer = _buffer(shape, DTYPES[dtype], is_pinned=is_pinned)
         target = buffer.view(torch.uint8).numpy()
         ends = np.cumsum(lengths)
 
@@ -101,3 +103,14 @@ class HiddenReader:
         rows = self._rows.rows(key_array(key))
         values: Any = rows["hidden"].chunk(0)[0].as_buffer()
         return np.frombuffer(values, np.uint8), rows["dtype"][0].as_py()
+
+
+def _buffer(shape: tuple[int, int], dtype: torch.dtype, *, is_pinned: bool) -> Tensor:
+    """Return memory for hidden states, outside of the heap that the training step uses.
+
+    Buffers live for several steps: among a step's tensors they would leave holes.
+    """
+    if is_pinned:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)  # unmapped with the last view of it
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
