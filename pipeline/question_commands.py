@@ -1,25 +1,203 @@
 """The commands of stage three, which read a store and bring neither torch nor transformers."""
 
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import store_argument
 
+if TYPE_CHECKING:
+    from ..stores.catalog import Catalog
+
+FORMATS = ("table", "csv", "json", "jsonl", "markdown", "parquet")
+"""As in ``stores.answers``, here so that help needs no more than click."""
+TABLE_ROWS = 20
+
 
 @click.command()
 @store_argument
-@click.argument("question", metavar="NAME|SQL")
+@click.argument("question", metavar="[NAME|SQL|-]", required=False)
+@click.option(
+    "--file",
+    "sql_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read the SQL from this file; the argument - reads it from standard input.",
+)
+@click.option(
+    "--set",
+    "given",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Value of a parameter, see --list; of $NAME in your own SQL. May be repeated.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    default="table",
+    show_default=True,
+    help="How the answer is written; parquet needs --output.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File for the answer, whole or not at all.  [default: standard output]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file that --output names.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="Rows to print at most.",
+    help="Rows to write at most.  [default: 20 of a table, else all]",
 )
-def query(store: Path, question: str, limit: int) -> None:
+@click.option("--list", "lists", is_flag=True, help="List the named questions instead.")
+@click.option(
+    "--schema", "shows_schema", is_flag=True, help="List the views and their columns instead."
+)
+@click.option(
+    "--print-setup",
+    "prints_setup",
+    is_flag=True,
+    help="Print the SQL that makes the views in any DuckDB instead.",
+)
+def query(store: Path, question: str | None, **options: Any) -> None:
     """Stage three: answer a named question, or one SELECT, on STORE."""
     from ..stores.catalog import open_catalog
 
+    instead = [name for name in ("lists", "shows_schema", "prints_setup") if options[name]]
+    sql = _question(question, options["sql_file"], instead)
+    _check_output(options, instead)
     with open_catalog(store) as catalog:
-        click.echo(catalog.table_text(question, limit=limit))
+        if "lists" in instead:
+            _list()
+        elif "prints_setup" in instead:
+            from ..stores.views import setup_sql
+
+            click.echo(setup_sql(catalog.store), nl=False)
+        elif "shows_schema" in instead:
+            _show_schema(catalog)
+        else:
+            try:
+                _answer(catalog, sql, _parameters(options["given"]), options)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
+
+
+def _question(question: str | None, sql_file: Path | None, instead: list[str]) -> str:
+    """Return what is asked, a name or SQL; nothing where something else is wanted."""
+    sources = [each for each in (question, sql_file) if each is not None]
+    if instead:
+        if sources or len(instead) > 1:
+            raise click.UsageError("--list, --schema and --print-setup go without anything else")
+        return ""
+    if len(sources) != 1:
+        raise click.UsageError(
+            "expected one question: the name of one (see --list), SQL, - for standard input, or "
+            f"--file; got {'several' if sources else 'none'}"
+        )
+    if sql_file is not None:
+        return _decoded(sql_file.read_bytes(), str(sql_file))
+    if question == "-":
+        return _decoded(sys.stdin.buffer.read(), "standard input")
+    assert question is not None
+    return question
+
+
+def _decoded(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{source} is no UTF-8 text: {error.reason}") from error
+
+
+def _check_output(options: Mapping[str, Any], instead: list[str]) -> None:
+    """Refuse options that cannot take effect."""
+    if instead:
+        for name in ("given", "output", "overwrite", "limit"):
+            if options[name] is not None and options[name] is not False and options[name] != ():
+                option = {"given": "set"}.get(name, name)
+                raise click.UsageError(f"--{option} takes no effect without a question")
+        if options["kind"] != "table":
+            raise click.UsageError("--format takes no effect without a question")
+    if options["kind"] == "parquet" and options["output"] is None and not instead:
+        raise click.UsageError("--format parquet needs --output FILE")
+    if options["overwrite"] and options["output"] is None:
+        raise click.UsageError("--overwrite takes no effect without --output")
+
+
+def _parameters(given: Iterable[str]) -> dict[str, str]:
+    """Return the parameters by name; of one that is given again the values are joined by commas."""
+    parameters: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.UsageError(f"--set must be NAME=VALUE, got {each!r}")
+        parameters[name] = f"{parameters[name]},{value}" if name in parameters else value
+    return parameters
+
+
+def _answer(
+    catalog: "Catalog", sql: str, parameters: Mapping[str, str], options: Mapping[str, Any]
+) -> None:
+    output, kind, limit = options["output"], options["kind"], options["limit"]
+    place: AbstractContextManager[Path | None] = nullcontext()
+    if output is not None:
+        from ..stores.answers import whole_file
+
+        place = whole_file(output, overwrite=options["overwrite"])
+    with place as path:
+        if kind == "parquet" and path is not None:
+            from ..stores.answers import write_parquet
+
+            catalog.read_batches(sql, partial(write_parquet, path=path), limit, parameters)
+            return
+        if kind == "table":
+            is_terminal = output is None and sys.stdout.isatty()
+            text = catalog.table_text(
+                sql,
+                limit=TABLE_ROWS if limit is None else limit,
+                parameters=parameters,
+                width=shutil.get_terminal_size().columns if is_terminal else None,
+            )
+            _write(path, lambda file: file.write(text + "\n"))
+            return
+        from ..stores.answers import write_answer
+
+        found = catalog.answer(sql, limit, parameters)
+        _write(path, lambda file: write_answer(found, kind, file))
+
+
+def _write(path: Path | None, write: Callable[[Any], object]) -> None:
+    if path is None:
+        write(sys.stdout)
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        write(file)
+
+
+def _list() -> None:
+    from ..stores.described import question_lines
+    from ..stores.questions import query_names
+
+    for name in query_names():
+        for line in question_lines(name):
+            click.echo(line)
+
+
+def _show_schema(catalog: "Catalog") -> None:
+    from itertools import groupby
+
+    from ..stores.described import row_of, view_columns
+
+    for view, columns in groupby(view_columns(catalog), key=lambda each: each.owner):
+        listed = list(columns)
+        names = max(len(each.name) for each in listed)
+        kinds = max(len(each.kind) for each in listed)
+        click.echo(f"{view}: {row_of(view)}")
+        for each in listed:
+            click.echo(f"    {each.name:{names}}  {each.kind:{kinds}}  {each.meaning}")

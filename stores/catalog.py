@@ -108,6 +108,10 @@ class Catalog:
         trace: TracebackType | None,
     ) -> None:
         """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection: relations end with it."""
         self._connection.close()
 
     @property
@@ -158,6 +162,26 @@ class Catalog:
             return self._answer(sql if limit is None else _limited(sql, limit), values)
 
         return self._ask(question, parameters or {}, run)
+
+    def read_batches(
+        self,
+        question: str,
+        read: "Callable[[pa.RecordBatchReader], None]",
+        limit: int | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hand the answer to ``read`` as Arrow batches; the rest is `select`'s.
+
+        ``read`` is called again where a shard was compacted while it read.
+        """
+        import pyarrow as pa
+
+        def run(sql: str, values: Mapping[str, Value]) -> None:
+            text = sql if limit is None else _limited(sql, limit)
+            relation = self._connection.cursor().sql(text, params=dict(values) or None)
+            read(pa.RecordBatchReader.from_stream(relation))
+
+        self._ask(question, parameters or {}, run)
 
     def table_text(
         self,
@@ -243,7 +267,7 @@ class Catalog:
 
     def _answer(self, sql: str, values: Mapping[str, Value]) -> Answer:
         result = self._execute(sql, values)
-        names = [each[0] for each in result.description or ()]
+        names = _distinct([each[0] for each in result.description or ()])
         kinds = [str(each[1]) for each in result.description or ()]
         if any(_WITH_TIME_ZONE in kind for kind in kinds):
             # Times as text: DuckDB hands them to Python with the help of a package of its choice.
@@ -376,6 +400,17 @@ def _limited(sql: str, limit: int) -> str:
 def _bare(sql: str) -> str:
     """The statement without the semicolon that may end it."""
     return duckdb.extract_statements(sql)[0].query.rstrip().removesuffix(";")
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns, those that repeat an earlier one numbered as DuckDB does it."""
+    found: list[str] = []
+    for name in names:
+        number, wanted = 1, name
+        while wanted in found:
+            wanted, number = f"{name}_{number}", number + 1
+        found.append(wanted)
+    return found
 
 
 def _name(column: str) -> str:

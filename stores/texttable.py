@@ -36,14 +36,14 @@ def text_table(
         [_cut(cell_text(v), MAX_MAP if isinstance(v, Mapping) else MAX_CELL) for v in row]
         for row in rows
     ]
-    is_number = [_is_number(kind) for kind in kinds]
+    is_right = [is_number(kind) for kind in kinds]
     widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
     if width is not None:
-        widths = _fitted(widths, is_number, width)
+        widths = _fitted(widths, is_right, width)
     return [
         _GAP.join(
             _cut(cell, size).rjust(size) if right else _cut(cell, size).ljust(size)
-            for cell, size, right in zip(line, widths, is_number, strict=True)
+            for cell, size, right in zip(line, widths, is_right, strict=True)
         ).rstrip()
         for line in cells
     ]
@@ -64,6 +64,14 @@ def cell_text(value: object) -> str:
     return _shown(str(value))
 
 
+def is_number(kind: str) -> bool:
+    """Return whether a type of DuckDB's is a number."""
+    return kind.partition("(")[0] in {
+        "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
+        "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
+    } and not kind.endswith("]")  # fmt: skip
+
+
 def _shown(text: str) -> str:
     """What data holds is shown, not obeyed: control characters would move the cursor."""
     return (
@@ -77,19 +85,12 @@ def _cut(text: str, size: int) -> str:
     return text if len(text) <= size else text[: size - 3] + "..."
 
 
-def _is_number(kind: str) -> bool:
-    return kind.partition("(")[0] in {
-        "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
-        "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
-    } and not kind.endswith("]")  # fmt: skip
-
-
-def _fitted(widths: Sequence[int], is_number: Sequence[bool], width: int) -> list[int]:
+def _fitted(widths: Sequence[int], is_right: Sequence[bool], width: int) -> list[int]:
     """Return widths whose line fits, if columns of text can give enough."""
     widths = list(widths)
     spare = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     while spare > 0:
-        texts = [i for i, number in enumerate(is_number) if not number and widths[i] > MIN_COLUMN]
+        texts = [i for i, number in enumerate(is_right) if not number and widths[i] > MIN_COLUMN]
         if not texts:
             break
         # The widest gives way until it is as wide as the next: all long columns end up alike.

@@ -2,6 +2,7 @@
 -- param run runs: runs to compare; all if not given
 -- param num_steps integer = 10: training steps at the end that are averaged
 -- column settings: the settings that are not the same in all of these runs
+-- column num_steps: training steps done
 -- column loss: training loss, mean of the last steps
 -- column accuracy: share of pairs with the higher reward for the chosen one, mean of these steps
 -- column reward_margin: reward of the chosen less that of the rejected one, mean of these steps

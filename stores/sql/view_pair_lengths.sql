@@ -2,6 +2,8 @@
 -- column num_prompt_tokens: tokens of the prompt
 -- column num_chosen_tokens: tokens of the chosen completion
 -- column num_rejected_tokens: tokens of the rejected completion
+-- column chosen_text_key: text of prompt and chosen completion; null if the source gave ids
+-- column rejected_text_key: the same, rejected completion
 select
   pairs.*,
   coalesce(
