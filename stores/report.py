@@ -13,6 +13,7 @@ from typing import Any
 from .catalog import Catalog
 from .errors import ReportError
 from .placing import place_bytes
+from .report_measures import distributions, frontiers, seen_pairs
 from .report_packing import packed, rounded, to_json
 from .report_page import page_html, plotly_script, printable
 from .report_pairs import (
@@ -24,7 +25,7 @@ from .report_pairs import (
     sample_pairs,
 )
 from .report_queries import page_rows
-from .report_runs import ReportRun, curves, distributions, frontiers, report_runs
+from .report_runs import ReportRun, curves, report_runs
 from .report_tokens import MAX_TOKENS, TokenBlocks, read_token_values, token_blocks
 from .store import Store
 
@@ -107,12 +108,13 @@ def _page(
     references, names = _references(catalog, runs)
     values = read_token_values(catalog, runs, sampled, references)
     vocabularies = read_vocabularies(catalog)
+    seen = seen_pairs(catalog, runs)
     charts = packed(
         to_json(
             {
                 "curves": curves(catalog, runs),
-                "distributions": distributions(catalog, runs),
-                "frontiers": frontiers(catalog, runs),
+                "distributions": distributions(seen),
+                "frontiers": frontiers(catalog, runs, seen),
             }
         ).encode()
     )

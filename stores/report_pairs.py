@@ -14,6 +14,7 @@ from .catalog import Catalog
 from .report_packing import packed, rounded, to_json
 from .report_queries import page_rows
 from .report_runs import ReportRun
+from .report_token_rows import pairs_with_tokens
 
 TEXT_LIMITS = (4000, 2000, 1000, 500, 250)
 """Characters of a text that are kept: the first of these with which all texts fit."""
@@ -65,7 +66,12 @@ def sample_pairs(
     """
     run_ids = [run.run_id for run in runs]
     rows = page_rows(
-        catalog, "pairs", run_ids=run_ids, num_pairs=max_pairs, has_all_runs=has_all_runs
+        catalog,
+        "pairs",
+        run_ids=run_ids,
+        keys_with_tokens=pairs_with_tokens(catalog.store, run_ids, max_pairs),
+        num_pairs=max_pairs,
+        has_all_runs=has_all_runs,
     ).to_pylist()
     keys = {row[f"{side}_key"] for row in rows for side in ("chosen", "rejected")} - {None}
     sequences = page_rows(catalog, "sequences", sequence_keys=sorted(keys)).to_pylist()

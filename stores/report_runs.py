@@ -1,11 +1,10 @@
-"""The runs of the report's page: what they are, what sets them apart, and their charts.
+"""The runs of the report's page: what they are, what sets them apart, and their curves.
 
-Everything here is small: curves are averaged over stretches of steps, distributions are counts in
-bins, and both are made by DuckDB over all rows. Runs are named by their place in the list.
+DuckDB averages the curves over stretches of steps, so that what comes is small. Everything else
+on the page names a run by its place in the list.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +16,14 @@ from .report_queries import page_rows
 
 NUM_POINTS = 300
 """Points of a curve at most."""
-NUM_BINS = 60
-"""Bins of a distribution."""
 
 # Settings that say where a run wrote or how it was carried out, not what was learned.
 _NOT_COMPARED = {
     "output_dir", "run_name", "resume", "overwrite", "device", "kernels", "keep", "save_every",
     "log_tokens", "eval_every", "max_batch_tokens", "gradient_checkpointing", "kl_metrics",
-    "kl_source",
+    "kl_source", "pair_set", "reference",
 }  # fmt: skip
 _ALWAYS_SHOWN = ("loss_type", "beta", "learning_rate", "seed")
-_SUMMARY = ("mean", "median", "lowest", "highest", "low", "high")
-_MEANS = (
-    "accuracy", "reward_margin", "loss", "chosen_forward_kl", "rejected_forward_kl",
-    "chosen_reverse_kl", "rejected_reverse_kl", "chosen_logratio", "rejected_logratio",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +33,7 @@ class ReportRun:
     run_id: str
     """Its id, a UUID."""
     label: str
-    """Its name; with the beginning of its id where another run has the same name."""
+    """Its name; with @ and the beginning of its id where another run of the store has that name."""
     reference: str | None
     """Fingerprint of its reference; None if it has none."""
     train_split: str
@@ -63,13 +55,11 @@ def report_runs(catalog: Catalog, names: Sequence[str]) -> list[ReportRun]:
             there_are = ", ".join(known) or "none"
             raise QueryRefusedError(f"no run is called {name!r}; there are: {there_are}")
     rows = [row for row in rows if not names or row["name"] in names]
-    counts = Counter(row["name"] for row in rows)
     configs = [_settings(row["config"]) for row in rows]
     differing = _differing(configs)
     runs = []
     for row, config in zip(rows, configs, strict=True):
-        is_alone = counts[row["name"]] == 1
-        label = row["name"] if is_alone else f"{row['name']} {row['run_id'][:6]}"
+        label = row["run"]
         settings = {
             name: _shown(config[name])
             for name in differing
@@ -126,81 +116,6 @@ def curves(catalog: Catalog, runs: Sequence[ReportRun]) -> dict[str, Any]:
         for metric, curves_of in found.items()
     }
     return {"metrics": metrics, "is_averaged": is_averaged}
-
-
-def distributions(catalog: Catalog, runs: Sequence[ReportRun]) -> dict[str, list[dict[str, Any]]]:
-    """Return for each measure of a pair how it is distributed, run by run and split by split."""
-    numbers = _numbers(runs)
-    rows = page_rows(catalog, "distributions", run_ids=list(numbers), num_bins=NUM_BINS)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        counts = [0] * NUM_BINS
-        for place, count in zip(row["bins"], row["counts"], strict=True):
-            counts[place] = count
-        found.setdefault(row["measure"], []).append(
-            {
-                "run": numbers[row["run_id"]],
-                "split": row["split"],
-                "num_values": row["num_values"],
-                **{name: rounded(row[name]) for name in _SUMMARY},
-                "counts": counts,
-            }
-        )
-    for each in found.values():
-        each.sort(key=lambda item: (item["run"], item["split"]))
-    return found
-
-
-def frontiers(catalog: Catalog, runs: Sequence[ReportRun]) -> list[dict[str, Any]]:
-    """Return where runs stand, by where it was measured: evaluations, held-out pairs, training."""
-    numbers = _numbers(runs)
-    measured = page_rows(
-        catalog, "evaluations", run_ids=list(numbers), has_all_runs=True
-    ).to_pylist()
-    found = [_evaluated(measured, numbers, runs)] if measured else []
-    means = page_rows(catalog, "frontier", run_ids=list(numbers)).to_pylist()
-    for source in ("held out", "train"):
-        points = []
-        for row in means:
-            run = numbers[row["run_id"]]
-            if (row["split"] == runs[run].train_split) != (source == "train"):
-                continue
-            values = {name: rounded(row[name]) for name in _MEANS if row[name] is not None}
-            kls = [row["chosen_forward_kl"], row["rejected_forward_kl"]]
-            if None not in kls:
-                values["forward_kl"] = rounded(sum(kls) / 2)
-            points.append(
-                {
-                    "run": run,
-                    "label": runs[run].label,
-                    "note": f"{row['num_pairs']:,} pairs of split {row['split']}",
-                    "kl_source": row["kl_source"],
-                    "values": values,
-                }
-            )
-        if points:
-            points.sort(key=lambda point: int(str(point["run"])))
-            found.append({"source": source, "points": points})
-    return found
-
-
-def _evaluated(
-    rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], runs: Sequence[ReportRun]
-) -> dict[str, Any]:
-    points = []
-    for row in rows:
-        run = numbers.get(row["run_id"])
-        values = {name: rounded(value) for name, value in row["metrics"]}
-        points.append(
-            {
-                "run": run,
-                "label": f"policy {row['policy'][:12]}" if run is None else runs[run].label,
-                "note": f"evaluated {row['measured_at']}",
-                "kl_source": None,
-                "values": {name: value for name, value in values.items() if value is not None},
-            }
-        )
-    return {"source": "evaluations", "points": points}
 
 
 def _numbers(runs: Sequence[ReportRun]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +23,12 @@ from .report_packing import packed, quantised, rounded, to_json
 from .report_pairs import Rows, SampledPairs, Vocabularies
 from .report_queries import page_rows
 from .report_runs import ReportRun
+from .report_token_rows import last_token_rows
 
 MAX_TOKENS = 600
 """Tokens of a completion that the page shows."""
 PAIRS_PER_BLOCK = 32
+_LISTS = ("token_logps", "forward_kl", "entropy")
 _INDEX_BYTES = 20  # of a pair, to say in which block it is
 
 Values = NDArray[np.float32]
@@ -66,6 +69,7 @@ def read_token_values(
 ) -> TokenValues:
     """Return what the store holds of the tokens of the sampled pairs, cut after MAX_TOKENS."""
     keys = sampled.sequence_keys()
+    pair_keys = [row["pair_key"] for row in sampled.rows]
     rows = page_rows(catalog, "logps", sequence_keys=keys, max_tokens=MAX_TOKENS)
     names = zip(rows["reference"].to_pylist(), rows["sequence_key"].to_pylist(), strict=True)
     logps = {
@@ -73,24 +77,16 @@ def read_token_values(
         for name, values in zip(names, _arrays(rows["token_logps"]), strict=True)
         if name[0] in references and values is not None
     }
-    rows = page_rows(
-        catalog,
-        "tokens",
-        run_ids=[run.run_id for run in runs],
-        pair_keys=[row["pair_key"] for row in sampled.rows],
-        max_tokens=MAX_TOKENS,
-    )
-    places = ("run_id", "pair_key", "sequence_key")
-    owners = zip(*(rows[name].to_pylist() for name in places), strict=True)
-    named = ("step", "split", "kl_source")
-    others = rows.select(list(named)).to_pylist()
-    lists = zip(
-        *(_arrays(rows[name]) for name in ("token_logps", "forward_kl", "entropy")), strict=True
-    )
-    measured = {
-        owner: {**other, "token_logps": each[0], "forward_kl": each[1], "entropy": each[2]}
-        for owner, other, each in zip(owners, others, lists, strict=True)
-    }
+    measured: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for run in runs:
+        rows = last_token_rows(catalog.store, run.run_id, pair_keys)
+        names = zip(rows["pair_key"].to_pylist(), rows["sequence_key"].to_pylist(), strict=True)
+        others = rows.select(["step", "split", "kl_source"]).to_pylist()
+        lists = zip(*(_arrays(rows[name]) for name in _LISTS), strict=True)
+        for (pair, sequence), other, arrays in zip(names, others, lists, strict=True):
+            name = (run.run_id, str(UUID(bytes=pair)), str(UUID(bytes=sequence)))
+            cut = [None if each is None else each[:MAX_TOKENS].copy() for each in arrays]
+            measured[name] = {**other, **dict(zip(_LISTS, cut, strict=True))}
     return TokenValues(logps=logps, measured=measured)
 
 

@@ -1,13 +1,25 @@
--- Measurements of policies that belong to the page's runs, and of policies that belong to no run.
+-- Measurements of policies on their own samples: of the page's runs, and of policies without a run.
 select
-  evaluation_id,
   run_id,
-  policy,
+  name,
+  pair_set,
+  split,
+  num_prompts,
+  num_samples,
+  rewards,
+  reverse_kl,
+  forward_kl,
+  on_policy_forward_kl,
+  entropy,
+  mean_completion_tokens,
+  distinct_1,
+  distinct_2,
+  self_bleu,
+  accuracy,
   metrics,
-  settings,
   strftime(measured_at, '%Y-%m-%d %H:%M') as measured_at
 from evaluations
-where run_id in ($run_ids) or (run_id is null and $has_all_runs)
+where run_id in ($run_ids) or run_id is null
 order by
   measured_at,
   evaluation_id

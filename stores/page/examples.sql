@@ -15,7 +15,7 @@ select
   rejected_forward_kl,
   chosen_reverse_kl,
   rejected_reverse_kl
-from examples
+from last_examples
 where run_id in ($run_ids) and pair_key in ($pair_keys)
 qualify row_number() over (partition by run_id, pair_key order by step desc, split) = 1
 order by

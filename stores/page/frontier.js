@@ -7,13 +7,17 @@ const POINT_METRICS = {
   chosen_reverse_kl: "Reverse KL of chosen (nats)",
   rejected_reverse_kl: "Reverse KL of rejected (nats)",
   accuracy: "Reward accuracy",
-  reward_margin: "Reward margin",
+  reward_margins: "Reward margin",
   loss: "Loss",
-  chosen_logratio: "Log-ratio of chosen (nats)",
-  rejected_logratio: "Log-ratio of rejected (nats)",
+  chosen_logratios: "Log-ratio of chosen (nats)",
+  rejected_logratios: "Log-ratio of rejected (nats)",
+  reverse_kl: "Reverse KL (nats a completion)",
+  on_policy_forward_kl: "Forward KL on the policy's samples (nats)",
+  entropy: "Entropy (nats a token)",
+  mean_completion_tokens: "Length (tokens)",
 };
 const SOURCES = { "evaluations": "evaluations of policies", "held out": "held-out pairs", "train": "training pairs" };
-const isLessBetter = (metric) => /kl|loss|length|perplexity/i.test(metric);
+const isLessBetter = (metric) => /kl|loss|tokens|self_bleu/i.test(metric);
 const pointLabel = (metric) => POINT_METRICS[metric] || visible(metric);
 
 // A point is on the frontier unless another is at least as good in both and better in one.
@@ -43,8 +47,8 @@ function startFrontier(frontiers) {
   function choose() {
     const found = inOrder([...new Set(current().points.flatMap((point) => Object.keys(point.values)))], POINT_METRICS);
     const first = (names) => names.find((name) => found.includes(name));
-    if (!found.includes(state.x)) state.x = first(["forward_kl", "chosen_forward_kl"]) || found.find((name) => /kl/i.test(name)) || first(["chosen_logratio"]) || found[0];
-    if (!found.includes(state.y)) state.y = first(["accuracy", "reward_margin"]) || found.find((name) => /reward|accuracy|win/i.test(name)) || found.find((name) => name !== state.x) || found[0];
+    if (!found.includes(state.x)) state.x = first(["reverse_kl", "forward_kl", "chosen_forward_kl"]) || found.find((name) => /kl/i.test(name)) || first(["chosen_logratios"]) || found[0];
+    if (!found.includes(state.y)) state.y = found.find((name) => name.startsWith("reward: ")) || first(["accuracy", "reward_margins"]) || found.find((name) => name !== state.x) || found[0];
     const options = found.map((name) => [name, pointLabel(name)]);
     const set = (name) => (value) => { state[name] = value; if (name === "source") choose(); draw(); };
     fill(controls,
@@ -62,7 +66,7 @@ function startFrontier(frontiers) {
       `<b>${plotText(point.label)}</b>${best.includes(point) ? " (frontier)" : ""}`,
       `${plotText(pointLabel(y))}: ${short(point.values[y])}`, `${plotText(pointLabel(x))}: ${short(point.values[x])}`,
       ...(point.run === null ? [] : Object.entries(values.runs[point.run].differs).slice(0, 12).map(([name, value]) => plotText(`${name}: ${value}`.slice(0, 80)))),
-      plotText(point.note), ...(point.kl_source === "topk-bound" ? ["KLs are lower bounds (tier topk)"] : []),
+      plotText(point.note), ...(point.has_bounds ? ["KLs are lower bounds (tier topk)"] : []),
     ].join("<br>");
     const line = [...best].sort((a, b) => a.values[x] - b.values[x]);
     Plotly.react("frontier-chart", [

@@ -192,8 +192,12 @@ function startPairs(block) {
     ...values.references.map((name, number) => [`reference ${number}`, `reference ${visible(name)}`]),
   ];
   const toSource = (text) => (/^\d+$/.test(text) ? Number(text) : text);
-  const isUseful = (text) => typeof toSource(text) === "string" || measured[toSource(text)].places.size > 0;
-  const first = (sources.find(([text]) => isUseful(text)) || sources[0] || ["reference 0"])[0];
+  // At first the run that tells most: margins of the most pairs, else anything of the most.
+  const told = (text) => {
+    const columns = measured[toSource(text)]?.columns || {};
+    return 1e6 * (columns.chosen_rewards && columns.rejected_rewards ? 1 : 0) + (columns.pair || []).length;
+  };
+  const first = [...sources].sort((a, b) => told(b[0]) - told(a[0]))[0]?.[0] || "reference 0";
   const again = (name) => (value) => { pairsState[name] = value; pairsState.page = 0; drawTable(); };
   const search = el("input", { type: "search", id: "search", placeholder: "text, file, key  ( / )", autocomplete: "off", spellcheck: "false", oninput: () => again("search")(search.value) });
   const distinct = (name) => [...new Set(table.pairs[name])].sort().map((value) => [value, visible(value)]);
@@ -211,11 +215,8 @@ function startPairs(block) {
     el("div", { class: "pages", id: "pages" })),
   el("div", { class: "card pair", id: "pair", "aria-labelledby": "pair-title", role: "region" }));
   drawTable();
-  const withTokens = pairsState.order.find((pair) => values.tokens.block_of_pair[pair] !== undefined && measuredWithTokens(pair));
-  select(withTokens ?? pairsState.order[0]);
+  select(pairsState.order.slice(0, 10).find((pair) => table.pairs.has_tokens[pair]) ?? pairsState.order[0]);
 }
-
-const measuredWithTokens = (pair) => typeof pairsState.source === "string" || measured[pairsState.source].places.has(pair);
 
 function startKeys() {
   document.addEventListener("keydown", (event) => {

@@ -18,18 +18,12 @@ with shown as (
       pairs.tokenizer
   ) = 1
 ),
-with_tokens as (
-  select distinct pair_key
-  from tokens
-  where run_id in ($run_ids)
-),
 sampled as (
   select
     shown.*,
-    with_tokens.pair_key is not null as has_tokens,
+    shown.pair_key in ($keys_with_tokens) as has_tokens,
     count(*) over () as num_pairs
   from shown
-  left join with_tokens using (pair_key)
   order by
     has_tokens desc,
     shown.pair_key
