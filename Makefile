@@ -37,6 +37,7 @@ install: .venv/installed  ## Set up .venv with the tested versions and the packa
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--editable . --group dev
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .venv/duckdb-1.4 duckdb==1.4.5  # a test's
 	@touch $@
 
 .dev: Makefile  # a view of the tree under its import name, for mypy and editors
