@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import duckdb
 
 from .errors import QueryRefusedError, ShardMissingError
-from .questions import Parameter, Question, Value, query_names, read_question
+from .questions import Parameter, Question, Value, parse_question, query_names, read_question
 from .schema import TABLES
 from .shards import Shard
 from .store import Store
@@ -228,17 +228,19 @@ class Catalog:
         run: Callable[[str, Mapping[str, Value]], Found],
     ) -> Found:
         text = question.strip()
-        kept = read_question(text) if re.fullmatch(r"\w+", text) else None
-        sql = kept.sql if kept else text
-        if kept is None:
+        is_name = re.fullmatch(r"\w+", text) is not None
+        asked = read_question(text) if is_name else parse_question("the query", text)
+        sql = asked.sql
+        if not is_name:
             self._check(sql)
-        else:
-            kept.check_parameters(given)
+        if is_name or asked.parameters:
+            asked.check_parameters(given)
 
         def ask() -> Found:
             every = _LISTS_VIEWS.search(sql) is not None
             self._add_views(view_names() if every else needed_views(sql))
-            values = self._values(kept, given) if kept else _guessed(given)
+            is_declared = is_name or asked.parameters
+            values = self._values(asked, given) if is_declared else _guessed(given)
             return run(sql, values)
 
         return self._with_shards(ask)
@@ -320,9 +322,9 @@ class Catalog:
             statements = self._connection.extract_statements(sql)
         except duckdb.Error as error:
             raise QueryRefusedError(f"the query is no SQL: {_first_line(error)}") from error
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            kinds = ", ".join(str(s.type).removeprefix("StatementType.") for s in statements)
-            raise QueryRefusedError(f"expected one SELECT, got {kinds or 'nothing'}")
+        kinds = [_kind(statement) for statement in statements]
+        if kinds != ["SELECT"]:
+            raise QueryRefusedError(f"expected one SELECT, got {', '.join(kinds) or 'nothing'}")
         found = self._connection.execute("select json_serialize_sql(?)", [sql]).fetchone()
         assert found is not None
         tree = json.loads(found[0])
@@ -354,6 +356,13 @@ class Catalog:
                 self._views.add(name)
 
 
+def _kind(statement: duckdb.Statement) -> str:
+    try:
+        return str(statement.type).removeprefix("StatementType.")
+    except ValueError:  # DuckDB has kinds of statements that its Python package has no name for
+        return "another statement"
+
+
 def _check_node(node: Mapping[str, Any]) -> None:
     """Raise QueryRefusedError if a node of the parsed tree does more than read views."""
     kind, function = str(node.get("type", "")), node.get("function_name")
@@ -364,6 +373,8 @@ def _check_node(node: Mapping[str, Any]) -> None:
         name = str(node["function"]["function_name"]).lower()
         if name not in _TABLE_FUNCTIONS:
             raise QueryRefusedError(f"expected one SELECT over the views, got the function {name}")
+    if kind == "BASE_TABLE" and re.search(r"[/.:*]", str(node.get("table_name"))):
+        raise QueryRefusedError(f"expected one SELECT over the views, got {node['table_name']!r}")
     if isinstance(function, str) and function.lower() == "json_execute_serialized_sql":
         raise QueryRefusedError(f"expected one SELECT, got the function {function}")
 

@@ -71,7 +71,7 @@ def view_columns(catalog: Catalog) -> Iterator[Column]:
 def question_columns(catalog: Catalog, question: Question) -> Iterator[Column]:
     """Yield the columns of the answer to a question."""
     found = catalog.answer(question.name, limit=0)
-    meanings = _inherited(question.sql) | question.columns
+    meanings = _inherited(question.sql) | dict(question.columns)
     for name, kind in zip(found.columns, found.kinds, strict=True):
         yield Column(owner=question.name, name=name, kind=kind, meaning=meanings[name])
 
@@ -114,3 +114,19 @@ def _inherited(sql: str, besides: str | None = None) -> dict[str, str]:
         if view in view_names() and view != besides:
             meanings = _meanings(view) | meanings
     return meanings
+
+
+def question_section(catalog: Catalog, name: str) -> str:
+    """Return what the page on questions says of one, in Markdown, without its answer."""
+    question = read_question(name)
+    lines = [f"### {name}", "", question.answers, ""]
+    for parameter in question.parameters:
+        default = "" if parameter.default is None else f" (default {parameter.default})"
+        lines.append(f"- `--set {parameter.name}=...`{default}: {parameter.meaning}")
+    if question.parameters:
+        lines.append("")
+    lines += ["| column | type | meaning |", "| --- | --- | --- |"]
+    for column in question_columns(catalog, question):
+        meaning = column.meaning.replace("|", "\\|")
+        lines.append(f"| `{column.name}` | {column.kind} | {meaning} |")
+    return "\n".join(lines)

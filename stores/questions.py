@@ -102,21 +102,33 @@ def read_question(name: str) -> Question:
     if name.startswith("view_") or not re.fullmatch(r"\w+", name) or not path.is_file():
         known = ", ".join(query_names())
         raise UnknownQueryError(f"no query is called {name!r}; there are: {known}")
-    text = path.read_text(encoding="utf-8")
+    return parse_question(name, path.read_text(encoding="utf-8"))
+
+
+def parse_question(name: str, text: str) -> Question:
+    """Return the question that SQL with comments before it asks; without any it has no parameters.
+
+    Raises:
+        ValueError: If a comment begins like a parameter or a column and does not go on like one.
+    """
     answers, notes = read_comments(text)
-    parameters = [_PARAM.fullmatch(note) for note in notes if note.startswith("param ")]
-    columns = [_COLUMN.fullmatch(note) for note in notes if note.startswith("column ")]
-    assert None not in (*parameters, *columns), f"{path.name}: a comment is spelled otherwise"
+    parameters, columns = [], {}
+    for note in notes:
+        if found := _PARAM.fullmatch(note):
+            parameters.append(
+                Parameter(
+                    name=found[1], kind=found[2], default=_unquoted(found[3]), meaning=found[4]
+                )
+            )
+        elif found := _COLUMN.fullmatch(note):
+            columns[found[1]] = found[2]
+        else:
+            raise ValueError(
+                "expected a comment like `param NAME integer|number|text|runs = DEFAULT: meaning`"
+                f" or `column NAME: meaning`, got {note!r}"
+            )
     return Question(
-        name=name,
-        answers=answers,
-        parameters=tuple(
-            Parameter(name=each[1], kind=each[2], default=_unquoted(each[3]), meaning=each[4])
-            for each in parameters
-            if each is not None
-        ),
-        columns={each[1]: each[2] for each in columns if each is not None},
-        sql=text,
+        name=name, answers=answers, parameters=tuple(parameters), columns=columns, sql=text
     )
 
 
