@@ -63,7 +63,7 @@ def report_runs(catalog: Catalog, names: Sequence[str]) -> list[ReportRun]:
         settings = {
             name: _shown(config[name])
             for name in differing
-            if config.get(name) not in (None, [], False)  # the default says nothing of a run
+            if not _is_default(config.get(name))
         }
         runs.append(
             ReportRun(
@@ -139,6 +139,11 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         if name not in _NOT_COMPARED
         and len({json.dumps(config.get(name), sort_keys=True) for config in configs}) > 1
     ]
+
+
+def _is_default(value: object) -> bool:
+    """What a run has where nobody asked for anything; it says nothing of the run."""
+    return value is None or value is False or value == []
 
 
 def _shown(value: object) -> str:

@@ -83,7 +83,7 @@ const shownColumns = () => COLUMNS.filter(({ name }) => {
 
 function heading(column) {
   const isSorted = pairsState.sort === column.name;
-  const arrow = isSorted ? (pairsState.isDescending ? " \u2193" : " \u2191") : "";
+  const arrow = isSorted ? (pairsState.isDescending ? "\u00a0\u2193" : "\u00a0\u2191") : "";
   return el("th", { scope: "col", class: column.decimals === undefined ? null : "number", "aria-sort": isSorted ? (pairsState.isDescending ? "descending" : "ascending") : null },
     el("button", { type: "button", title: column.title, "data-sort": column.name, onclick: () => sortBy(column.name) }, column.label + arrow));
 }

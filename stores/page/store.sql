@@ -4,5 +4,5 @@ select
   (select count(distinct pair_key) from pairs) as num_pairs,
   (select count(distinct pair_set_fingerprint) from pairs) as num_pair_sets,
   (select count(distinct sequence_key) from sequences) as num_sequences,
-  (select count(*) from scorers) as num_references,
+  (select count(distinct partition) from shards where table_name = 'logps') as num_references,
   (select count(*) from rejects) as num_rejects

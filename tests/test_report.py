@@ -1,0 +1,516 @@
+"""The report without a browser: its numbers, its samples, its limits, and how it is written."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from report_cases import (
+    ATTACK,
+    DPO,
+    REFERENCE,
+    RUN_NAME,
+    START,
+    Page,
+    attack,
+    name,
+    policy_logps,
+    put,
+    put_pairs,
+    put_run,
+    put_scores,
+    put_steps,
+    put_tokens,
+    ref_logps,
+)
+
+from offpref.pipeline.cli import main
+from offpref.stores import report as report_module
+from offpref.stores.catalog import Catalog
+from offpref.stores.errors import QueryRefusedError, ReportError
+from offpref.stores.report import MAX_PAIRS, ReportSettings, write_report
+from offpref.stores.report_packing import quantised
+from offpref.stores.report_queries import page_query_names, page_rows
+from offpref.stores.store import Store
+
+
+@pytest.fixture(scope="module")
+def attacked_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("attacked") / "store"
+    attack(Store.create(folder))
+    return folder
+
+
+@pytest.fixture
+def attacked(attacked_once: Path, tmp_path: Path) -> Store:
+    """A copy of the store that attacks."""
+    return Store.open(Path(shutil.copytree(attacked_once, tmp_path / "attacked")))
+
+
+@pytest.fixture(scope="module")
+def page(attacked_once: Path) -> Page:
+    """Its report."""
+    return report(Store.open(attacked_once))
+
+
+def report(store: Store, **settings: object) -> Page:
+    path = store.path.parent / "report.html"
+    store.refresh()
+    write_report(store, path, ReportSettings(overwrite=True, **settings))  # type: ignore[arg-type]
+    return Page(path)
+
+
+def places(page: Page) -> list[str]:
+    return list(page.json("pairs")["pairs"]["pair_key"])
+
+
+# Settings and the writing of the file.
+
+
+def test_command_writes_the_page_and_says_what_is_on_it(attacked: Store, tmp_path: Path) -> None:
+    path = tmp_path / "out.html"
+
+    done = CliRunner().invoke(main, ["report", str(attacked.path), "-o", str(path), "--title", "T"])
+
+    assert done.exit_code == 0, done.output
+    size = path.stat().st_size
+    assert done.output == (
+        f"report     {path}: {size:,} bytes, 2 runs, 10 of 10 pairs, 10 with token values\n"
+    )
+    assert Page(path).values["title"] == "T"
+    assert size < 10_000_000
+
+
+def test_same_store_gives_the_same_bytes(attacked: Store) -> None:
+    assert report(attacked).html == report(attacked).html
+
+
+def test_file_that_is_there_stays_unless_overwrite_is_given(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("mine")
+    arguments = ["report", str(store.path), "-o", str(path)]
+
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert refused.output == f"Error: {path} is there already; --overwrite replaces it\n"
+    assert path.read_text() == "mine"
+
+    assert CliRunner().invoke(main, [*arguments, "--overwrite"]).exit_code == 0
+    assert path.read_text().startswith("<!doctype html>")
+
+
+def test_path_that_cannot_be_written_is_refused_before_any_work(
+    store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(ReportError, match=r"the folder .*missing does not exist; create it first"):
+        write_report(store, tmp_path / "missing" / "report.html", ReportSettings())
+    with pytest.raises(ReportError, match="is a folder; expected the name of a file"):
+        write_report(store, tmp_path, ReportSettings())
+
+
+def test_page_that_finds_no_room_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    offpref = Path(sys.executable).parent / "offpref"
+
+    done = subprocess.run(
+        [offpref, "report", store.path, "-o", folder / "report.html"],
+        capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "report.html cannot be written: File too large" in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_missing_library_is_named_with_its_remedy(store: Store, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['plotly'] = None; from offpref.pipeline.cli import main;"
+        f"main(['report', {str(store.path)!r}, '-o', {str(tmp_path / 'report.html')!r}])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: the report draws with plotly, which is not installed: "
+        "pip install 'offpref[report]'\n"
+    )
+
+
+def test_report_starts_without_torch(store: Store, tmp_path: Path) -> None:
+    code = (
+        "import sys; from offpref.pipeline.cli import main;"
+        f"main(['report', {str(store.path)!r}, '-o', {str(tmp_path / 'r.html')!r}],"
+        " standalone_mode=False); assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_command_shows_as_many_pairs_as_the_module_by_default() -> None:
+    (option,) = [each for each in main.commands["report"].params if each.name == "max_pairs"]
+    assert option.default == MAX_PAIRS
+    with pytest.raises(ValueError, match="max_pairs must be at least 1, got 0"):
+        ReportSettings(max_pairs=0)
+
+
+# What stands in the page's source.
+
+
+def test_no_text_of_the_store_is_markup(attacked: Store) -> None:
+    page = report(attacked, title=ATTACK + "\ud800")
+
+    # The library holds what it likes; it is packed, as are the pairs.
+    assert page.html.count("<script") == 5 + len(page.values["tokens"]["block_of_pair"]) // 10 + 1
+    assert "<img" not in page.html
+    assert "window.hacked=1</script>" not in page.html
+    assert page.values["title"] == ATTACK + "?"
+    assert page.values["runs"][0]["label"] == RUN_NAME
+    assert page.values["runs"][0]["differs"]["model"] == ATTACK
+    assert "\u2028" not in page.html
+
+
+def test_policy_allows_the_scripts_of_the_page_and_no_network(store: Store) -> None:
+    page = report(store)
+    (policy,) = [line for line in page.html.splitlines() if "Content-Security-Policy" in line]
+    assert "default-src 'none'" in policy
+    assert policy.count("'sha256-") == 2
+    assert "unsafe-eval" not in policy
+    assert "http" not in policy.split("content=")[1]
+
+
+# Runs.
+
+
+def test_runs_that_are_not_asked_for_are_left_out_with_their_pair_sets(attacked: Store) -> None:
+    put_pairs(attacked, [20], pair_set="other", pair_set_fingerprint="b" * 32)
+
+    assert len(places(report(attacked))) == 11
+    page = report(attacked, run_names=("simpo",))
+
+    assert [run["label"] for run in page.values["runs"]] == ["simpo"]
+    assert name(20) not in places(page)
+    assert page.values["is_part"]
+    with pytest.raises(QueryRefusedError, match=r"no run is called 'x'; there are: dpo <b .*simpo"):
+        report(attacked, run_names=("x",))
+
+
+def test_runs_of_one_name_are_told_apart_and_settings_that_differ_are_shown(store: Store) -> None:
+    for number, beta in ((3, 0.1), (4, 0.5)):
+        put_run(store, bytes([number]) * 16, "dpo", beta=beta, output_dir=f"out-{number}", f=None)
+
+    runs = report(store).values["runs"]
+
+    assert [run["label"] for run in runs] == ["dpo@030303030303", "dpo@040404040404"]
+    assert [run["differs"] for run in runs] == [{"beta": "0.1"}, {"beta": "0.5"}]
+
+
+def test_single_run_shows_the_settings_that_everyone_asks_for(store: Store) -> None:
+    put_run(store, DPO, "dpo", beta=0.1, loss_type="sigmoid", learning_rate=5e-7, extra=3)
+    (run,) = report(store).values["runs"]
+    assert run["differs"] == {
+        "loss_type": "sigmoid", "beta": "0.1", "learning_rate": "5e-07", "seed": "0"
+    }  # fmt: skip
+    assert (run["status"], run["steps"], run["attempts"]) == ("finished", 2, 1)
+
+
+# Charts.
+
+
+def test_curves_are_those_of_the_newest_attempts(page: Page) -> None:
+    curves = page.json("charts")["curves"]
+
+    loss = {(each["run"], each["split"]): each for each in curves["metrics"]["loss"]}
+    assert loss[0, "train"] == {"run": 0, "split": "train", "steps": [1, 2],
+                                "values": [0.5, pytest.approx(1 / 3 + 1, abs=1e-4)]}  # fmt: skip
+    assert loss[1, "eval"]["values"] == [0.5, pytest.approx(1 / 3, abs=1e-4)]
+    assert not curves["is_averaged"]
+
+
+def test_long_curves_are_averaged_and_the_page_says_so(store: Store) -> None:
+    put_run(store, DPO, "long")
+    put_steps(store, DPO, range(1000))
+
+    curves = report(store).json("charts")["curves"]
+
+    (margins,) = [c for c in curves["metrics"]["rewards/margins"] if c["split"] == "train"]
+    assert len(margins["steps"]) == 300
+    assert margins["steps"][-1] == 999
+    assert margins["values"][0] == pytest.approx(np.mean([0, 0.5, 1, 1.5]), abs=0.01)
+    assert np.diff(margins["values"]).max() < 2.1
+    assert curves["is_averaged"]
+
+
+def test_distributions_count_every_pair_once_as_it_was_last_seen(page: Page) -> None:
+    found = page.json("charts")["distributions"]
+
+    # Pairs 1, 3, 5, 7 are held out and paired; attempt 1 adds 1 to what step 2 gives.
+    margins = [(number - 4) * 2 + 1 for number in (1, 3, 5, 7)]
+    (mine,) = [e for e in found["reward_margins"] if (e["run"], e["split"]) == (0, "eval")]
+    assert mine["num_values"] == sum(mine["counts"]) == 4
+    assert mine["mean"] == np.mean(margins)
+    assert (mine["lowest"], mine["highest"]) == (min(margins), max(margins))
+    kl = [e for e in found["chosen_forward_kl"] if e["run"] == 0]
+    assert [(e["split"], e["mean"], e["counts"][0]) for e in kl] == [
+        ("eval", 0.5, 5), ("train", 0.5, 5)
+    ]  # fmt: skip
+    assert {e["run"] for e in found["rejected_forward_kl"]} == {0}  # the other run has none
+
+
+def test_far_values_are_counted_at_the_edge_of_a_distribution(store: Store) -> None:
+    put_run(store, DPO, "dpo")
+    rows = [
+        {"run_id": DPO, "step": 1, "split": "train", "pair_key": bytes([number]) * 16,
+         "loss": 1e6 if number == 0 else number / 100}
+        for number in range(101)
+    ]  # fmt: skip
+    put(store, "examples", rows, DPO.hex())
+
+    (loss,) = report(store).json("charts")["distributions"]["loss"]
+
+    ordinary = np.array([number / 100 for number in range(1, 101)] + [1e6])
+    quarter, three_quarters = np.quantile(ordinary, [0.25, 0.75])
+    assert loss["high"] == pytest.approx(three_quarters + 3 * (three_quarters - quarter), rel=1e-4)
+    assert loss["counts"][-1] == 1
+    assert loss["highest"] == 1e6
+    assert sum(loss["counts"]) == 101
+
+
+def test_frontier_has_means_of_held_out_and_of_trained_pairs(page: Page) -> None:
+    found = {each["source"]: each["points"] for each in page.json("charts")["frontiers"]}
+
+    assert list(found) == ["held out", "train"]
+    held_out, simpo = found["held out"]
+    assert held_out["note"] == "5 pairs of split eval"
+    assert held_out["values"]["accuracy"] == 0.5  # of -5, -1, 3, 7: 9 is unpaired
+    assert held_out["values"]["reward_margins"] == 1.0
+    # Five chosen completions at 0.5, four rejected ones at 1.5.
+    assert held_out["values"]["forward_kl"] == pytest.approx((5 * 0.5 + 4 * 1.5) / 9, rel=1e-4)
+    assert "forward_kl" not in simpo["values"]
+
+
+def test_frontier_shows_evaluations_where_there_are_any(attacked: Store) -> None:
+    common = {"pair_set": "reviews", "split": "eval", "num_prompts": 10, "num_samples": 4}
+    put(attacked, "evaluations", [
+        {"evaluation_id": b"e" * 16, "run_id": DPO, "name": "a", "reverse_kl": 1.5,
+         "rewards": [("helpful", 0.25)], "metrics": [("win_rate", 0.6)], **common},
+        {"evaluation_id": b"f" * 16, "name": ATTACK, "rewards": [("helpful", 0.5)], **common},
+    ])  # fmt: skip
+
+    source = report(attacked).json("charts")["frontiers"][0]
+
+    first, second = source["points"]
+    assert source["source"] == "evaluations"
+    assert (first["run"], first["label"], second["run"], second["label"]) == (
+        0, RUN_NAME, None, ATTACK
+    )  # fmt: skip
+    assert first["values"]["reverse_kl"] == 1.5
+    assert first["values"]["reward: helpful"] == 0.25
+    assert first["values"]["win_rate"] == 0.6
+    assert "reverse_kl" not in second["values"]
+
+
+# Pairs and their tokens.
+
+
+def test_pairs_hold_what_each_run_measured_last(page: Page) -> None:
+    block = page.json("pairs")
+
+    measured = block["measured"][0]
+    assert measured["pair"] == list(range(10))
+    assert measured["chosen_rewards"] == [(number - 4) * 2 + 1 for number in range(10)]
+    assert measured["rejected_rewards"][9] is None
+    assert measured["step"] == [2] * 10
+    assert block["pairs"]["rejected_tokens"] == [3] * 9 + [None]
+    assert block["rejected"][9] is None
+    assert block["texts"][block["chosen"][1]] == "chosen 1"
+    assert block["sums"][0]["chosen"][2] == sum(ref_logps(2, 1))
+    assert "ref_chosen_logps" not in block["measured"][1]
+
+
+def test_tokens_are_those_of_the_last_step_and_its_newest_attempt(page: Page) -> None:
+    side = page.tokens(name(3))["chosen"]
+
+    # Attempt 1 of step 2 is written as what step 3 would give.
+    expected = np.subtract(policy_logps(3, 1, 3), ref_logps(3, 1))
+    assert side["runs"]["0"]["logratios"] == pytest.approx(expected, rel=1e-3)
+    assert side["runs"]["0"]["step"] == 2
+    assert side["runs"]["0"]["forward_kl"] == pytest.approx(
+        [0, 0.0625, 0.125, 0.1875, 0.25], rel=1e-3
+    )
+    assert side["runs"]["0"]["entropy"] == pytest.approx([0.5, 1.5, 2.5, 3.5, 4.5], rel=1e-3)
+    assert side["references"]["0"]["logps"] == pytest.approx(ref_logps(3, 1), rel=1e-3)
+
+
+def test_tokens_of_a_run_without_reference_are_log_probs(page: Page) -> None:
+    run = page.tokens(name(1))["rejected"]["runs"]["1"]
+    assert run["logps"] == pytest.approx(policy_logps(1, 2, 2), rel=1e-3)
+    assert "logratios" not in run
+    assert "forward_kl" not in run
+    assert "1" not in page.tokens(name(5))["chosen"]["runs"]
+    assert "rejected" not in page.tokens(name(9))
+
+
+def test_tokens_survive_duplicates_over_several_shards(attacked: Store) -> None:
+    before = report(attacked).tokens(name(2))
+    put_tokens(attacked, DPO, range(10), step=2, attempt=1)
+    put_tokens(attacked, DPO, [2], step=1, attempt=1)  # an older step counts no more
+    assert report(attacked).tokens(name(2)) == before
+
+
+def test_store_without_runs_shows_the_references_scores(store: Store) -> None:
+    put_pairs(store, range(3))
+    put_scores(store, range(3))
+
+    page = report(store)
+
+    assert page.values["runs"] == []
+    assert page.values["references"] == [REFERENCE[:12]]
+    assert page.tokens(name(1))["rejected"]["references"]["0"]["logps"] == pytest.approx(
+        ref_logps(1, 2), rel=1e-3
+    )
+    assert page.json("charts")["frontiers"] == []
+
+
+def test_pairs_that_were_never_scored_have_texts_and_no_tokens(store: Store) -> None:
+    put_pairs(store, range(3))
+    page = report(store)
+    assert len(places(page)) == 3
+    assert page.values["tokens"]["block_of_pair"] == {}
+
+
+def test_sequences_without_text_are_read_from_their_tokens(store: Store) -> None:
+    put_pairs(store, [1, 2], {(1, 1): None, (1, 2): None, (2, 1): None})
+    put_scores(store, [1, 2])
+
+    block = report(store).json("pairs")
+
+    read = {part: [block["texts"][place] for place in block[part]] for part in
+            ("prompt", "chosen", "rejected")}  # fmt: skip
+    assert read["prompt"][0] == " the"
+    assert read["chosen"] == ["good\u2713\n</s>", "good\u2713\n</s>"]
+    assert read["rejected"] == ["<img src=x> bad</s>", "rejected 2"]
+
+
+def test_messages_are_read_as_lines_that_begin_with_roles(store: Store) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "system", "content": ["x"]}]
+    text = {"form": "messages", "prompt": json.dumps(messages), "completion": "no JSON"}
+    put_pairs(store, [1], {(1, 1): text})
+
+    block = report(store).json("pairs")
+
+    assert block["texts"][block["prompt"][0]] == 'user: hi\n\nsystem: ["x"]'
+    assert block["texts"][block["chosen"][0]] == "no JSON"
+
+
+def test_sample_takes_pairs_with_tokens_first_and_then_by_key(store: Store) -> None:
+    put_pairs(store, range(8))
+    put_scores(store, range(8))
+    put_run(store, DPO, "dpo")
+    put_tokens(store, DPO, [5, 7], step=1)
+
+    page = report(store, max_pairs=4)
+
+    assert places(page) == [name(0), name(1), name(5), name(7)]
+    assert (page.values["num_pairs"], page.values["num_pairs_shown"]) == (8, 4)
+
+
+def test_pair_of_several_versions_of_a_set_is_one_pair(store: Store) -> None:
+    put_pairs(store, [1])
+    put_pairs(store, [1], pair_set_fingerprint="b" * 32, split="newer")
+    for fingerprint, day in (("a", 1), ("b", 2)):
+        row = {"pair_set": "reviews", "pair_set_fingerprint": fingerprint * 32,
+               "created_at": START + timedelta(days=day)}  # fmt: skip
+        put(store, "pair_sets", [row], "7" * 32)
+
+    block = report(store).json("pairs")
+
+    assert block["pairs"]["pair_key"] == [name(1)]
+    assert block["pairs"]["split"] == ["newer"]
+
+
+# Size.
+
+
+def test_values_lose_digits_and_then_pairs_until_the_page_fits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = range(200)
+    put_pairs(store, numbers)
+    put_scores(store, numbers)
+    random = np.random.default_rng(0)
+    put_run(store, DPO, "dpo")
+    rows = [
+        {"run_id": DPO, "step": 1, "split": "train", "pair_key": bytes([n, 0]) * 8,
+         "sequence_key": bytes([n, 1]) * 8, "token_logps": random.normal(size=5).tolist(),
+         "entropy": random.normal(size=5).tolist()}
+        for n in numbers
+    ]  # fmt: skip
+    put(store, "tokens", rows, DPO.hex())
+    full = report(store)
+    assert full.values["tokens"]["num_bits"] == 16
+
+    page = full
+    for leaves_out in (False, True):
+        limit = len(page.html) - 2500
+        monkeypatch.setattr(report_module, "MAX_BYTES", limit)
+        page = report(store)
+        tokens = page.values["tokens"]
+        assert len(page.html) <= limit
+        assert tokens["num_bits"] == 8
+        assert (tokens["num_left_out"] > 0) == leaves_out
+        assert len(tokens["block_of_pair"]) + tokens["num_left_out"] == 200
+        kept = sorted(map(int, tokens["block_of_pair"]))
+        assert kept == list(range(len(kept)))  # from the end, in the order of the keys
+        expected = np.subtract(rows[3]["token_logps"], ref_logps(3, 1))  # type: ignore[call-overload]
+        scale = np.abs(expected).max()
+        found = page.tokens(name(3))["chosen"]["runs"]["0"]["logratios"]
+        assert np.abs(found - expected).max() <= scale / 127
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "largest"), [(8, 127), (16, 32767)], ids=["where room is short", "else"]
+)
+def test_quantised_values_keep_their_promise(num_bits: int, largest: int) -> None:
+    values = np.random.default_rng(1).standard_cauchy(1000).astype(np.float32)
+    values[:3] = [0, np.nan, np.inf]
+
+    whole, scale = quantised(values, num_bits)
+
+    back = np.sign(whole) * (whole / largest) ** 2 * scale
+    finite = np.isfinite(values)
+    exact = np.abs(values[finite].astype(float))
+    bound = np.sqrt(exact * scale) / largest + scale / largest**2
+    assert (np.abs(back[finite] - values[finite]) <= bound).all()
+    assert (whole[~finite] == -largest - 1).all()
+    assert quantised(np.zeros(0, np.float32), num_bits)[1] == 0
+
+
+def test_long_texts_are_cut_and_the_page_says_by_how_much(store: Store) -> None:
+    text = {"prompt": "p" * 5000 + "END", "completion": "BEGIN" + "c" * 5000}
+    put_pairs(store, [1], {(1, 1): text})
+
+    block = report(store).json("pairs")
+
+    prompt, chosen = (block["texts"][block[name][0]] for name in ("prompt", "chosen"))
+    assert (len(prompt), prompt[-3:], block["prompt_cut"]) == (4000, "END", [1003])
+    assert (len(chosen), chosen[:5], block["chosen_cut"]) == (4000, "BEGIN", [1005])
+    assert block["rejected_cut"] == [0]
+
+
+def test_every_question_of_the_page_has_an_answer_on_an_empty_store(store: Store) -> None:
+    numbers = {"num_points": 9, "num_pairs": 9, "max_tokens": 9, "has_all_runs": True}
+    keys: dict[str, list[str]] = {"run_ids": [], "pair_keys": [], "sequence_keys": [],
+                                  "keys_with_tokens": []}  # fmt: skip
+    with Catalog(store) as catalog:
+        rows = {q: page_rows(catalog, q, **numbers, **keys).num_rows for q in page_query_names()}
+        assert rows == dict.fromkeys(page_query_names(), 0) | {"store": 1}
+        with pytest.raises(ValueError, match="badly formed"):
+            page_rows(catalog, "logps", sequence_keys=["') or true --"], max_tokens=1)
