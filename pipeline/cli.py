@@ -21,7 +21,7 @@ from .options import (
     take_data_options,
     train_options,
 )
-from .question_commands import query
+from .question_commands import export, query
 from .report_command import report
 from .store_commands import store_group
 
@@ -393,7 +393,7 @@ def demo(folder: Path) -> None:
     run_demo(folder, run, click.echo)
 
 
-for command in (query, report, store_group):
+for command in (export, query, report, store_group):
     main.add_command(command)
 
 

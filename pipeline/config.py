@@ -127,6 +127,7 @@ SCHEDULES = (
 OUTPUT_ONLY = (
     "model", "output_dir", "run_name", "reference", "device", "eval_every", "log_tokens",
     "save_every", "keep", "lora_output", "resume", "overwrite", "kl_tier", "kl_metrics",
+    "report_to",
 )  # fmt: skip
 """Settings that may change when a run is resumed: no parameter depends on them, or their content
 is compared instead (the policy's weights, the reference's fingerprint and scores)."""
@@ -276,6 +277,10 @@ class TrainSettings:
         None, "Write a checkpoint every so many steps; Ctrl-C writes one too.", shown="never"
     )
     keep: int = _option(1, "Checkpoints that are kept, the newest ones.")
+    report_to: str | None = _option(
+        None, "Write what is measured as event files into the output folder, too (extra "
+        "tensorboard).", choices=("tensorboard",), shown="the store alone",
+    )  # fmt: skip
     device: str | None = _option(None, "As torch names it.", shown="a GPU if there is one")
     kernels: str | None = _option(
         None, "Form of the kernels for log-probs, KL and entropy.", choices=("torch", "triton"),

@@ -88,6 +88,55 @@ def query(store: Path, question: str | None, **options: Any) -> None:
                 raise click.UsageError(str(error)) from error
 
 
+@click.command()
+@store_argument
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["tensorboard", "parquet"]),
+    required=True,
+    help="Event files, a folder a run (extra tensorboard), or each view as a Parquet file.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to make, whole or not at all.",
+)
+@click.option(
+    "--set",
+    "given",
+    multiple=True,
+    metavar="run=NAME",
+    help="Runs to export; may be repeated.  [default: all]",
+)
+@click.option("--view", "views", multiple=True, help="parquet: a view to write; may be repeated.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder that --output names.")
+def export(store: Path, kind: str, output: Path, views: tuple[str, ...], **options: Any) -> None:
+    """Stage three: write what STORE's runs measured for other tools."""
+    from ..stores.catalog import open_catalog
+    from .export import export_parquet, export_tensorboard
+
+    parameters = _parameters(options["given"])
+    if unknown := set(parameters) - {"run"}:
+        raise click.UsageError(f"--set takes run=NAME here, got {min(unknown)!r}")
+    if views and kind != "parquet":
+        raise click.UsageError("--view takes no effect on --to tensorboard")
+    runs, overwrite = parameters.get("run"), options["overwrite"]
+    with open_catalog(store) as catalog:
+        try:
+            if kind == "tensorboard":
+                num_runs = export_tensorboard(catalog, output, runs=runs, overwrite=overwrite)
+                click.echo(f"exported   {output}: {num_runs:,} runs")
+            else:
+                written = export_parquet(
+                    catalog, output, runs=runs, views=views, overwrite=overwrite
+                )
+                click.echo(f"exported   {output}: {len(written):,} views")
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+
 def _question(question: str | None, sql_file: Path | None, instead: list[str]) -> str:
     """Return what is asked, a name or SQL; nothing where something else is wanted."""
     sources = [each for each in (question, sql_file) if each is not None]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..stores.rows import to_arrow
 from ..stores.schema import EXAMPLES, RUN_EVENTS, RUNS, STEPS, TABLES, TOKENS
 from ..stores.store import Store
+from .boards import Board
 from .training_pairs import TrainingPairs, key_array
 
 FLUSH_SECONDS = 10.0
@@ -56,8 +57,10 @@ class RunRecords:
         *,
         provenance: Mapping[str, object],
         flush_seconds: float = FLUSH_SECONDS,
+        board: Board | None = None,
     ) -> None:
-        """Start the thread; see :meth:`close`."""
+        """Start the thread; see :meth:`close`. A board is given every step, too."""
+        self._board = board
         self.partition = run_id.hex()
         self._store_path = store_path
         self._own = {"run_id": run_id, "attempt": attempt}
@@ -85,6 +88,8 @@ class RunRecords:
     def add_step(self, row: Mapping[str, Any]) -> None:
         """Add the row of a step or an evaluation, all but run, attempt."""
         self._step = max(self._step, int(row["step"]))
+        if self._board is not None:
+            self._board.add_step(row)
         self._add(STEPS.name, {**row, "metrics": [list(row["metrics"].items())]}, 1)
 
     def add_pairs(
@@ -130,6 +135,8 @@ class RunRecords:
         Raises:
             StoreError: If the store cannot be written.
         """
+        if self._board is not None:
+            self._board.flush()
         with self._change:
             self._num_wanted += 1
             wanted = self._num_wanted
@@ -143,6 +150,8 @@ class RunRecords:
             self._is_closed = True
             self._change.notify_all()
         self._thread.join()
+        if self._board is not None:
+            self._board.close()
 
     def _add(self, table: str, columns: Mapping[str, Any], num_rows: int) -> None:
         self._check()

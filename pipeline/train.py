@@ -18,6 +18,8 @@ from uuid import uuid4
 
 from ..stores.errors import StoreError, TrainingError
 from ..stores.placing import clear_write_errors, move_synced, sync_file, sync_folder
+from .boards import FOLDER as BOARD_FOLDER
+from .boards import Board
 from .checkpoints import (
     load_checkpoint,
     newest_checkpoint,
@@ -92,7 +94,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     if checkpoint is not None:
         num_done = int(read_state(checkpoint)["step"])
         load_checkpoint(checkpoint, policy, optimizer, processes=processes)
-    records = _open_records(plan, run, policy) if processes.is_first else None
+    records = _open_records(plan, run, policy, num_done) if processes.is_first else None
     trainer = Trainer(plan, policy, optimizer, processes, records, progress)
     state = {"run_id": run["run_id"], "attempt": run["attempt"]}
 
@@ -240,7 +242,18 @@ def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes
     )
 
 
-def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel) -> RunRecords:
+def _open_board(plan: TrainingPlan, num_done: int) -> Board | None:
+    """Return where the run reports to besides the store, if anywhere."""
+    if plan.settings.report_to is None:
+        return None
+    folder = plan.settings.output_dir / BOARD_FOLDER
+    with clear_write_errors(folder):
+        return Board(folder, first_step=num_done + 1 if num_done else None)
+
+
+def _open_records(
+    plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel, num_done: int
+) -> RunRecords:
     import torch
     import transformers
 
@@ -259,6 +272,7 @@ def _open_records(plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel)
         bytes.fromhex(run["run_id"]),
         int(run["attempt"]),
         provenance={"run": plan.name, **versions},
+        board=_open_board(plan, num_done),
     )
     records.add_run(
         {

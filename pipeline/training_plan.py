@@ -13,6 +13,7 @@ import numpy as np
 from ..stores.errors import ModelError, PairSetError
 from ..stores.keys import fingerprint
 from ..stores.store import Store
+from .boards import check_tensorboard
 from .config import ROUNDING_ONLY, TrainSettings
 from .fingerprints import max_positions, model_config, weights_hash
 from .kl_pairs import find_kl_keys
@@ -96,6 +97,8 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         ModelError: If the policy does not fit the pairs.
     """
     loss = settled_loss(settings)
+    if settings.report_to is not None:
+        check_tensorboard()
     _check_folders(store, settings)
     takes_kl = loss.needs_forward_kl or settings.kl_metrics
     if settings.reference is not None and not (loss.needs_reference or takes_kl):

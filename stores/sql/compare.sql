@@ -22,7 +22,8 @@ every_setting as (
     entry.value->>'$' as value
   from (select run_id, unnest(map_entries(config::json::map(varchar, json))) as entry from shown)
   where entry.key not in (
-    'output_dir', 'run_name', 'resume', 'overwrite', 'device', 'keep', 'pair_set', 'reference'
+    'output_dir', 'run_name', 'resume', 'overwrite', 'device', 'keep', 'pair_set', 'reference',
+    'report_to', 'save_every'
   )
   union all
   select run_id, 'pair_set', pair_set || '@' || left(pair_set_fingerprint, 12) from shown
