@@ -1,0 +1,480 @@
+"""The report's page in a real browser: it opens from disk, and everything on it works."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from report_cases import (
+    ATTACK,
+    ODD,
+    RUN_NAME,
+    attack,
+    name,
+    policy_logps,
+    put_pairs,
+    put_scores,
+    ref_logps,
+)
+
+from offpref.stores.report import ReportSettings, write_report
+from offpref.stores.store import Store
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+
+MINUS = "\u2212"
+STYLE = Path(__file__).parent.parent / "stores" / "page" / "style.css"
+
+
+POINT = """([name, number, point]) => {
+  const box = document.getElementById(name), { _size: size, xaxis, yaxis } = box._fullLayout;
+  const edge = box.getBoundingClientRect(), trace = box.data[number];
+  return [edge.left + size.l + xaxis.d2p(trace.x[point]),
+    edge.top + size.t + yaxis.d2p(trace.y[point])];
+}"""
+FOCUS = """() => {
+  const at = document.activeElement, inside = at.matches(".segments input, .chip input");
+  const ring = getComputedStyle(inside ? at.closest("label") : at);
+  return [at.id || at.className || at.tagName, ring.outlineStyle, parseFloat(ring.outlineWidth)];
+}"""
+
+
+class Reader:
+    """A reader of a page: what is seen, and what the browser complained of."""
+
+    def __init__(self, page: "sync_api.Page", path: Path) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-state]")
+
+    def texts(self, selector: str) -> list[str]:
+        """The texts of all elements that match."""
+        return [each.strip() for each in self.page.locator(selector).all_text_contents()]
+
+    def column(self, heading: str) -> list[str]:
+        """A column of the table of pairs."""
+        headings = [each.rstrip("\u2191\u2193\u00a0") for each in self.texts("#pair-table th")]
+        return self.texts(f"#pair-table td:nth-child({headings.index(heading) + 1})")
+
+    def wait_for(self, pair: int) -> None:
+        """Wait until a pair is shown: its tokens are unpacked first."""
+        key = name(pair)[:8]
+        self.page.wait_for_selector(f"#pair-title:text-is('Pair {key}')")
+
+    def choose(self, control: str, value: str) -> None:
+        """Choose a value of a list."""
+        self.page.get_by_role("combobox", name=control, exact=True).last.select_option(value)
+
+    def hover_point(self, chart: str, trace: int, point: int = 0) -> str:
+        """Move the mouse to a point of a chart and return what is told."""
+        self.page.locator(f"#{chart}").scroll_into_view_if_needed()
+        place = self.page.evaluate(POINT, [chart, trace, point])
+        self.page.mouse.move(*place)
+        self.page.wait_for_selector(f"#{chart} .hovertext")
+        return self.texts(f"#{chart} .hovertext")[0]
+
+    def pair(self) -> str:
+        """The key of the pair that is shown, as far as its title goes."""
+        return self.texts("#pair-title")[0].removeprefix("Pair ")
+
+
+Open = Callable[..., Reader]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the store that attacks."""
+    folder = tmp_path_factory.mktemp("attacked")
+    store = Store.create(folder / "store")
+    attack(store)
+    write_report(store, folder / "report.html", ReportSettings(title=ATTACK))
+    return folder / "report.html"
+
+
+@pytest.fixture
+def open_page(browser: "sync_api.Browser") -> Iterator[Open]:
+    """Opens a page; at the end, no browser may have complained or asked for anything else."""
+    readers = []
+
+    def open_path(path: Path, width: int = 1280, **context: object) -> Reader:
+        opened = browser.new_context(viewport={"width": width, "height": 900}, **context)
+        opened.set_default_timeout(10_000)
+        readers.append(Reader(opened.new_page(), path))
+        return readers[-1]
+
+    yield open_path
+    for reader in readers:
+        hacked = reader.page.evaluate("window.hacked")
+        reader.page.context.close()
+        assert hacked is None
+        assert reader.complaints == []
+        assert [url for url in reader.requests if not url.startswith("data:")] == [
+            reader.requests[0]
+        ]
+
+
+@pytest.fixture
+def reader(open_page: Open, attacked: Path) -> Reader:
+    """The report of the store that attacks, opened."""
+    return open_page(attacked)
+
+
+# It opens.
+
+
+def test_page_opens_and_shows_texts_that_attack_as_texts(reader: Reader) -> None:
+    assert reader.page.evaluate("document.documentElement.dataset.state") == "ready"
+    assert reader.texts("#title") == [ATTACK]
+    assert RUN_NAME in reader.texts("#runs-body td:first-child")
+    assert reader.page.locator("img, #runs b[onmouseover], #pairs a, article script").count() == 0
+
+    reader.page.locator("#search").fill("window.hacked=2")
+    assert len(reader.column("Prompt")) == 10  # all have it in a column of their source
+    reader.page.locator("#search").fill("evil")
+    reader.page.locator("#pair-table tbody tr").click()
+    reader.wait_for(0)
+
+    assert reader.texts("#pair .prompt") == [ATTACK]
+    (meta,) = reader.texts("#pair pre")
+    assert f'"{ATTACK}"' in meta.replace('\\"', '"')
+
+
+def test_texts_without_tokens_show_what_would_act(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    texts = {(1, 1): {"prompt": ATTACK, "completion": ODD}, (1, 2): {"completion": ATTACK}}
+    put_pairs(store, [1], texts)
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings())
+
+    reader = open_page(tmp_path / "report.html", width=390)
+
+    shown = ODD.replace("\0", "\u2400").replace("\u202e", "\u27e8U+202E\u27e9")
+    shown = shown.replace("\u202c", "\u27e8U+202C\u27e9")
+    assert reader.texts("article .plain") == [shown.strip(), ATTACK]
+    assert reader.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert "offpref score STORE" in reader.texts("#pair .note")[0]
+
+
+def test_page_of_an_empty_store_says_what_would_fill_it(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    write_report(store, tmp_path / "report.html", ReportSettings())
+    reader = open_page(tmp_path / "report.html")
+    commands = [each.split()[1] for each in reader.texts("main code") if "offpref" in each]
+    assert commands == ["train", "train", "train", "train", "add"]
+
+
+def test_page_of_a_store_without_runs_colours_the_references_log_probs(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    put_pairs(store, range(3))
+    put_scores(store, range(3))
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings())
+
+    reader = open_page(tmp_path / "report.html")
+
+    assert reader.texts("#pair .segments label:has(:checked)") == ["Log-prob"]
+    assert reader.page.locator("#pair .segments input:disabled").count() == 3
+    assert reader.column("Log-prob, chosen")[2] == f"{MINUS}{abs(sum(ref_logps(2, 1))):.2f}"
+
+
+# The table.
+
+
+def test_headings_sort_by_mouse_and_keyboard(reader: Reader) -> None:
+    heading = reader.page.locator("#pair-table th button", has_text="Margin")
+    sort = "document.querySelector('#pair-table th[aria-sort]').getAttribute('aria-sort')"
+    margins = [(number - 4) * 2 + 1 for number in range(9)]
+    spelled = [f"{each:.3f}".replace("-", MINUS) for each in margins]
+    # At first the worst pairs; the unpaired one is last either way.
+    assert reader.column("Margin") == [*spelled, "\u2013"]
+    assert reader.page.evaluate(sort) == "ascending"
+
+    heading.click()
+    assert reader.column("Margin") == [*reversed(spelled), "\u2013"]
+    assert reader.page.evaluate(sort) == "descending"
+
+    reader.page.keyboard.press("Enter")  # the heading has the focus still
+    assert reader.column("Margin") == [*spelled, "\u2013"]
+    reader.page.locator("#pair-table th button", has_text="Prompt").focus()
+    reader.page.keyboard.press("Space")
+    assert reader.column("Prompt")[1:3] == ["prompt 1", "prompt 2"]
+    assert reader.page.locator("#pair-table th[aria-sort]").count() == 1
+
+
+def test_search_and_filters_find_pairs(reader: Reader) -> None:
+    page = reader.page
+    page.keyboard.press("/")
+    page.keyboard.type("REJECTED 3")  # of any case
+    assert reader.column("Prompt") == ["prompt 3"]
+    page.keyboard.type("nothing")
+    assert reader.texts("#pages [role=status]") == ["No pair matches."]
+
+    page.locator("#search").fill("")
+    reader.choose("Pairs", "unpaired")
+    assert reader.column("Prompt") == ["prompt 9"]
+    reader.choose("Pairs", "wrong")
+    assert reader.column("Prompt") == [ATTACK, "prompt 1", "prompt 2", "prompt 3"]
+    reader.choose("Split", "eval")
+    assert reader.column("Prompt") == ["prompt 1", "prompt 3"]
+
+
+def test_keys_walk_through_the_pairs(reader: Reader) -> None:
+    page = reader.page
+    assert reader.pair() == name(0)[:8]
+
+    for pressed, expected in (("j", 1), ("j", 2), ("k", 1)):
+        page.keyboard.press(pressed)
+        reader.wait_for(expected)
+    page.locator("#pair-table tr[aria-selected=true] button").focus()
+    page.keyboard.press("ArrowDown")
+    reader.wait_for(2)
+    assert page.evaluate("document.activeElement.closest('tr').dataset.pair") == "2"
+
+    page.keyboard.press("/")
+    page.keyboard.type("j")  # a letter of the search, no command
+    assert reader.pair() == name(2)[:8]
+
+
+def test_long_tables_have_pages_that_keys_turn(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    put_pairs(store, range(120))
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings(max_pairs=110))
+
+    reader = open_page(tmp_path / "report.html")
+
+    assert "110 of 120 pairs shown" in reader.texts("#pairs-body > .note")[0]
+    assert len(reader.column("Prompt")) == 50
+    reader.page.get_by_role("button", name="Next page").click()
+    reader.page.get_by_role("button", name="Next page").click()
+    assert reader.texts("#pages [role=status]") == ["101 to 110 of 110 pairs"]
+    assert reader.page.get_by_role("button", name="Next page").is_disabled()
+    reader.page.keyboard.press("j")
+    assert reader.texts("#pages [role=status]") == ["1 to 50 of 110 pairs"]
+
+
+# Tokens.
+
+
+def colours(reader: Reader, side: str) -> list[str]:
+    """Of each token where its colour leans to, and nothing where there is none."""
+    script = "all => all.map(each => getComputedStyle(each).backgroundColor)"
+    found = reader.page.locator(f"[data-side={side}] .token").evaluate_all(script)
+    hues = []
+    for colour in found:
+        red, _, blue, *alpha = map(float, re.findall(r"[\d.]+", colour))
+        hues.append("" if alpha and alpha[0] < 0.02 else "high" if red > blue else "low")
+    return hues
+
+
+def tip(reader: Reader) -> dict[str, str]:
+    """The tip that is shown, by name."""
+    assert reader.page.locator("#tip").is_visible()
+    return dict(zip(reader.texts("#tip dt"), reader.texts("#tip dd"), strict=True))
+
+
+def number(text: str) -> float:
+    return float(text.replace(MINUS, "-"))
+
+
+def test_tokens_are_coloured_by_log_ratio_with_values_on_hover(reader: Reader) -> None:
+    reader.page.keyboard.press("j")
+    reader.wait_for(1)
+    ratios = [a - b for a, b in zip(policy_logps(1, 1, 3), ref_logps(1, 1), strict=True)]
+
+    assert colours(reader, "chosen") == ["high", "low", "high", "low", "high"]
+    for place in (0, 3):
+        reader.page.locator("[data-side=chosen] .token").nth(place).hover()
+        shown = tip(reader)
+        assert number(shown["Log-ratio"]) == pytest.approx(ratios[place], rel=2e-3)
+        assert number(shown["Log-prob, policy"]) == pytest.approx(
+            policy_logps(1, 1, 3)[place], rel=2e-3
+        )
+        assert number(shown["Log-prob, reference"]) == pytest.approx(
+            ref_logps(1, 1)[place], rel=2e-3
+        )
+        assert number(shown["KL"]) == pytest.approx(0.0625 * place, abs=1e-4)
+        assert number(shown["Entropy"]) == pytest.approx(0.5 + place, rel=2e-3)
+    reader.page.mouse.move(0, 0)
+    assert not reader.page.locator("#tip").is_visible()
+
+
+def test_a_character_in_halves_is_shown_where_it_is_complete(reader: Reader) -> None:
+    reader.page.keyboard.press("j")
+    reader.wait_for(1)
+    shown = [each.text_content() for each in reader.page.locator("[data-side=chosen] .token").all()]
+    assert shown == ["good", "e2 9c", "\u2713", "\u21b5\n", "</s>"]
+    rejected = reader.page.locator("[data-side=rejected] .token").all_text_contents()
+    assert rejected == ["<img src=x>", " bad", "</s>"]
+
+
+def test_measures_switch_by_keyboard_and_tokens_are_walked_with_arrows(reader: Reader) -> None:
+    page = reader.page
+    page.locator(".segments input[value=logratios]").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.segments input[value=forward_kl]')?.checked")
+    assert page.evaluate("document.activeElement.value") == "forward_kl"
+    assert colours(reader, "chosen") == ["", "high", "high", "high", "high"]
+    assert "KL (nats)" in reader.texts("#pair .legend")[0]
+
+    page.locator("[data-side=chosen] .token").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert number(tip(reader)["KL"]) == pytest.approx(0.125, abs=1e-4)
+    assert page.evaluate("document.activeElement.dataset.place") == "2"
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+
+
+def test_run_without_reference_is_coloured_by_log_prob(reader: Reader) -> None:
+    reader.choose("Measured by", "1")
+    reader.page.keyboard.press("j")
+    reader.wait_for(1)
+    assert reader.texts("#pair .segments label:has(:checked)") == ["Entropy"]
+    assert reader.page.locator(".segments input[value=logratios]").is_disabled()
+    reader.page.locator(".segments label", has_text="Log-prob").click()
+    reader.page.locator("[data-side=rejected] .token").nth(1).hover()
+    assert number(tip(reader)["Log-prob, policy"]) == pytest.approx(
+        policy_logps(1, 2, 2)[1], rel=2e-3
+    )
+
+
+def test_unpaired_and_unmeasured_pairs_say_so(reader: Reader) -> None:
+    reader.choose("Measured by", "1")
+    reader.page.locator("#search").fill("chosen 9")
+    reader.page.locator("#pair-table tbody tr").click()
+    reader.wait_for(9)
+    assert "has no rejected completion" in reader.texts("[data-side=rejected]")[0]
+    assert "--log-tokens all" in reader.texts("#pair .note")[0]
+    assert reader.texts("[data-side=chosen] .plain") == ["chosen 9"]
+
+
+# Charts.
+
+
+def test_curves_are_overlaid_and_switched_and_hover_tells_the_run(reader: Reader) -> None:
+    drawn = "document.getElementById('curves-chart').data.length"
+    assert reader.page.evaluate(drawn) == 4  # two runs, training and held out
+    boxes = reader.page.locator("#curves-body input[data-run='1']")
+
+    boxes.focus()
+    reader.page.keyboard.press("Space")
+    assert reader.page.evaluate(drawn) == 2
+    assert not reader.page.locator("#distributions-body input[data-run='1']").is_checked()
+    reader.choose("Metric", "rewards/accuracies")
+    assert reader.page.evaluate("document.getElementById('curves-chart').data[0].y") == [0.75] * 2
+
+    hover = reader.hover_point("curves-chart", trace=0)
+    assert "onmouseover" in hover
+    assert "step 1" in hover
+
+
+def test_frontier_marks_the_best_and_hover_tells_the_settings(reader: Reader) -> None:
+    assert "simpo" in reader.texts("#frontier-body .note")[0]  # it has no KL
+    reader.choose("Across", "loss")
+    reader.choose("Up", "reward_margins")
+    assert len(reader.texts("#frontier-body tbody tr")) == 2
+
+    hover = reader.hover_point("frontier-chart", trace=1)
+    assert "beta: 0.1" in hover
+    assert "(frontier)" in hover
+
+
+def test_distributions_switch_measure_and_pairs(reader: Reader) -> None:
+    figures = "#distributions-body .figures td:nth-child(3)"
+    reader.page.locator("#distributions-body summary").click()
+    assert [number(each) for each in reader.texts(figures)] == [1, 0]
+    reader.choose("Measure", "rejected_forward_kl")
+    assert [number(each) for each in reader.texts(figures)] == [1.5]
+    assert "all values are equal" in reader.texts("#distributions-body .note")[0]
+
+
+# Looks.
+
+
+def test_theme_follows_the_system_and_the_button(open_page: Open, attacked: Path) -> None:
+    theme = "document.documentElement.dataset.theme"
+    reader = open_page(attacked, color_scheme="dark", reduced_motion="reduce")
+    assert reader.page.evaluate(theme) == "dark"
+    assert (
+        reader.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+    )
+    reader.page.get_by_role("button", name="Use the light theme").click()
+    assert reader.page.evaluate(theme) == "light"
+    reader.page.reload()
+    reader.page.wait_for_selector("html[data-state=ready]")
+    assert reader.page.evaluate(theme) == "light"  # remembered
+    reader.requests[1:] = []
+
+
+def test_page_fits_a_phone(open_page: Open, attacked: Path) -> None:
+    reader = open_page(attacked, width=390, is_mobile=True, has_touch=True)
+    assert reader.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_every_control_is_reached_by_tab_and_shows_it(reader: Reader) -> None:
+    reached = []
+    for _ in range(80):
+        reader.page.keyboard.press("Tab")
+        what, style, width = reader.page.evaluate(FOCUS)
+        if what == "BODY" or (reached and what == "skip"):
+            break
+        assert (what, style, width >= 1) == (what, "solid", True)
+        reached.append(what)
+    assert {"theme", "search", "open", "next", "token", "SELECT"} <= set(reached)
+    assert reached.count("open") == 1  # one stop: arrows move inside
+    assert reached.count("token") == 2
+
+
+def luminance(colour: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [":root ", ':root[data-theme="dark"] '])
+def test_texts_have_enough_contrast(theme: str) -> None:
+    style = STYLE.read_text()
+    block = style[style.index(theme + "{") :].split("}")[0]
+    colour = {
+        each[1]: [int(each[2][at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        for each in re.finditer(r"--([\w-]+): #(\w{6});", block)
+    }
+    for ink in ("ink", "muted"):
+        for ground in ("page", "surface", "sunken", "accent-soft"):
+            assert contrast(colour[ink], colour[ground]) >= 4.5, (ink, ground)
+    assert contrast(colour["strong-line"], colour["surface"]) >= 3  # of controls
+    strongest = float(
+        re.findall(r"STRONGEST = ([\d.]+)", (STYLE.parent / "tokens.js").read_text())[0]
+    )
+    for each in re.finditer(r"--(high|low): (\d+), (\d+), (\d+);", block):
+        behind = [
+            strongest * int(part) / 255 + (1 - strongest) * ground
+            for part, ground in zip(each.groups()[1:], colour["surface"], strict=True)
+        ]
+        assert contrast(colour["ink"], behind) >= 4.5, each[1]
