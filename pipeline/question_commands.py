@@ -49,7 +49,13 @@ TABLE_ROWS = 20
     type=click.Path(path_type=Path),
     help="File for the answer, whole or not at all.  [default: standard output]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the file that --output names.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Draw the answer instead, for a named question that has a picture (extra plot).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file that --output or --plot names.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
@@ -72,13 +78,12 @@ def query(store: Path, question: str | None, **options: Any) -> None:
     instead = [name for name in ("lists", "shows_schema", "prints_setup") if options[name]]
     sql = _question(question, options["sql_file"], instead)
     _check_output(options, instead)
+    _check_picture(sql, options)
     with open_catalog(store) as catalog:
         if "lists" in instead:
             _list()
         elif "prints_setup" in instead:
-            from ..stores.views import setup_sql
-
-            click.echo(setup_sql(catalog.store), nl=False)
+            click.echo(catalog.setup_sql(), nl=False)
         elif "shows_schema" in instead:
             _show_schema(catalog)
         else:
@@ -167,7 +172,7 @@ def _decoded(content: bytes, source: str) -> str:
 def _check_output(options: Mapping[str, Any], instead: list[str]) -> None:
     """Refuse options that cannot take effect."""
     if instead:
-        for name in ("given", "output", "overwrite", "limit"):
+        for name in ("given", "output", "plot", "overwrite", "limit"):
             if options[name] is not None and options[name] is not False and options[name] != ():
                 option = {"given": "set"}.get(name, name)
                 raise click.UsageError(f"--{option} takes no effect without a question")
@@ -175,8 +180,25 @@ def _check_output(options: Mapping[str, Any], instead: list[str]) -> None:
             raise click.UsageError("--format takes no effect without a question")
     if options["kind"] == "parquet" and options["output"] is None and not instead:
         raise click.UsageError("--format parquet needs --output FILE")
-    if options["overwrite"] and options["output"] is None:
-        raise click.UsageError("--overwrite takes no effect without --output")
+    if options["overwrite"] and options["output"] is None and options["plot"] is None:
+        raise click.UsageError("--overwrite takes no effect without --output or --plot")
+
+
+def _check_picture(question: str, options: Mapping[str, Any]) -> None:
+    """Refuse a picture that cannot be drawn, before anything is asked."""
+    path = options["plot"]
+    if path is None:
+        return
+    for name in ("output", "limit"):
+        if options[name] is not None:
+            raise click.UsageError(f"--{name} takes no effect with --plot")
+    if options["kind"] != "table":
+        raise click.UsageError("--format takes no effect with --plot")
+    if path.suffix.lower() != ".png":
+        raise click.UsageError(f"--plot writes PNG: expected a file named *.png, got {path.name}")
+    from ..stores.plots import check_plot
+
+    check_plot(question.strip())
 
 
 def _parameters(given: Iterable[str]) -> dict[str, str]:
@@ -194,6 +216,9 @@ def _answer(
     catalog: "Catalog", sql: str, parameters: Mapping[str, str], options: Mapping[str, Any]
 ) -> None:
     output, kind, limit = options["output"], options["kind"], options["limit"]
+    if options["plot"] is not None:
+        _draw(catalog, sql.strip(), parameters, options)
+        return
     place: AbstractContextManager[Path | None] = nullcontext()
     if output is not None:
         from ..stores.answers import whole_file
@@ -219,6 +244,18 @@ def _answer(
 
         found = catalog.answer(sql, limit, parameters)
         _write(path, lambda file: write_answer(found, kind, file))
+
+
+def _draw(
+    catalog: "Catalog", name: str, parameters: Mapping[str, str], options: Mapping[str, Any]
+) -> None:
+    from ..stores.answers import whole_file
+    from ..stores.plots import plot
+
+    with whole_file(options["plot"], overwrite=options["overwrite"]) as path:
+        rows = catalog.select(name, parameters=parameters)
+        plot(name, rows, path)
+    click.echo(f"plot       {options['plot']}: {name}, {rows.num_rows:,} rows")
 
 
 def _write(path: Path | None, write: Callable[[Any], object]) -> None:

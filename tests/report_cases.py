@@ -182,7 +182,8 @@ def put_examples(
         if number != 9:
             row |= {"policy_rejected_logps": -7.0, "rejected_rewards": 0.0}
         if has_reference:
-            row |= {"ref_chosen_logps": sum(ref_logps(number, 1)), "chosen_forward_kl": 0.25 * step,
+            row |= {"ref_chosen_logps": sum(ref_logps(number, 1)),
+                    "ref_rejected_logps": -6.0 - number / 4, "chosen_forward_kl": 0.25 * step,
                     "rejected_forward_kl": 0.75 * step if number != 9 else None,
                     "kl_source": "exact"}  # fmt: skip
         rows.append(row)
