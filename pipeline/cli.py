@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..stores.errors import StoreError
+from .evaluate_command import evaluate
 from .options import (
     PRECISIONS,
     add_settings,
@@ -23,6 +24,7 @@ from .options import (
 )
 from .question_commands import export, query
 from .report_command import report
+from .sft_command import sft
 from .store_commands import store_group
 
 
@@ -252,7 +254,7 @@ def reward(store: Path, **options: Any) -> None:
 
 @main.command()
 @store_argument
-@train_options
+@train_options()
 @config_option
 def train(store: Path, **options: Any) -> None:
     """Stage two: train a policy on STORE's pairs against the reference's stored scores."""
@@ -393,7 +395,7 @@ def demo(folder: Path) -> None:
     run_demo(folder, run, click.echo)
 
 
-for command in (export, query, report, store_group):
+for command in (sft, evaluate, export, query, report, store_group):
     main.add_command(command)
 
 

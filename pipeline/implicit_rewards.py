@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from ..stores.errors import ModelError
-from ..stores.known import Keys, find_keys, to_keys
+from ..stores.known import Keys
 from ..stores.schema import LOGPS, RUNS
 from ..stores.store import Store
 from .fingerprints import scorer_fingerprint, scorer_spec
 from .pair_sets import PairSet
 from .progress import Progress
 from .reward_settings import RewardSettings
-from .reward_sources import Numbers, Rewards, RewardSource
+from .reward_sources import Rewards, RewardSource
 from .run_files import read_run
+from .stored_logps import summed_logps
 from .tokenization import tokenizer_spec
 from .training_pairs import key_array
 
@@ -61,7 +61,7 @@ class ImplicitRewards(RewardSource):
             return
         assert self.settings.implicit_beta is not None
         policy, reference = (
-            _summed_logps(self.store, scorer, keys) for scorer in (self._policy, self._reference)
+            summed_logps(self.store, scorer, keys) for scorer in (self._policy, self._reference)
         )
         yield Rewards(keys, self.settings.implicit_beta * (policy - reference))
 
@@ -92,15 +92,3 @@ def _reference_of(store: Store, settings: RewardSettings) -> str:
             "name it with --reference FINGERPRINT"
         )
     return str(known.pop())
-
-
-def _summed_logps(store: Store, scorer: str, keys: Keys) -> Numbers:
-    rows = store.read(LOGPS.name, scorer, ["sequence_key", "token_logps"])
-    known = to_keys(rows["sequence_key"])
-    order = np.argsort(known)
-    lists = rows["token_logps"].combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-    values = np.asarray(lists.values).astype(np.float64)
-    offsets = np.asarray(lists.offsets)
-    sums = np.add.reduceat(values, offsets[:-1]) if len(values) else np.empty(0)
-    return sums[order][find_keys(keys, known[order])[0]]

@@ -1,8 +1,8 @@
 """Options that several commands share: where their values come from and what they become."""
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -65,30 +65,45 @@ def data_options(command: Command) -> Command:
     return command
 
 
-def train_options(command: Command) -> Command:
-    """Add an option for every field of the settings of a training run."""
+def train_options(
+    *, without: Collection[str] = (), optional: Collection[str] = ()
+) -> Callable[[Command], Command]:
+    """Add an option for every field of the settings of a training run.
+
+    Args:
+        without: Fields that the command sets itself.
+        optional: Required fields that the command can find out.
+    """
     from .config import TrainSettings
 
-    hints = get_type_hints(TrainSettings)
-    for each in reversed(fields(TrainSettings)):
-        kinds = [kind for kind in get_args(hints[each.name]) if kind is not NoneType]
-        kind: Any = kinds[0] if kinds else hints[each.name]
-        more: dict[str, Any] = {"type": kind}
-        if kind is bool:
-            more = {"is_flag": True}
-        elif kind is Path:
-            more["type"] = click.Path(file_okay=False, path_type=Path)
-        elif choices := each.metadata.get("choices"):
-            more["type"] = click.Choice(choices)
-        if each.default is MISSING:
-            more["required"] = True
-        elif kind is not bool:
-            shown = each.metadata.get("shown")
-            more |= {"default": each.default, "show_default": f"{shown}" if shown else True}
-        more["multiple"] = get_origin(hints[each.name]) is tuple
-        name = f"--{each.name.replace('_', '-')}"
-        command = click.option(name, help=each.metadata["help"], **more)(command)
-    return command
+    def add(command: Command) -> Command:
+        hints = get_type_hints(TrainSettings)
+        for each in reversed(fields(TrainSettings)):
+            if each.name not in without:
+                command = _train_option(each, hints[each.name], each.name in optional)(command)
+        return command
+
+    return add
+
+
+def _train_option(each: Field[Any], hint: Any, is_optional: bool) -> Callable[[Command], Command]:
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    kind: Any = kinds[0] if kinds else hint
+    more: dict[str, Any] = {"type": kind}
+    if kind is bool:
+        more = {"is_flag": True}
+    elif kind is Path:
+        more["type"] = click.Path(file_okay=False, path_type=Path)
+    elif choices := each.metadata.get("choices"):
+        more["type"] = click.Choice(choices)
+    if each.default is MISSING:
+        more["required"] = not is_optional
+    elif kind is not bool:
+        shown = each.metadata.get("shown")
+        more |= {"default": each.default, "show_default": f"{shown}" if shown else True}
+    more["multiple"] = get_origin(hint) is tuple
+    name = f"--{each.name.replace('_', '-')}"
+    return click.option(name, help=each.metadata["help"], **more)
 
 
 def take_data_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from .pair_sets import PairSet, reject_counts
 
 if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from .dry_run import DryRun
+    from .evaluate import EvaluationSummary
     from .rewards import RewardSummary
     from .score import ScoreSummary
     from .train import TrainSummary
@@ -134,3 +135,32 @@ def reward_model_lines(summary: "RewardTrainSummary") -> Iterator[str]:
     for split, accuracy in summary.accuracies.items():
         yield (f"accuracy   {accuracy:.1%} of split {split}")
     yield (f"model      {summary.output_dir}")
+
+
+def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
+    """Yield what was measured of a policy."""
+    row = summary.row
+    state = "" if summary.is_new else ": measured before, nothing was done"
+    yield f"evaluation {row['name']}@{row['evaluation_id'].hex()[:12]}{state}"
+    yield f"reference  {row['reference'] or 'none: no KL, no accuracy'}"
+    yield f"pair set   {row['pair_set']}@{row['pair_set_fingerprint'][:12]}, split {row['split']}"
+    if summary.samples is not None:
+        yield (
+            f"samples    {row['num_prompts'] * row['num_samples']:,} of {row['num_prompts']:,} "
+            f"prompts, {summary.num_samples_drawn:,} drawn now"
+        )
+        if summary.samples.num_without_room:
+            yield f"  left out {summary.samples.num_without_room:,} prompts that leave no room"
+        yield f"length     {row['mean_completion_tokens']:.1f} tokens"
+    errors = dict(row["reward_errors"])
+    for name, mean in dict(row["rewards"]).items():
+        yield f"reward     {name} {mean:.4g} +- {errors[name]:.2g}"
+    for words, name in (
+        ("KL(policy || reference)", "reverse_kl"), ("KL(reference || policy)", "forward_kl"),
+    ):  # fmt: skip
+        if row.get(name) is not None:
+            yield f"{words} {row[name]:.4g} +- {row[f'{name}_error']:.2g} nats a completion"
+    for name in ("entropy", "distinct_1", "distinct_2", "self_bleu", "accuracy"):
+        if row.get(name) is not None:
+            yield f"{name:<10} {row[name]:.4f}"
+    yield f"seconds    {summary.seconds:.1f}"

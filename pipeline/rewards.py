@@ -87,6 +87,24 @@ def reward(
     )  # fmt: skip
 
 
+def rewards_by_sequence(
+    store: Store, settings: RewardSettings, fingerprint: str
+) -> tuple[Keys, np.ndarray[tuple[int], np.dtype[np.float64]]]:  # [N], [N]
+    """Return the keys of a pair set's completions and their rewards, NaN where there is none.
+
+    Args:
+        store: The store, with what :func:`reward` wrote.
+        settings: As they were given to it.
+        fingerprint: Of the source, as it returned it.
+    """
+    source = _source(store, settings, find_pair_set(store, settings.pair_set))
+    found = {
+        subject: _stored(store, settings.objective, fingerprint, subject, keys)
+        for subject, keys in source.subjects().items()
+    }
+    return source.completions.sequence_keys, source.by_sequence(found)
+
+
 def _source(store: Store, settings: RewardSettings, pair_set: PairSet) -> RewardSource:
     """Return the source that the settings name."""
     if settings.kind == "model":

@@ -4,8 +4,110 @@ Letters: N prompts.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoding import Ids
+
+if TYPE_CHECKING:
+    from .sample_sets import SampleSettings
+
+
+class Sampler:
+    """Draws completions of prompts given as ids; a batch depends on its seed and nothing else."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        settings: "SampleSettings",
+        *,
+        limit: int | None,
+        device: str | None,
+        precision: str,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_dir: A model with its tokenizer, in Hugging Face form.
+            settings: How to draw.
+            limit: The model's positions; None for no limit.
+            device: As torch names it; None for a GPU if there is one.
+            precision: ``float32``, ``bf16`` or ``bf16-autocast``.
+        """
+        from transformers import AutoTokenizer
+
+        from .devices import default_device
+        from .models import load_scoring_model
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self.tokenizer = tokenizer
+        self._settings, self._limit, self._precision = settings, limit, precision
+        self._device = default_device(device)
+        loaded = load_scoring_model(
+            model_dir,
+            precision=precision,  # type: ignore[arg-type] # checked there
+            device=self._device,
+            check=False,
+        )
+        self._model = loaded.model
+        self._ends = self._end_ids()
+
+    def draw(self, prompts: Sequence[NDArray[np.int32]], *, batch: int) -> list[tuple[Ids, bool]]:
+        """Return of each prompt a completion's ids and whether it ended itself.
+
+        Args:
+            prompts: Ids of the prompts, [N]; one that is repeated is drawn for again.
+            batch: Number of the batch; with the settings' seed it seeds the draws.
+        """
+        import torch
+        import transformers
+
+        make_config: Any = transformers.GenerationConfig  # untyped
+        longest = max(map(len, prompts))
+        room = self._settings.max_new_tokens
+        if self._limit is not None:
+            room = min(room, self._limit - longest)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):  # a completion begins right behind its prompt
+            ids[row, longest - len(prompt) :] = torch.from_numpy(np.asarray(prompt, np.int64))
+            mask[row, longest - len(prompt) :] = 1
+        config = make_config(
+            do_sample=True, temperature=self._settings.temperature, top_p=self._settings.top_p,
+            top_k=0, max_new_tokens=room, eos_token_id=self._ends or None,
+            pad_token_id=self._ends[0] if self._ends else 0,
+        )  # fmt: skip
+        devices = [self._device] if self._device.type == "cuda" else []
+        seed = np.random.SeedSequence((self._settings.seed, batch))
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(), self._autocast():
+            torch.manual_seed(int(seed.generate_state(1)[0]))
+            found = self._model.generate(
+                input_ids=ids.to(self._device), attention_mask=mask.to(self._device),
+                generation_config=config,
+            )  # fmt: skip
+        return [self._cut(row) for row in found[:, longest:].cpu().numpy()]
+
+    def _cut(self, ids: Ids) -> tuple[Ids, bool]:
+        """Return a completion up to the token that ends it, that token included."""
+        ends = np.flatnonzero(np.isin(ids, self._ends))
+        return (ids[: ends[0] + 1], True) if len(ends) else (ids, False)
+
+    def _end_ids(self) -> list[int]:
+        """Return the tokens that end a completion, as the model and its tokenizer name them."""
+        named = self._model.generation_config.eos_token_id
+        found = [self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+        return list(dict.fromkeys(int(each) for each in found if each is not None))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        import torch
+
+        if self._precision != "bf16-autocast":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
 
 def sample_texts(

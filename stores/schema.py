@@ -409,7 +409,7 @@ EVALUATIONS = TableSchema(
     partition="evaluation",
     schema=pa.schema(
         [
-            column("evaluation_id", KEY, "random"),
+            column("evaluation_id", KEY, "hash of all that it depends on"),
             column("run_id", KEY, "the run that made the policy", nullable=True),
             column("name", pa.string(), "what a person calls the policy"),
             column("policy", pa.string(), "fingerprint of its weights"),

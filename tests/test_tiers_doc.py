@@ -28,7 +28,7 @@ def error_table() -> str:
 
 
 def cost_table() -> str:
-    """Return the page's table of what a tier costs on disk and a step from it in time and memory."""
+    """Return the page's table of what a tier costs on disk and what a step from it takes."""
     found = RESULTS["tdpo"]
     names = {
         "dpo": ("DPO, `logps`", "logps"),

@@ -1,0 +1,25 @@
+"""Log-probs of whole completions, summed from the stored ones of their tokens."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..stores.known import Keys, find_keys, to_keys
+from ..stores.schema import LOGPS
+from ..stores.store import Store
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def summed_logps(store: Store, scorer: str, keys: Keys) -> Numbers:  # [N]
+    """Return the log-prob of each completion as a scorer gave it; every key must be there."""
+    rows = store.read(LOGPS.name, scorer, ["sequence_key", "token_logps"])
+    known = to_keys(rows["sequence_key"])
+    order = np.argsort(known)
+    lists = rows["token_logps"].combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    values = np.asarray(lists.values).astype(np.float64)
+    offsets = np.asarray(lists.offsets)
+    sums = np.add.reduceat(values, offsets[:-1]) if len(values) else np.empty(0)
+    return sums[order][find_keys(keys, known[order])[0]]
