@@ -22,7 +22,17 @@ from .schema import TABLES
 from .shards import Shard
 from .store import Store
 from .texttable import text_table
-from .views import full_path, needed_views, pattern, quoted, view_names, view_sql
+from .views import (
+    Span,
+    full_path,
+    needed_views,
+    pattern,
+    quoted,
+    setup_sql,
+    spans_sql,
+    view_names,
+    view_sql,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -348,11 +358,28 @@ class Catalog:
             connection.execute(setting)
         return connection
 
+    def _spans(self, paths: Sequence[str]) -> Mapping[str, Span]:
+        """Return which steps files hold, as their Parquet footers say."""
+        rows = self._connection.cursor().execute(spans_sql(paths)).fetchall()
+        return {
+            path: ((attempt, step), (last_attempt, last_step))
+            if attempt == last_attempt
+            else ((attempt, 0), (last_attempt + 1, 0))
+            for path, attempt, last_attempt, step, last_step in rows
+            if None not in (attempt, last_attempt, step, last_step)
+        }
+
+    def setup_sql(self) -> str:
+        """Return the statements that make the views in any DuckDB."""
+        return setup_sql(self._store, self._spans)
+
     def _add_views(self, names: Iterable[str]) -> None:
         """Make the views that are not there yet: a question pays for those that it may read."""
         for name in names:
             if name not in self._views:
-                self._connection.execute(f"create view {name} as {view_sql(self._store, name)}")
+                self._connection.execute(
+                    f"create view {name} as {view_sql(self._store, name, self._spans)}"
+                )
                 self._views.add(name)
 
 

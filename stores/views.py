@@ -11,9 +11,11 @@ what a row is, and what the columns mean that no table has.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -31,7 +33,13 @@ OF_STEPS = ("steps", "examples", "tokens")
 PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint": "tokenizer"}
 """The first column of the views of tables that are partitioned so."""
 
+Span: TypeAlias = "tuple[tuple[int, int], tuple[int, int]]"
+"""First and last (attempt, step) of a file, or what encloses them."""
+FindSpans: TypeAlias = Callable[[Sequence[str]], Mapping[str, Span]]
+"""Returns the spans of files by path; one that is not known is left out."""
+
 _OF_THE_STORE = ("shards", "specs", "scorers")
+_LAST = 2**63 - 1
 _TYPES = {
     "string": "VARCHAR", "bool": "BOOLEAN", "int32": "INTEGER", "int64": "BIGINT",
     "float": "FLOAT", "double": "DOUBLE", "binary": "BLOB", "large_binary": "BLOB",
@@ -44,11 +52,22 @@ def view_names() -> list[str]:
     return list(_needed())
 
 
-def view_sql(store: Store, name: str) -> str:
-    """Return the SELECT that the view ``name`` stands for, over the shards live in ``store``."""
+def view_sql(store: Store, name: str, find_spans: FindSpans) -> str:
+    """Return the SELECT that the view ``name`` stands for, over the shards live in ``store``.
+
+    Args:
+        store: The store.
+        name: Name of the view.
+        find_spans: Looks up which steps each of some files holds: where no two files of a run share
+            a step, no row can be in both, and none has to be looked for.
+    """
     table = name.removesuffix("_of_all_attempts")
     if table in TABLES and (name != table or table not in OF_STEPS):
-        return _table_sql(store.shards(table), TABLES[table])
+        shards = store.shards(table)
+        repeated = _shards_beside_others(shards)
+        if table in OF_STEPS and repeated:
+            repeated = _overlapping(repeated, find_spans([full_path(each) for each in repeated]))
+        return _table_sql(shards, repeated, TABLES[table])
     if table in OF_STEPS:
         return _newest_attempts_sql(table)
     if name in _OF_THE_STORE:
@@ -74,9 +93,12 @@ def needed_views(text: str) -> list[str]:
     return list(wanted)
 
 
-def setup_sql(store: Store) -> str:
+def setup_sql(store: Store, find_spans: FindSpans) -> str:
     """Return the statements that make the views in any DuckDB, run where the shards are found."""
-    statements = [f"create or replace view {n} as\n{view_sql(store, n)};" for n in view_names()]
+    statements = [
+        f"create or replace view {name} as\n{view_sql(store, name, find_spans)};"
+        for name in view_names()
+    ]
     return "set timezone = 'UTC';\n\n" + "\n\n".join(statements) + "\n"
 
 
@@ -113,14 +135,43 @@ def _kept_sql(name: str) -> str:
     return _code(SQL / f"view_{name}.sql")
 
 
-def _table_sql(shards: Sequence[Shard], table: TableSchema) -> str:
+def spans_sql(paths: Sequence[str]) -> str:
+    """Return SQL for path, first attempt, last attempt, first step and last step of files."""
+    return (
+        "select file_name, min(stats_min_value::bigint) filter (path_in_schema = 'attempt'),"
+        " max(stats_max_value::bigint) filter (path_in_schema = 'attempt'),"
+        " min(stats_min_value::bigint) filter (path_in_schema = 'step'),"
+        " max(stats_max_value::bigint) filter (path_in_schema = 'step')"
+        f" from parquet_metadata([{quoted(map(_as_pattern, paths))}])"
+        " where path_in_schema in ('attempt', 'step') group by file_name"
+    )
+
+
+def _overlapping(shards: Sequence[Shard], spans: Mapping[str, Span]) -> list[Shard]:
+    """The shards that may share an attempt's step with another one of their partition."""
+    unknown: Span = ((0, 0), (_LAST, _LAST))
+    by_start = sorted(
+        ((shard.partition, *spans.get(full_path(shard), unknown), shard) for shard in shards),
+        key=lambda each: each[:3],
+    )
+    found: dict[str, Shard] = {}
+    widest: tuple[str, tuple[int, int], Shard] | None = None
+    for partition, first, last, shard in by_start:
+        if widest is not None and widest[0] == partition and first <= widest[1]:
+            found[widest[2].name] = widest[2]
+            found[shard.name] = shard
+        if widest is None or widest[0] != partition or last > widest[1]:
+            widest = (partition, last, shard)
+    return list(found.values())
+
+
+def _table_sql(shards: Sequence[Shard], repeated: Sequence[Shard], table: TableSchema) -> str:
     partition = PARTITION_COLUMNS.get(table.partition)
     if not shards:
         return _no_rows(table, partition)
     columns = ", ".join(f'"{name}"' for name in table.schema.names)
     first = "" if partition is None else f"{_partition_of('row')} as {partition}, "
     sql = f"select {first}{columns} from {_files(shards)} as row"
-    repeated = _shards_beside_others(shards)
     if repeated:
         same = " and ".join(f'other."{name}" = row."{name}"' for name in table.key)
         sql += (
@@ -203,18 +254,28 @@ def _files(shards: Iterable[Shard]) -> str:
 
 def _shards_beside_others(shards: Sequence[Shard]) -> list[Shard]:
     """The shards whose partition has several: only between shards can a key be repeated."""
-    partitions = [shard.partition for shard in shards]
-    return [shard for shard in shards if partitions.count(shard.partition) > 1]
+    counts = Counter(shard.partition for shard in shards)
+    return [shard for shard in shards if counts[shard.partition] > 1]
 
 
 def full_path(shard: Shard) -> str:
-    """Return the path of a shard from the root, links resolved."""
-    return str(shard.path.resolve())
+    """Return the path of a shard from the root, the store's own links resolved."""
+    inside = f"/{shard.partition}/{shard.path.parent.name}/{shard.name}.parquet"
+    return _resolved(str(shard.path).removesuffix(inside)) + inside
 
 
 def pattern(shard: Shard) -> str:
     """Return the path as DuckDB takes it, who reads every path as a pattern."""
-    return re.sub(r"[*?\[]", lambda special: f"[{special[0]}]", full_path(shard))
+    return _as_pattern(full_path(shard))
+
+
+def _as_pattern(path: str) -> str:
+    return re.sub(r"[*?\[]", lambda special: f"[{special[0]}]", path)
+
+
+@cache
+def _resolved(folder: str) -> str:
+    return str(Path(folder).resolve())
 
 
 def quoted(texts: Iterable[str]) -> str:
