@@ -358,9 +358,9 @@ class Catalog:
             connection.execute(setting)
         return connection
 
-    def _spans(self, paths: Sequence[str]) -> Mapping[str, Span]:
-        """Return which steps files hold, as their Parquet footers say."""
-        rows = self._connection.cursor().execute(spans_sql(paths)).fetchall()
+    def _spans(self, paths: Sequence[str], column: str) -> Mapping[str, Span]:
+        """Return which steps, or times, files hold, as their Parquet footers say."""
+        rows = self._connection.cursor().execute(spans_sql(paths, column)).fetchall()
         return {
             path: ((attempt, step), (last_attempt, last_step))
             if attempt == last_attempt

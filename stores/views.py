@@ -34,9 +34,12 @@ PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint":
 """The first column of the views of tables that are partitioned so."""
 
 Span: TypeAlias = "tuple[tuple[int, int], tuple[int, int]]"
-"""First and last (attempt, step) of a file, or what encloses them."""
-FindSpans: TypeAlias = Callable[[Sequence[str]], Mapping[str, Span]]
-"""Returns the spans of files by path; one that is not known is left out."""
+"""First and last (attempt, step) of a file, or what encloses them; microseconds of a time."""
+FindSpans: TypeAlias = Callable[[Sequence[str], str], Mapping[str, Span]]
+"""Returns the spans of files by path, for a column; one that is not known is left out."""
+
+_ORDERS = dict.fromkeys(OF_STEPS, "step") | {"run_events": "happened_at"}
+"""Tables that a run writes in order, and the column that tells, after the attempt."""
 
 _OF_THE_STORE = ("shards", "specs", "scorers")
 _LAST = 2**63 - 1
@@ -58,15 +61,16 @@ def view_sql(store: Store, name: str, find_spans: FindSpans) -> str:
     Args:
         store: The store.
         name: Name of the view.
-        find_spans: Looks up which steps each of some files holds: where no two files of a run share
-            a step, no row can be in both, and none has to be looked for.
+        find_spans: Looks up which steps, or times, each of some files holds: where no two files of
+            a run share one, no row can be in both, and none has to be looked for.
     """
     table = name.removesuffix("_of_all_attempts")
     if table in TABLES and (name != table or table not in OF_STEPS):
         shards = store.shards(table)
         repeated = _shards_beside_others(shards)
-        if table in OF_STEPS and repeated:
-            repeated = _overlapping(repeated, find_spans([full_path(each) for each in repeated]))
+        if table in _ORDERS and repeated:
+            paths = [full_path(each) for each in repeated]
+            repeated = _overlapping(repeated, find_spans(paths, _ORDERS[table]))
         return _table_sql(shards, repeated, TABLES[table])
     if table in OF_STEPS:
         return _newest_attempts_sql(table)
@@ -135,15 +139,16 @@ def _kept_sql(name: str) -> str:
     return _code(SQL / f"view_{name}.sql")
 
 
-def spans_sql(paths: Sequence[str]) -> str:
-    """Return SQL for path, first attempt, last attempt, first step and last step of files."""
+def spans_sql(paths: Sequence[str], column: str) -> str:
+    """Return SQL for path, first attempt, last attempt, first and last of a column, of files."""
+    value = "try_cast({} as bigint)" if column == "step" else "epoch_us(try_cast({} as timestamptz))"
     return (
-        "select file_name, min(stats_min_value::bigint) filter (path_in_schema = 'attempt'),"
-        " max(stats_max_value::bigint) filter (path_in_schema = 'attempt'),"
-        " min(stats_min_value::bigint) filter (path_in_schema = 'step'),"
-        " max(stats_max_value::bigint) filter (path_in_schema = 'step')"
+        "select file_name, min(try_cast(stats_min_value as bigint)) filter (path_in_schema = 'attempt'),"
+        " max(try_cast(stats_max_value as bigint)) filter (path_in_schema = 'attempt'),"
+        f" min({value.format('stats_min_value')}) filter (path_in_schema = '{column}'),"
+        f" max({value.format('stats_max_value')}) filter (path_in_schema = '{column}')"
         f" from parquet_metadata([{quoted(map(_as_pattern, paths))}])"
-        " where path_in_schema in ('attempt', 'step') group by file_name"
+        f" where path_in_schema in ('attempt', '{column}') group by file_name"
     )
 
 

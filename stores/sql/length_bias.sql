@@ -29,23 +29,20 @@ completions as (
     sequence_key
 ),
 ranked as (
-  -- Equal values share the mean of their ranks.
+  -- Equal values share the mean of their ranks: of the first of them, and of the last.
   select
     run_id,
     split,
-    rank() over (partition by run_id, split order by tokens)
-      + (count(*) over (partition by run_id, split, tokens) - 1) / 2.0 as tokens,
-    rank() over (partition by run_id, split order by logps)
-      + (count(*) over (partition by run_id, split, logps) - 1) / 2.0 as logps,
-    rank() over (partition by run_id, split order by mean_logps)
-      + (count(*) over (partition by run_id, split, mean_logps) - 1) / 2.0 as mean_logps,
-    if(
-      reward is null,
-      null,
-      rank() over (partition by run_id, split order by reward)
-        + (count(*) over (partition by run_id, split, reward) - 1) / 2.0
-    ) as reward
+    rank() over by_tokens + count(*) over by_tokens as tokens,
+    rank() over by_logps + count(*) over by_logps as logps,
+    rank() over by_mean_logps + count(*) over by_mean_logps as mean_logps,
+    if(reward is null, null, rank() over by_reward + count(*) over by_reward) as reward
   from completions
+  window
+    by_tokens as (partition by run_id, split order by tokens),
+    by_logps as (partition by run_id, split order by logps),
+    by_mean_logps as (partition by run_id, split order by mean_logps),
+    by_reward as (partition by run_id, split order by reward)
 ),
 correlated as (
   select
@@ -77,11 +74,12 @@ ranked_differences as (
   select
     run_id,
     split,
-    rank() over (partition by run_id, split order by tokens)
-      + (count(*) over (partition by run_id, split, tokens) - 1) / 2.0 as tokens,
-    rank() over (partition by run_id, split order by margin)
-      + (count(*) over (partition by run_id, split, margin) - 1) / 2.0 as margin
+    rank() over by_tokens + count(*) over by_tokens as tokens,
+    rank() over by_margin + count(*) over by_margin as margin
   from differences
+  window
+    by_tokens as (partition by run_id, split order by tokens),
+    by_margin as (partition by run_id, split order by margin)
 ),
 correlated_differences as (
   select
