@@ -26,6 +26,8 @@ DEGREES = ("very", "quite", "rather", "really")
 OPENINGS = ("what do you think of the", "tell me about the", "how was the", "did you like the")
 VERBS = ("was", "seemed", "felt")
 JUDGEMENT = 2.0  # how much a judge is moved by one word of praise, in log-odds
+NUM_CLAUSES = (1, 1, 2, 2, 3)  # each as likely as the others
+SHARE_POLITE, SHARE_DEGREE = 0.4, 0.3
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
@@ -65,11 +67,92 @@ def rewards(text: str) -> dict[str, float]:
     }
 
 
+def sentiment(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Return the exact sentiment of each completion, for ``offpref reward --from python``."""
+    return [rewards(text)["sentiment"] for text in completions]
+
+
+def politeness(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Return the exact politeness of each completion, likewise."""
+    return [rewards(text)["politeness"] for text in completions]
+
+
+def brevity(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Return minus the number of words of each completion, likewise."""
+    return [rewards(text)["brevity"] for text in completions]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimum:
+    """The best policy for a reward at a price of KL from the grammar."""
+
+    rewards: dict[str, float]
+    """Its mean rewards, exactly."""
+    kl: float
+    """KL(policy || grammar) of whole answers, nats, exactly."""
+
+
+def optimum(weights: Mapping[str, float], beta: float) -> Optimum:
+    """Return what maximises E[reward] - beta KL(policy || grammar), from every kind of answer.
+
+    The solution is known: the grammar's probabilities times e^(reward / beta) (Eq. 4 of
+    arXiv:2305.18290). Answers of one kind have the same rewards, so that sums over kinds are sums
+    over all answers.
+
+    Args:
+        weights: Of each reward; one that is missing counts 0.
+        beta: Price of a nat.
+
+    >>> optimum({"sentiment": 1.0}, beta=1e9).kl < 1e-12
+    True
+    """
+    kinds = _kinds()
+    logs = [
+        math.log(p) + sum(weights.get(name, 0.0) * value for name, value in given.items()) / beta
+        for p, given in kinds
+    ]
+    largest = max(logs)
+    log_sum = largest + math.log(sum(math.exp(each - largest) for each in logs))
+    shares = [math.exp(each - log_sum) for each in logs]
+    return Optimum(
+        rewards={
+            name: sum(share * given[name] for share, (_, given) in zip(shares, kinds, strict=True))
+            for name in ("sentiment", "brevity", "politeness")
+        },
+        kl=sum(
+            share * (each - log_sum - math.log(p))
+            for share, each, (p, _) in zip(shares, logs, kinds, strict=True)
+        ),
+    )
+
+
+def _kinds() -> list[tuple[float, dict[str, float]]]:
+    """Return every kind of answer that differs in rewards, with its probability."""
+    courtesies = [(1 - SHARE_POLITE, 0, 0)]
+    courtesies += [(SHARE_POLITE / len(COURTESY), len(each.split()) + 1, 1) for each in COURTESY]
+    kinds = []
+    for count in set(NUM_CLAUSES):
+        chance = NUM_CLAUSES.count(count) / len(NUM_CLAUSES)
+        for praise in range(count + 1):
+            for degrees in range(count + 1):
+                p = chance * math.comb(count, praise) * 0.5**count
+                p *= math.comb(count, degrees) * SHARE_DEGREE**degrees
+                p *= (1 - SHARE_DEGREE) ** (count - degrees)
+                for share, words, polite in courtesies:
+                    given = {
+                        "sentiment": float(2 * praise - count),
+                        "brevity": -float(words + 5 * count + degrees),  # a full stop each
+                        "politeness": float(polite),
+                    }
+                    kinds.append((p * share, given))
+    return kinds
+
+
 def write_answer(prompt: str, chance: random.Random) -> Answer:
     """Return an answer to ``prompt``, drawn from the grammar."""
     thing = prompt.split()[-2]
-    clauses = [_clause(thing, chance) for _ in range(chance.choice((1, 1, 2, 2, 3)))]
-    if chance.random() < 0.4:
+    clauses = [_clause(thing, chance) for _ in range(chance.choice(NUM_CLAUSES))]
+    if chance.random() < SHARE_POLITE:
         clauses.insert(0, chance.choice(COURTESY))
     return Answer.of(" . ".join(clauses) + " .")
 
@@ -161,7 +244,7 @@ def write_model(folder: Path, *, vocab_size: int, seed: int) -> None:
 
 def _clause(thing: str, chance: random.Random) -> str:
     adjective = chance.choice(PRAISE if chance.random() < 0.5 else BLAME)
-    degree = [chance.choice(DEGREES)] if chance.random() < 0.3 else []
+    degree = [chance.choice(DEGREES)] if chance.random() < SHARE_DEGREE else []
     return " ".join(["the", thing, chance.choice(VERBS), *degree, adjective])
 
 
