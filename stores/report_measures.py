@@ -104,9 +104,10 @@ def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
     values = {name: rounded(float(each.mean())) for name, each in means.items() if len(each)}
     if len(margins := means["reward_margins"]):
         values["accuracy"] = rounded(float((margins > 0).mean()))
-    chosen, rejected = (means[f"{side}_forward_kl"] for side in ("chosen", "rejected"))
-    if len(chosen) + len(rejected):
-        values["forward_kl"] = rounded(float(np.concatenate([chosen, rejected]).mean()))
+    for kl in ("forward_kl", "reverse_kl"):  # of a completion, be it chosen or rejected
+        both = np.concatenate([means[f"chosen_{kl}"], means[f"rejected_{kl}"]])
+        if len(both):
+            values[kl] = rounded(float(both.mean()))
     return {
         "run": run,
         "label": label,

@@ -294,6 +294,7 @@ def test_frontier_has_means_of_held_out_and_of_trained_pairs(page: Page) -> None
     # Five chosen completions at 0.5, four rejected ones at 1.5.
     assert held_out["values"]["forward_kl"] == pytest.approx((5 * 0.5 + 4 * 1.5) / 9, rel=1e-4)
     assert "forward_kl" not in simpo["values"]
+    assert "reverse_kl" not in held_out["values"]  # nobody measured it
 
 
 def test_frontier_shows_evaluations_where_there_are_any(attacked: Store) -> None:

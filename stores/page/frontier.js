@@ -47,7 +47,9 @@ function startFrontier(frontiers) {
   function choose() {
     const found = inOrder([...new Set(current().points.flatMap((point) => Object.keys(point.values)))], POINT_METRICS);
     const first = (names) => names.find((name) => found.includes(name));
-    if (!found.includes(state.x)) state.x = first(["reverse_kl", "forward_kl", "chosen_forward_kl"]) || found.find((name) => /kl/i.test(name)) || first(["chosen_logratios"]) || found[0];
+    const numMeasured = (name) => current().points.filter((point) => isNumber(point.values[name])).length;
+    const most = (names) => names.filter((name) => found.includes(name)).sort((a, b) => numMeasured(b) - numMeasured(a))[0];
+    if (!found.includes(state.x)) state.x = most(["reverse_kl", "forward_kl"]) || found.find((name) => /kl/i.test(name)) || first(["chosen_logratios"]) || found[0];
     if (!found.includes(state.y)) state.y = found.find((name) => name.startsWith("reward: ")) || first(["accuracy", "reward_margins"]) || found.find((name) => name !== state.x) || found[0];
     const options = found.map((name) => [name, pointLabel(name)]);
     const set = (name) => (value) => { state[name] = value; if (name === "source") choose(); draw(); };
