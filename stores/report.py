@@ -104,7 +104,8 @@ def _page(
     catalog: Catalog, path: Path, store_path: Path, settings: ReportSettings
 ) -> tuple[bytes, ReportSummary]:
     runs = report_runs(catalog, settings.run_names)
-    sampled = sample_pairs(catalog, runs, settings.max_pairs, has_all_runs=not settings.run_names)
+    has_all = not settings.run_names
+    sampled = sample_pairs(catalog, runs, settings.max_pairs, has_all_runs=has_all)
     references, names = _references(catalog, runs)
     values = read_token_values(catalog, runs, sampled, references)
     vocabularies = read_vocabularies(catalog)
@@ -114,7 +115,7 @@ def _page(
             {
                 "curves": curves(catalog, runs),
                 "distributions": distributions(seen),
-                "frontiers": frontiers(catalog, runs, seen),
+                "frontiers": frontiers(catalog, runs, seen, has_all_runs=has_all),
             }
         ).encode()
     )
@@ -133,7 +134,7 @@ def _page(
             references.index(run.reference) if run.reference in references else None for run in runs
         ],
         "references": names,
-        "is_part": bool(settings.run_names),
+        "is_part": not has_all,
         "num_pairs": sampled.num_pairs,
         "num_pairs_shown": len(sampled.rows),
         "text_limit": text_limit,

@@ -50,10 +50,21 @@ def distributions(seen: pa.Table) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def frontiers(catalog: Catalog, runs: Sequence[ReportRun], seen: pa.Table) -> list[dict[str, Any]]:
-    """Return where runs stand, by where it was measured: evaluations, held-out pairs, training."""
+def frontiers(
+    catalog: Catalog, runs: Sequence[ReportRun], seen: pa.Table, *, has_all_runs: bool
+) -> list[dict[str, Any]]:
+    """Return where runs stand, by where it was measured: evaluations, held-out pairs, training.
+
+    Args:
+        catalog: The store's views.
+        runs: The runs of the page.
+        seen: What `seen_pairs` returns of them.
+        has_all_runs: No run was left out: policies without a run are shown, too.
+    """
     numbers = {run.run_id: number for number, run in enumerate(runs)}
-    measured = page_rows(catalog, "evaluations", run_ids=list(numbers)).to_pylist()
+    measured = page_rows(
+        catalog, "evaluations", run_ids=list(numbers), has_all_runs=has_all_runs
+    ).to_pylist()
     found = [_evaluated(measured, numbers, runs)] if measured else []
     points: dict[str, list[dict[str, Any]]] = {"held out": [], "train": []}
     for run, split, rows in _groups(seen):

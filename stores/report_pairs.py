@@ -15,6 +15,7 @@ from .report_packing import packed, rounded, to_json
 from .report_queries import page_rows
 from .report_runs import ReportRun
 from .report_token_rows import pairs_with_tokens
+from .store import Store
 
 TEXT_LIMITS = (4000, 2000, 1000, 500, 250)
 """Characters of a text that are kept: the first of these with which all texts fit."""
@@ -69,7 +70,7 @@ def sample_pairs(
         catalog,
         "pairs",
         run_ids=run_ids,
-        keys_with_tokens=pairs_with_tokens(catalog.store, run_ids, max_pairs),
+        keys_with_tokens=pairs_with_tokens(Store.open(catalog.store.path), run_ids, max_pairs),
         num_pairs=max_pairs,
         has_all_runs=has_all_runs,
     ).to_pylist()

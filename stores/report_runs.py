@@ -45,16 +45,17 @@ class ReportRun:
 def report_runs(catalog: Catalog, names: Sequence[str]) -> list[ReportRun]:
     """Return the runs called ``names``, or all runs where none is named, the oldest first.
 
+    A run that shares its name is meant by the name, and by its label alone: ``dpo@0123456789ab``.
+
     Raises:
         QueryRefusedError: If no run has one of the names.
     """
     rows = page_rows(catalog, "runs").to_pylist()
-    known = sorted({row["name"] for row in rows})
     for name in names:
-        if name not in known:
-            there_are = ", ".join(known) or "none"
+        if not any(name in (row["name"], row["run"]) for row in rows):
+            there_are = ", ".join(sorted(row["run"] for row in rows)) or "none"
             raise QueryRefusedError(f"no run is called {name!r}; there are: {there_are}")
-    rows = [row for row in rows if not names or row["name"] in names]
+    rows = [row for row in rows if not names or {row["name"], row["run"]} & set(names)]
     configs = [_settings(row["config"]) for row in rows]
     differing = _differing(configs)
     runs = []

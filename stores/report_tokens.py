@@ -24,6 +24,7 @@ from .report_pairs import Rows, SampledPairs, Vocabularies
 from .report_queries import page_rows
 from .report_runs import ReportRun
 from .report_token_rows import last_token_rows
+from .store import Store
 
 MAX_TOKENS = 600
 """Tokens of a completion that the page shows."""
@@ -78,8 +79,9 @@ def read_token_values(
         if name[0] in references and values is not None
     }
     measured: dict[tuple[str, str, str], dict[str, Any]] = {}
+    store = Store.open(catalog.store.path)
     for run in runs:
-        rows = last_token_rows(catalog.store, run.run_id, pair_keys)
+        rows = last_token_rows(store, run.run_id, pair_keys)
         names = zip(rows["pair_key"].to_pylist(), rows["sequence_key"].to_pylist(), strict=True)
         others = rows.select(["step", "split", "kl_source"]).to_pylist()
         lists = zip(*(_arrays(rows[name]) for name in _LISTS), strict=True)

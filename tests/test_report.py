@@ -19,6 +19,7 @@ from report_cases import (
     START,
     Page,
     attack,
+    key,
     name,
     policy_logps,
     put,
@@ -210,6 +211,8 @@ def test_runs_of_one_name_are_told_apart_and_settings_that_differ_are_shown(stor
 
     assert [run["label"] for run in runs] == ["dpo@030303030303", "dpo@040404040404"]
     assert [run["differs"] for run in runs] == [{"beta": "0.1"}, {"beta": "0.5"}]
+    for names, number in ((("dpo",), 2), (("dpo@040404040404",), 1)):
+        assert len(report(store, run_names=names).values["runs"]) == number
 
 
 def test_single_run_shows_the_settings_that_everyone_asks_for(store: Store) -> None:
@@ -316,6 +319,8 @@ def test_frontier_shows_evaluations_where_there_are_any(attacked: Store) -> None
     assert first["values"]["reward: helpful"] == 0.25
     assert first["values"]["win_rate"] == 0.6
     assert "reverse_kl" not in second["values"]
+    part = report(attacked, run_names=("simpo",)).json("charts")["frontiers"]
+    assert [each["source"] for each in part] == ["held out", "train"]
 
 
 # Pairs and their tokens.
@@ -334,6 +339,18 @@ def test_pairs_hold_what_each_run_measured_last(page: Page) -> None:
     assert block["texts"][block["chosen"][1]] == "chosen 1"
     assert block["sums"][0]["chosen"][2] == sum(ref_logps(2, 1))
     assert "ref_chosen_logps" not in block["measured"][1]
+
+
+def test_pair_of_both_splits_is_shown_as_it_was_seen_last(store: Store) -> None:
+    put_pairs(store, [1])
+    put_run(store, DPO, "dpo")
+    for step, split in ((3, "eval"), (5, "train"), (4, "eval")):
+        row = {"run_id": DPO, "step": step, "split": split, "pair_key": key(1), "loss": step / 2}
+        put(store, "examples", [row], DPO.hex())
+
+    (measured,) = report(store).json("pairs")["measured"]
+
+    assert (measured["step"], measured["split"], measured["loss"]) == ([5], ["train"], [2.5])
 
 
 def test_tokens_are_those_of_the_last_step_and_its_newest_attempt(page: Page) -> None:

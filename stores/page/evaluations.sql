@@ -1,4 +1,5 @@
--- Measurements of policies on their own samples: of the page's runs, and of policies without a run.
+-- Measurements of policies on their own samples: of the page's runs, and where none was left out of
+-- policies without a run.
 select
   run_id,
   name,
@@ -19,7 +20,7 @@ select
   metrics,
   strftime(measured_at, '%Y-%m-%d %H:%M') as measured_at
 from evaluations
-where run_id in ($run_ids) or run_id is null
+where run_id in ($run_ids) or (run_id is null and $has_all_runs)
 order by
   measured_at,
   evaluation_id
