@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 
+from .commits import Shard
 from .errors import QueryRefusedError, ShardMissingError
+from .live import LiveStore
 from .questions import Parameter, Question, Value, parse_question, query_names, read_question
 from .schema import TABLES
-from .shards import Shard
-from .store import Store
 from .texttable import text_table
 from .views import (
     Span,
@@ -87,7 +87,7 @@ def open_catalog(path: Path) -> "Catalog":
     Raises:
         StoreNotFoundError: If there is no store.
     """
-    return Catalog(Store.open(path))
+    return Catalog(LiveStore.open(path))
 
 
 def named_query(name: str) -> str:
@@ -102,7 +102,7 @@ def named_query(name: str) -> str:
 class Catalog:
     """A connection to the views of one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: LiveStore) -> None:
         """Connect to what is live in ``store``."""
         self._store = store
         self._views = set[str]()
@@ -125,7 +125,7 @@ class Catalog:
         self._connection.close()
 
     @property
-    def store(self) -> Store:
+    def store(self) -> LiveStore:
         """The store that is asked."""
         return self._store
 

@@ -25,9 +25,36 @@ from .errors import CommitCorruptError, StoreFormatError
 from .keys import KEY_BYTES, canonical_json
 from .placing import clear_write_errors, move_synced, write_synced
 from .schema import FORMAT_VERSION
-from .shards import Shard, shard_path
 
 _NAME = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{16}-([0-9a-f]{32})\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A shard as its commit record names it."""
+
+    table: str
+    """Name of the table."""
+
+    partition: str
+    """Name of the partition."""
+
+    name: str
+    """BLAKE3 of the file's bytes, 32 hexadecimal digits; the file's name."""
+
+    num_rows: int
+    """Rows in it."""
+
+    num_bytes: int
+    """Size of the file."""
+
+    path: Path
+    """Where the file is."""
+
+
+def shard_path(root: Path, table: str, partition: str, name: str) -> Path:
+    """Return where the store at ``root`` keeps a shard; 256 folders keep listings short."""
+    return root / "data" / table / partition / name[:2] / f"{name}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

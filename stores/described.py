@@ -97,7 +97,7 @@ def _meanings(view: str) -> dict[str, str]:
         return _OF_THE_STORE["specs" if view == "scorers" else view][1]
     table = view.removesuffix("_of_all_attempts")
     if table in TABLES:
-        docs = {field.name: field.metadata[b"doc"].decode() for field in TABLES[table].schema}
+        docs = {each.name: each.doc for each in TABLES[table].columns}
         return _PARTITIONS | docs
     text = (SQL / f"view_{view}.sql").read_text(encoding="utf-8")
     pairs = (re.fullmatch(r"column (\w+): (.+)", note) for note in read_comments(text)[1])

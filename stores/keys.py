@@ -6,10 +6,13 @@ BLAKE3 over a canonical JSON text and names a declared set of settings.
 
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 KEY_BYTES = 16
 
@@ -26,21 +29,19 @@ def content_key(*parts: bytes) -> bytes:
     return hasher.digest(KEY_BYTES)
 
 
-def sequence_key(ids: NDArray[np.int32], num_prompt_tokens: int) -> bytes:
+def sequence_key(ids: "NDArray[np.int32]", num_prompt_tokens: int) -> bytes:
     """Return the key of a prompt with one completion, from the ids and where the prompt ends.
 
     Args:
         ids: Token ids of prompt and completion, shape [T].
         num_prompt_tokens: How many of them belong to the prompt.
     """
-    return content_key(
-        num_prompt_tokens.to_bytes(4, "little"), np.ascontiguousarray(ids, dtype="<i4").tobytes()
-    )
+    return content_key(num_prompt_tokens.to_bytes(4, "little"), _id_bytes(ids))
 
 
-def prompt_key(ids: NDArray[np.int32]) -> bytes:
+def prompt_key(ids: "NDArray[np.int32]") -> bytes:
     """Return the key of a prompt, from its token ids, shape [T]."""
-    return content_key(b"prompt", np.ascontiguousarray(ids, dtype="<i4").tobytes())
+    return content_key(b"prompt", _id_bytes(ids))
 
 
 def text_key(prompt: str, completion: str, form: str) -> bytes:
@@ -78,3 +79,9 @@ def fingerprint(spec: Mapping[str, object]) -> str:
     True
     """
     return blake3(canonical_json(spec).encode()).hexdigest(KEY_BYTES)
+
+
+def _id_bytes(ids: "NDArray[np.int32]") -> bytes:
+    import numpy as np  # here: most of who imports this module hashes no ids
+
+    return np.ascontiguousarray(ids, dtype="<i4").tobytes()

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .schema import KEY, TableSchema
+from .columns import TableSchema
+from .schema import KEY
 from .shards import Shard, read_shard
 
 Keys = NDArray[np.bytes_]

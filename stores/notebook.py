@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import duckdb
 
 from .catalog import Catalog
-from .store import Store
+from .live import LiveStore
 from .views import view_names
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Notebook:
 
     def __init__(self, path: Path) -> None:
         """Open the store at ``path``; see `offpref.stores.open_store`."""
-        self._store = Store.open(path)
+        self._store = LiveStore.open(path)
         self._catalog = Catalog(self._store)
 
     def __enter__(self) -> Self:

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,44 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
+from .columns import TableSchema
+from .commits import Shard as Shard
+from .commits import shard_path as shard_path
 from .crash import crash_at
 from .errors import SchemaMismatchError, ShardCorruptError, ShardMissingError
 from .keys import KEY_BYTES
 from .placing import clear_write_errors, move_synced, sync_file
 from .rowhash import row_hashes
 from .rows import in_order, resolve_duplicates, to_arrow
-from .schema import FORMAT_VERSION, KEY, ROW_HASH, TABLES, TableSchema
+from .schema import FORMAT_VERSION, KEY, ROW_HASH
+from .schema import table_schema as table_schema
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """A shard as its commit record names it."""
-
-    table: str
-    """Name of the table."""
-
-    partition: str
-    """Name of the partition."""
-
-    name: str
-    """BLAKE3 of the file's bytes, 32 hexadecimal digits; the file's name."""
-
-    num_rows: int
-    """Rows in it."""
-
-    num_bytes: int
-    """Size of the file."""
-
-    path: Path
-    """Where the file is."""
-
-
-def shard_path(root: Path, table: str, partition: str, name: str) -> Path:
-    """Return where the store at ``root`` keeps a shard; 256 folders keep listings short."""
-    return root / "data" / table / partition / name[:2] / f"{name}.parquet"
 
 
 def shard_files(root: Path) -> Iterator[Path]:
@@ -238,17 +213,6 @@ def _leaves(table: TableSchema, is_wanted: Callable[[pa.DataType], bool]) -> lis
         elif is_wanted(field.type):
             paths.append(field.name)
     return paths
-
-
-def table_schema(name: str) -> TableSchema:
-    """Return the schema of the table called ``name``.
-
-    Raises:
-        ValueError: If there is no such table.
-    """
-    if name not in TABLES:
-        raise ValueError(f"no table is called {name!r}; there are: {', '.join(TABLES)}")
-    return TABLES[name]
 
 
 def check_name(name: str) -> None:

@@ -10,7 +10,6 @@ as it was when it was opened, when it last committed, or when it was last asked 
 One thread uses one Store object.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -24,51 +23,29 @@ from blake3 import blake3
 
 from . import remembered, specs
 from .batch import Batch
-from .commits import Head, Record, live_shards, read_record, record_names
-from .errors import ShardMissingError, StoreFormatError, StoreNotFoundError
+from .errors import ShardMissingError, StoreNotFoundError
 from .keys import KEY_BYTES, canonical_json, fingerprint
 from .known import KnownKeys, check_equal, to_keys
+from .live import STORE_FILE, LiveStore
 from .placing import clear_write_errors, make_folder, place_bytes
 from .rows import in_order, resolve_duplicates, to_arrow, to_hashes
-from .schema import FORMAT_VERSION, ROW_HASH
-from .shards import Shard, empty_rows, read_shard, table_schema
+from .schema import FORMAT_VERSION, ROW_HASH, table_schema
+from .shards import empty_rows, read_shard
 
 FOLDERS = ("commits", "data", "heads", "remembered", "specs", "tmp")
-STORE_FILE = "STORE.json"
 
 Filters: TypeAlias = pc.Expression | list[tuple[str, str, object]]
 """Which rows to keep: an expression, or conditions that must all hold, ``("split", "=", "train")``;
 keys are compared as ``fixed_size_binary(16)``."""
 
 
-class Store:
+class Store(LiveStore):
     """A store on disk, and what this process knows of it."""
 
     def __init__(self, path: Path, uuid: str) -> None:
         """Hold the store at ``path``; use ``Store.open`` or ``Store.create`` instead."""
-        self.path = path
-        self.uuid = uuid
-        self._records: dict[str, Record] = {}
-        self._live: dict[str, Shard] = {}
         self._known: dict[tuple[object, ...], KnownKeys] = {}
-        self.refresh()
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the store at ``path``; nothing is written.
-
-        Raises:
-            StoreNotFoundError: If there is none.
-            StoreFormatError: If a later version of the format wrote it, or it is damaged.
-        """
-        file = path / STORE_FILE
-        try:
-            content = file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreNotFoundError(
-                f"{path} is no store: it has no {STORE_FILE}; `offpref add` creates one"
-            ) from error
-        return cls(path, check_store_file(content, file))
+        super().__init__(path, uuid)
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -100,62 +77,6 @@ class Store:
                 in the files' metadata and the commit record; not hashed. None keeps nothing.
         """
         return Batch(self.path, provenance or {}, on_commit=self.refresh)
-
-    def refresh(self) -> bool:
-        """Look for new commits and return whether the live set has changed.
-
-        Cost: one listing, and each new record is read once.
-
-        Raises:
-            CommitCorruptError: If a record is damaged.
-        """
-        before = self._live.keys()
-        for _ in range(100):
-            try:
-                self._read_new_records()
-            except FileNotFoundError:  # merged and collected since it was listed: list again
-                continue
-            break
-        self._live = live_shards(self._records.values())
-        return self._live.keys() != before
-
-    def _read_new_records(self) -> None:
-        covered = frozenset[str]().union(*(record.merges for record in self._records.values()))
-        for name in reversed(record_names(self.path)):  # what merges is newer than the merged
-            if name not in covered and name not in self._records:
-                self._records[name] = record = read_record(name, self.path)
-                covered |= record.merges
-
-    def partitions(self, table: str) -> list[str]:
-        """Return the partitions of ``table`` that have live shards, sorted."""
-        table_schema(table)
-        return sorted({shard.partition for shard in self._live.values() if shard.table == table})
-
-    def shards(self, table: str, partition: str | None = None) -> list[Shard]:
-        """Return the live shards of a partition (None: of all), sorted by name."""
-        table_schema(table)
-        return sorted(
-            (
-                shard
-                for shard in self._live.values()
-                if shard.table == table and partition in (None, shard.partition)
-            ),
-            key=lambda shard: shard.name,
-        )
-
-    def records(self) -> dict[str, Record]:
-        """Return the commit records that no other one repeats, by name."""
-        covered = frozenset[str]().union(*(record.merges for record in self._records.values()))
-        return {name: self._records[name] for name in self._records.keys() - covered}
-
-    def heads(self) -> list[Head]:
-        """Return the output heads that commits have added, sorted by fingerprint."""
-        heads = frozenset[Head]().union(*(record.heads for record in self._records.values()))
-        return sorted(heads, key=lambda head: (head.fingerprint, head.blake3))
-
-    def head_path(self, fingerprint: str) -> Path:
-        """Return where the output head of a scorer is kept, if it is."""
-        return self.path / "heads" / f"{fingerprint}.safetensors"
 
     def read(
         self,
@@ -277,23 +198,6 @@ class Store:
             self.remember_identity("name", {"fingerprint": spec_fingerprint}, name)
         return spec_fingerprint
 
-    def read_spec(self, fingerprint: str) -> dict[str, object]:
-        """Return the spec of a fingerprint.
-
-        Raises:
-            StoreNotFoundError: If the store has none of that fingerprint.
-            StoreFormatError: If it is damaged.
-        """
-        return specs.read_spec(self.path, fingerprint)
-
-    def spec_fingerprints(self) -> list[str]:
-        """Return the fingerprints that the store has specs of, sorted."""
-        return sorted(path.stem for path in (self.path / "specs").glob("*.json"))
-
-    def name_of(self, fingerprint: str) -> str | None:
-        """Return what a person calls the spec of a fingerprint; None if nobody said."""
-        return self.recall_identity("name", {"fingerprint": fingerprint})
-
     def remember(self, kind: str, path: Path, value: str) -> None:
         """Keep ``value`` for the file ``path`` as it is now; a file that is gone is skipped."""
         identity = remembered.file_identity(path)
@@ -309,39 +213,11 @@ class Store:
         """Keep ``value`` for anything that ``identity`` names, as JSON knows it."""
         remembered.remember(self.path, kind, identity, value)
 
-    def recall_identity(self, kind: str, identity: Mapping[str, object]) -> str | None:
-        """Return what was remembered for ``identity``; None if nothing, or it is damaged."""
-        return remembered.recall(self.path, kind, identity)
-
 
 def _filtered_columns(filters: list[Any]) -> list[str]:
     """Return the columns that a list of filters, or of lists of them, looks at."""
     flat = [each for part in filters for each in (part if isinstance(part, list) else [part])]
     return [str(column) for column, _, _ in flat]
-
-
-def check_store_file(content: bytes, path: Path) -> str:
-    """Return the uuid in the text of a STORE.json.
-
-    Raises:
-        StoreFormatError: If a later version of the format wrote it, or it is damaged.
-    """
-    try:
-        entry = dict(json.loads(content))
-        checksum = entry.pop("checksum")
-        is_whole = checksum == fingerprint(entry) and content.decode() == canonical_json(
-            entry | {"checksum": checksum}
-        )
-    except (ValueError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise StoreFormatError(f"{path} is damaged: its checksum does not match")
-    if entry["format_version"] != FORMAT_VERSION:
-        raise StoreFormatError(
-            f"{path} has format version {entry['format_version']};"
-            f" this version of offpref reads {FORMAT_VERSION}"
-        )
-    return str(entry["uuid"])
 
 
 def _strangers(path: Path) -> list[str]:

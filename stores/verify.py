@@ -20,12 +20,13 @@ from blake3 import blake3
 from .commits import Head, Record, live_shards, read_record
 from .errors import CommitCorruptError, StoreError, StoreFormatError, StoreNotFoundError
 from .keys import KEY_BYTES
+from .live import STORE_FILE, check_store_file
 from .remembered import check_entry
 from .rowhash import row_hashes
 from .rows import in_order, resolve_duplicates, to_hashes
 from .schema import ROW_HASH, TABLES
 from .shards import Shard, clear_read_errors, disk_schema, file_name, open_parquet, to_memory
-from .store import FOLDERS, STORE_FILE, check_store_file
+from .store import FOLDERS
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _UNNAMED = ("run", "evaluation")  # what partitions are called whose names are random

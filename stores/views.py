@@ -17,12 +17,27 @@ from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-import pyarrow as pa
-
+from .columns import (
+    BINARY,
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    FLOAT_LIST,
+    INT32,
+    INT32_LIST,
+    INT64,
+    LARGE_BINARY,
+    NUMBERS,
+    ROW_HASH_NAME,
+    STRING,
+    TIMESTAMP,
+    UUID,
+    TableSchema,
+)
+from .commits import Shard
 from .keys import canonical_json
-from .schema import KEY, ROW_HASH, TABLES, TableSchema
-from .shards import Shard
-from .store import Store
+from .live import LiveStore
+from .schema import TABLES
 
 SQL = Path(__file__).parent / "sql"
 
@@ -44,9 +59,10 @@ _ORDERS = dict.fromkeys(OF_STEPS, "step") | {"run_events": "happened_at"}
 _OF_THE_STORE = ("shards", "specs", "scorers")
 _LAST = 2**63 - 1
 _TYPES = {
-    "string": "VARCHAR", "bool": "BOOLEAN", "int32": "INTEGER", "int64": "BIGINT",
-    "float": "FLOAT", "double": "DOUBLE", "binary": "BLOB", "large_binary": "BLOB",
-    "timestamp[us, tz=UTC]": "TIMESTAMP WITH TIME ZONE", str(KEY): "UUID",
+    STRING: "VARCHAR", BOOL: "BOOLEAN", INT32: "INTEGER", INT64: "BIGINT", FLOAT: "FLOAT",
+    DOUBLE: "DOUBLE", BINARY: "BLOB", LARGE_BINARY: "BLOB", UUID: "UUID",
+    TIMESTAMP: "TIMESTAMP WITH TIME ZONE", NUMBERS: "MAP(VARCHAR, DOUBLE)",
+    INT32_LIST: "INTEGER[]", FLOAT_LIST: "FLOAT[]",
 }  # fmt: skip
 
 
@@ -55,7 +71,7 @@ def view_names() -> list[str]:
     return list(_needed())
 
 
-def view_sql(store: Store, name: str, find_spans: FindSpans) -> str:
+def view_sql(store: LiveStore, name: str, find_spans: FindSpans) -> str:
     """Return the SELECT that the view ``name`` stands for, over the shards live in ``store``.
 
     Args:
@@ -97,7 +113,7 @@ def needed_views(text: str) -> list[str]:
     return list(wanted)
 
 
-def setup_sql(store: Store, find_spans: FindSpans) -> str:
+def setup_sql(store: LiveStore, find_spans: FindSpans) -> str:
     """Return the statements that make the views in any DuckDB, run where the shards are found."""
     statements = [
         f"create or replace view {name} as\n{view_sql(store, name, find_spans)};"
@@ -141,14 +157,16 @@ def _kept_sql(name: str) -> str:
 
 def spans_sql(paths: Sequence[str], column: str) -> str:
     """Return SQL for path, first attempt, last attempt, first and last of a column, of files."""
-    value = "try_cast({} as bigint)" if column == "step" else "epoch_us(try_cast({} as timestamptz))"
+    number, time = "try_cast({} as bigint)", "epoch_us(try_cast({} as timestamptz))"
+    asked = {"attempt": number, column: number if column == "step" else time}
+    ends = ", ".join(
+        f"{end}({value.format(f'stats_{end}_value')}) filter (path_in_schema = '{name}')"
+        for name, value in asked.items()
+        for end in ("min", "max")
+    )
     return (
-        "select file_name, min(try_cast(stats_min_value as bigint)) filter (path_in_schema = 'attempt'),"
-        " max(try_cast(stats_max_value as bigint)) filter (path_in_schema = 'attempt'),"
-        f" min({value.format('stats_min_value')}) filter (path_in_schema = '{column}'),"
-        f" max({value.format('stats_max_value')}) filter (path_in_schema = '{column}')"
-        f" from parquet_metadata([{quoted(map(_as_pattern, paths))}])"
-        f" where path_in_schema in ('attempt', '{column}') group by file_name"
+        f"select file_name, {ends} from parquet_metadata([{quoted(map(_as_pattern, paths))}])"
+        f" where path_in_schema in ({quoted(asked)}) group by file_name"
     )
 
 
@@ -174,7 +192,7 @@ def _table_sql(shards: Sequence[Shard], repeated: Sequence[Shard], table: TableS
     partition = PARTITION_COLUMNS.get(table.partition)
     if not shards:
         return _no_rows(table, partition)
-    columns = ", ".join(f'"{name}"' for name in table.schema.names)
+    columns = ", ".join(f'"{each.name}"' for each in table.columns)
     first = "" if partition is None else f"{_partition_of('row')} as {partition}, "
     sql = f"select {first}{columns} from {_files(shards)} as row"
     if repeated:
@@ -201,7 +219,7 @@ def _newest_attempts_sql(table: str) -> str:
     )
 
 
-def _store_sql(store: Store, name: str) -> str:
+def _store_sql(store: LiveStore, name: str) -> str:
     if name == "scorers":
         return (
             "select * from specs where fingerprint in"
@@ -249,7 +267,7 @@ def _partition_of(alias: str) -> str:
 
 def _rank(alias: str) -> str:
     """SQL for the order in which of duplicates the first counts; equal rows differ in place."""
-    return f"({alias}.{ROW_HASH.name}, {alias}.filename, {alias}.file_row_number)"
+    return f"({alias}.{ROW_HASH_NAME}, {alias}.filename, {alias}.file_row_number)"
 
 
 def _files(shards: Iterable[Shard]) -> str:
@@ -291,15 +309,6 @@ def quoted(texts: Iterable[str]) -> str:
 def _no_rows(table: TableSchema, partition: str | None) -> str:
     """SQL that returns the table's columns and no rows."""
     kinds = {} if partition is None else {partition: "VARCHAR"}
-    kinds |= {field.name: sql_type(field.type) for field in table.schema}
+    kinds |= {each.name: _TYPES[each.kind] for each in table.columns}
     columns = ", ".join(f'cast(null as {kind}) as "{name}"' for name, kind in kinds.items())
     return f"select {columns} where false"
-
-
-def sql_type(kind: pa.DataType) -> str:
-    """Return how DuckDB calls the type of a column as it is on disk."""
-    if pa.types.is_list(kind):
-        return f"{sql_type(kind.value_type)}[]"
-    if pa.types.is_map(kind):
-        return f"MAP({sql_type(kind.key_type)}, {sql_type(kind.item_type)})"
-    return _TYPES[str(kind)]
