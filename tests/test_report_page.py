@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from report_cases import (
     ATTACK,
+    DPO,
     ODD,
     RUN_NAME,
     attack,
+    key,
     name,
     policy_logps,
+    put,
     put_pairs,
+    put_run,
     put_scores,
     ref_logps,
 )
@@ -171,6 +175,36 @@ def test_texts_without_tokens_show_what_would_act(
     assert reader.texts("article .plain") == [shown.strip(), ATTACK]
     assert reader.page.evaluate("document.documentElement.scrollWidth") == 390
     assert "offpref score STORE" in reader.texts("#pair .note")[0]
+
+
+def test_names_of_everything_else_are_texts_too(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    names = {"pair_set": ATTACK, "split": ATTACK, "source_file": ATTACK}
+    put_pairs(store, [1], **names)
+    put_pairs(store, [2])
+    put_run(store, DPO, "dpo")
+    step = {"run_id": DPO, "step": 1, "split": ATTACK, "metrics": [(ATTACK, 1.0)]}
+    put(store, "steps", [step], DPO.hex())
+    example = {"run_id": DPO, "step": 1, "split": ATTACK, "pair_key": key(1), "loss": 0.5}
+    put(store, "examples", [example, example | {"pair_key": key(2), "loss": 1}], DPO.hex())
+    evaluation = {"name": ATTACK, "pair_set": ATTACK, "split": ATTACK, "reverse_kl": 1.0,
+                  "rewards": [(ATTACK, 0.5)], "num_prompts": 1, "num_samples": 1}  # fmt: skip
+    put(store, "evaluations", [evaluation])
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings())
+
+    reader = open_page(tmp_path / "report.html")
+
+    assert ATTACK in reader.hover_point("frontier-chart", trace=1)
+    assert reader.texts("#frontier-chart .ytitle") == [f"reward: {ATTACK}, better \u2191"]
+    reader.choose("Metric", ATTACK)
+    assert reader.texts("#curves-chart .ytitle") == [ATTACK]
+    reader.choose("Split", ATTACK)
+    reader.choose("Pair set", ATTACK)
+    assert reader.column("Split") == [ATTACK]
+    assert ATTACK in reader.texts("#pair .meta")[0]
+    assert reader.page.locator("main img, main b[onmouseover], main script").count() == 0
 
 
 def test_page_of_an_empty_store_says_what_would_fill_it(

@@ -16,7 +16,8 @@ stretches as (
     run_id,
     split,
     step,
-    (row_number() over stretch - 1) * $num_points // greatest(count(*) over (partition by run_id, split), $num_points)
+    -- Of a run with fewer steps than points each step is a stretch of its own.
+    (row_number() over stretch - 1) * $num_points // count(*) over (partition by run_id, split)
       as stretch
   from shown
   window stretch as (partition by run_id, split order by step)
