@@ -103,28 +103,22 @@ def write_report(store: Store, path: Path, settings: ReportSettings) -> ReportSu
 def _page(
     catalog: Catalog, path: Path, store_path: Path, settings: ReportSettings
 ) -> tuple[bytes, ReportSummary]:
-    runs = report_runs(catalog, settings.run_names)
+    """The page, and what is on it."""
     has_all = not settings.run_names
+    runs = report_runs(catalog, settings.run_names)
     sampled = sample_pairs(catalog, runs, settings.max_pairs, has_all_runs=has_all)
     references, names = _references(catalog, runs)
     values = read_token_values(catalog, runs, sampled, references)
     vocabularies = read_vocabularies(catalog)
-    seen = seen_pairs(catalog, runs)
-    charts = packed(
-        to_json(
-            {
-                "curves": curves(catalog, runs),
-                "distributions": distributions(seen),
-                "frontiers": frontiers(catalog, runs, seen, has_all_runs=has_all),
-            }
-        ).encode()
-    )
     columns = {
         "pairs": pair_columns(sampled),
         "measured": measured_columns(catalog, runs, sampled),
         "sums": _reference_sums(values.logps, references, sampled),
     }
-    pairs, text_limit = packed_pairs(sampled, columns, vocabularies, MAX_TEXT_BYTES)
+    blocks = {
+        "charts": _charts(catalog, runs, has_all_runs=has_all),
+        "pairs": packed_pairs(sampled, columns, vocabularies, MAX_TEXT_BYTES),
+    }
     title = printable(settings.title or f"{store_path.resolve().name}: preference report")
     shown = {
         "title": title,
@@ -137,18 +131,13 @@ def _page(
         "is_part": not has_all,
         "num_pairs": sampled.num_pairs,
         "num_pairs_shown": len(sampled.rows),
-        "text_limit": text_limit,
-        "max_tokens": MAX_TOKENS,
     }
-    blocks = {"charts": charts, "pairs": pairs}
-    # The page without token values, to see how much room they have.
-    bare = page_html(title, {**shown, "tokens": {}}, blocks)
-    left = MAX_BYTES - len(bare)
+    # The page without token values tells how much room they have.
+    left = MAX_BYTES - len(page_html(title, {**shown, "tokens": {}}, blocks))
     tokens = token_blocks(values, runs, sampled, references, vocabularies, left)
-    shown["tokens"] = _tokens_shown(tokens)
     blocks["vocabulary"] = tokens.vocabulary
     blocks |= {f"tokens-{number}": block for number, block in enumerate(tokens.blocks)}
-    content = page_html(title, shown, blocks).encode()
+    content = page_html(title, {**shown, "tokens": _tokens_shown(tokens)}, blocks).encode()
     return content, ReportSummary(
         path=path,
         num_bytes=len(content),
@@ -158,6 +147,16 @@ def _page(
         num_token_pairs=len(tokens.block_of_pair),
         num_token_pairs_left_out=tokens.num_left_out,
     )
+
+
+def _charts(catalog: Catalog, runs: Sequence[ReportRun], *, has_all_runs: bool) -> str:
+    seen = seen_pairs(catalog, runs)
+    charts = {
+        "curves": curves(catalog, runs),
+        "distributions": distributions(seen),
+        "frontiers": frontiers(catalog, runs, seen, has_all_runs=has_all_runs),
+    }
+    return packed(to_json(charts).encode())
 
 
 def _tokens_shown(tokens: TokenBlocks) -> dict[str, Any]:

@@ -126,22 +126,23 @@ def measured_columns(
 
 def packed_pairs(
     sampled: SampledPairs, columns: Mapping[str, Any], vocabularies: "Vocabularies", max_bytes: int
-) -> tuple[str, int]:
-    """Return the pairs with their texts as a compressed block of JSON, and the text limit used.
+) -> str:
+    """Return the pairs with their texts as a compressed block of JSON.
 
     Args:
         sampled: The pairs.
         columns: What else belongs into the block.
         vocabularies: Bytes of tokens, for sequences that came as ids and have no text.
-        max_bytes: Length that the block should have at most; the lowest limit may exceed it.
+        max_bytes: Length that the block should have at most: texts are cut until it fits. With the
+            lowest of `TEXT_LIMITS` it may be longer.
     """
     pieces = [_texts(sampled, row, vocabularies) for row in sampled.rows]
-    block, limit = "", TEXT_LIMITS[-1]
+    block = ""
     for limit in TEXT_LIMITS:
         block = packed(to_json({**columns, **_text_columns(pieces, limit)}).encode())
         if len(block) <= max_bytes:
             break
-    return block, limit
+    return block
 
 
 Vocabularies = Mapping[str, Mapping[int, tuple[bytes, bool]]]

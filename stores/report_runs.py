@@ -62,9 +62,7 @@ def report_runs(catalog: Catalog, names: Sequence[str]) -> list[ReportRun]:
     for row, config in zip(rows, configs, strict=True):
         label = row["run"]
         settings = {
-            name: _shown(config[name])
-            for name in differing
-            if not _is_default(config.get(name))
+            name: _shown(config[name]) for name in differing if not _is_default(config.get(name))
         }
         runs.append(
             ReportRun(

@@ -14,6 +14,7 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
+from offpref.stores.report import ReportSettings, write_report
 from offpref.stores.schema import TABLES
 from offpref.stores.store import Store
 
@@ -280,3 +281,16 @@ class Page:
 
         found: dict[str, Any] = unpack(header, "")
         return found
+
+
+def report(store: Store, **settings: object) -> Page:
+    """Write the report of a store beside it and read it."""
+    path = store.path.parent / "report.html"
+    store.refresh()
+    write_report(store, path, ReportSettings(overwrite=True, **settings))  # type: ignore[arg-type]
+    return Page(path)
+
+
+def places(page: Page) -> list[str]:
+    """The keys of the pairs on a page."""
+    return list(page.json("pairs")["pairs"]["pair_key"])

@@ -31,7 +31,6 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
 
 MINUS = "\u2212"
-STYLE = Path(__file__).parent.parent / "stores" / "page" / "style.css"
 
 
 POINT = """([name, number, point]) => {
@@ -479,36 +478,3 @@ def test_every_control_is_reached_by_tab_and_shows_it(reader: Reader) -> None:
     assert {"theme", "search", "open", "next", "token", "SELECT"} <= set(reached)
     assert reached.count("open") == 1  # one stop: arrows move inside
     assert reached.count("token") == 2
-
-
-def luminance(colour: list[float]) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: list[float], other: list[float]) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("theme", [":root ", ':root[data-theme="dark"] '])
-def test_texts_have_enough_contrast(theme: str) -> None:
-    style = STYLE.read_text()
-    block = style[style.index(theme + "{") :].split("}")[0]
-    colour = {
-        each[1]: [int(each[2][at : at + 2], 16) / 255 for at in (0, 2, 4)]
-        for each in re.finditer(r"--([\w-]+): #(\w{6});", block)
-    }
-    for ink in ("ink", "muted"):
-        for ground in ("page", "surface", "sunken", "accent-soft"):
-            assert contrast(colour[ink], colour[ground]) >= 4.5, (ink, ground)
-    assert contrast(colour["strong-line"], colour["surface"]) >= 3  # of controls
-    strongest = float(
-        re.findall(r"STRONGEST = ([\d.]+)", (STYLE.parent / "tokens.js").read_text())[0]
-    )
-    for each in re.finditer(r"--(high|low): (\d+), (\d+), (\d+);", block):
-        behind = [
-            strongest * int(part) / 255 + (1 - strongest) * ground
-            for part, ground in zip(each.groups()[1:], colour["surface"], strict=True)
-        ]
-        assert contrast(colour["ink"], behind) >= 4.5, each[1]
