@@ -247,8 +247,9 @@ class Catalog:
             asked.check_parameters(given)
 
         def ask() -> Found:
-            every = _LISTS_VIEWS.search(sql) is not None
-            self._add_views(view_names() if every else needed_views(sql))
+            code = asked.code if is_name else sql
+            has_all = _LISTS_VIEWS.search(code) is not None
+            self._add_views(view_names() if has_all else needed_views(code))
             is_declared = is_name or asked.parameters
             values = self._values(asked, given) if is_declared else _guessed(given)
             return run(sql, values)

@@ -74,6 +74,11 @@ class Question:
     """Meanings of columns, by name."""
     sql: str
 
+    @property
+    def code(self) -> str:
+        """The SQL without comments and literals: what views it names is named here."""
+        return re.sub(r"--[^\n]*|'[^']*'", "", self.sql)
+
     def check_parameters(self, given: Mapping[str, object]) -> None:
         """Check that every name in ``given`` is a parameter.
 

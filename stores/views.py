@@ -98,7 +98,8 @@ def view_sql(store: LiveStore, name: str, find_spans: FindSpans) -> str:
 def needed_views(text: str) -> list[str]:
     """Return the views that ``text`` may name and those that they need, these first.
 
-    A name in a comment or a literal counts, too: it costs a view that is not used.
+    A name in a literal counts, too, where the text is not one of ours: it costs a view that is
+    not used.
     """
     wanted: dict[str, None] = {}
 

@@ -55,7 +55,8 @@ def tokens(forward_kl: pa.Array) -> pa.Table:
         if pa.types.is_list(field.type) or pa.types.is_fixed_size_binary(field.type)
     }
     some |= {"attempt": pa.array([0], pa.int32()), "step": pa.array([1]), "split": pa.array(["a"])}
-    return pa.table(some | {"forward_kl": forward_kl}, schema=TOKENS.schema)
+    absent = {"kl_source": pa.nulls(1, pa.string())}
+    return pa.table(some | absent | {"forward_kl": forward_kl}, schema=TOKENS.schema)
 
 
 def test_null_is_not_an_empty_list_and_hides_what_lies_under_it() -> None:

@@ -1,4 +1,5 @@
 -- The pair sets and their versions, the newest first.
+-- column created_at: when it was first complete, UTC
 select
   pair_set,
   pair_set_fingerprint,
@@ -8,6 +9,6 @@ select
   num_rejects,
   num_eos_lost,
   num_merges,
-  created_at
+  strftime(created_at, '%Y-%m-%d %H:%M:%S') as created_at
 from pair_sets
-order by created_at desc, pair_set, pair_set_fingerprint
+order by pair_sets.created_at desc, pair_set, pair_set_fingerprint

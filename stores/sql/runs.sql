@@ -1,5 +1,6 @@
 -- The runs, the newest first: what they were, how far they came, and how they ended.
 -- param run runs: runs to show; all if not given
+-- column started_at: when its newest attempt started, UTC
 -- column loss_type: loss, as --loss-type spells it
 -- column first_loss: loss of the first training step
 -- column last_loss: loss of the last one
@@ -32,7 +33,7 @@ select
   round(measured.accuracy, 3) as accuracy,
   round(measured.eval_accuracy, 3) as eval_accuracy,
   shown.num_attempts,
-  shown.started_at
+  strftime(shown.started_at, '%Y-%m-%d %H:%M:%S') as started_at
 from shown
 left join run_status using (run_id)
 left join measured using (run_id)

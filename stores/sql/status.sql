@@ -1,11 +1,12 @@
 -- What happened to each run, the latest first: started, saved, interrupted, finished, failed.
 -- param run runs: runs to show; all if not given
+-- column happened_at: when, UTC
 select
   latest_runs.run,
   run_events.attempt,
   run_events.event,
   run_events.step,
-  run_events.happened_at,
+  strftime(run_events.happened_at, '%Y-%m-%d %H:%M:%S') as happened_at,
   run_events.message
 from run_events
 join latest_runs using (run_id)
