@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from offpref.stores.collect import collect_garbage
+from offpref.stores.compact import compact_store
 from offpref.stores.rows import to_arrow
 from offpref.stores.schema import TABLES
 from offpref.stores.store import Store
@@ -193,9 +195,15 @@ def tokens(
     )  # fmt: skip
 
 
-def write_query_world(folder: Path, num_runs: int = 20, flushes: int = 30) -> Path:
-    """Write the store into ``folder`` unless it is there, and return its path."""
-    path = folder / f"runs-{num_runs}-{flushes}"
+def write_query_world(
+    folder: Path, num_runs: int = 20, flushes: int = 30, *, is_compacted: bool = True
+) -> Path:
+    """Write the store into ``folder`` unless it is there, and return its path.
+
+    As it is written a run lies in a shard a flush and table; compacted, in one a table.
+    """
+    state = "compacted" if is_compacted else "as-written"
+    path = folder / f"runs-{num_runs}-{flushes}-{state}"
     if (path / "whole").exists():
         return path / "store"
     rng = np.random.default_rng(0)
@@ -203,6 +211,9 @@ def write_query_world(folder: Path, num_runs: int = 20, flushes: int = 30) -> Pa
     world = write_data(store, rng)
     for number in range(num_runs):
         write_run(store, number, world, rng, flushes)
+    if is_compacted:
+        compact_store(store)
+        collect_garbage(store, grace_seconds=0)
     (path / "whole").touch()
     return path / "store"
 

@@ -1,7 +1,7 @@
 """Measure offpref side by side with what a user would pick instead, on this machine, in one run.
 
-    python benchmarks/run.py [score] [train] [tdpo] [cached] [kernels] [--pairs N] [--steps N]
-        [--keep DIR]
+    python benchmarks/run.py [score] [train] [tdpo] [cached] [kernels] [queries]
+        [--pairs N] [--steps N] [--keep DIR]
 
 Each side runs in a process of its own, one after the other, in turns; ratios are of medians. The
 results go to benchmarks/results/<machine>.json.
@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 from model40m import HH, read_pairs, write_world
+from queries import bench_queries
+from query_world import write_query_world
 
 HERE = Path(__file__).parent
 
@@ -143,7 +145,9 @@ def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, obj
 def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["score", "train", "tdpo", "cached", "kernels"])
+    parser.add_argument(
+        "what", nargs="*", default=["score", "train", "tdpo", "cached", "kernels", "queries"]
+    )
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -165,6 +169,13 @@ def main() -> None:
             results["topk_error"] = bench_topk(folder)
         if "cached" in settings.what:
             results["cached"] = bench_cached(folder, 100_000, settings.rounds)
+        if "queries" in settings.what:
+            results["queries"] = {
+                "compacted": bench_queries(write_query_world(folder), rounds=settings.rounds),
+                "as_written": bench_queries(
+                    write_query_world(folder, is_compacted=False), rounds=settings.rounds
+                ),
+            }
     if "kernels" in settings.what:
         results["kernels"] = one("kernels_cpu.py", str(max(settings.rounds, 9)))
     path.parent.mkdir(exist_ok=True)

@@ -510,3 +510,15 @@ def test_question_needs_neither_pyarrow_nor_numpy(measured: Store) -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.splitlines()[-1] == "[]", question
+
+
+def test_benchmark_of_questions_measures_time_and_memory(measured: Store) -> None:
+    script = ROOT / "benchmarks" / "queries.py"
+    done = subprocess.run(
+        [sys.executable, script, measured.path, "runs", "--rounds", "1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["question"] == "runs"
+    assert 0 < found["first_byte_seconds"] <= found["seconds"]
+    assert found["peak_bytes"] > 10_000_000
