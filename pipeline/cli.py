@@ -11,7 +11,6 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..stores.errors import StoreError
 from .evaluate_command import evaluate
 from .options import (
     PRECISIONS,
@@ -25,25 +24,8 @@ from .options import (
 from .question_commands import export, query
 from .report_command import report
 from .sft_command import sft
+from .start import StageGroup
 from .store_commands import store_group
-
-
-class StageGroup(click.Group):
-    """Shows the errors a user can fix as one line, and lets every other error through.
-
-    Exit codes: 0 done, 1 an error of files, 2 wrong usage, 130 interrupted.
-    """
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except StoreError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt as interrupt:
-            said = str(interrupt) or "interrupted: what was done is kept; the same command goes on"
-            click.echo(said, err=True)
-            raise SystemExit(130) from None
 
 
 @click.group(cls=StageGroup)

@@ -522,3 +522,34 @@ def test_benchmark_of_questions_measures_time_and_memory(measured: Store) -> Non
     assert found["question"] == "runs"
     assert 0 < found["first_byte_seconds"] <= found["seconds"]
     assert found["peak_bytes"] > 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["drop view runs"], 1, "Error: expected one SELECT, got DROP"),
+        (["nothing"], 1, "Error: no query is called 'nothing'; there are: accuracy"),
+        (["runs", "--limit", "x"], 2, "Error: Invalid value for '--limit'"),
+    ],
+)
+def test_installed_command_ends_as_the_others_do_and_builds_none_of_them(
+    arguments: list[str], code: int, message: str, store: Store
+) -> None:
+    start = (
+        "import sys\n"
+        "from offpref.pipeline.start import start\n"
+        "sys.argv = ['offpref', *sys.argv[1:]]\n"
+        "try:\n"
+        "    start()\n"
+        "finally:\n"
+        "    assert 'offpref.pipeline.cli' not in sys.modules\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", start, "query", store.path, *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert done.stderr.startswith(("Error: ", "Usage: offpref query "))
