@@ -22,7 +22,7 @@ from .options import config_option, store_argument
 )
 @click.option(
     "--max-pairs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=10_000),
     default=2000,
     show_default=True,
     help="Pairs to show at most; of more, a sample by the hash of the pair.",

@@ -35,6 +35,8 @@ MAX_TEXT_BYTES = 2_800_000
 """Of which for the pairs' texts and columns."""
 MAX_PAIRS = 2000
 """Pairs on the page, if nobody asks for more or fewer."""
+MOST_PAIRS = 10_000
+"""Pairs that may be asked for: a browser has to hold them, and the page its 10 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ class ReportSettings:
     run_names: tuple[str, ...] = ()
     """Names of the runs; empty means all."""
     max_pairs: int = MAX_PAIRS
-    """Pairs at most, at least 1."""
+    """Pairs at most, from 1 to MOST_PAIRS."""
     overwrite: bool = False
     """Replace a file that is there already."""
 
@@ -54,10 +56,10 @@ class ReportSettings:
         """Check the settings.
 
         Raises:
-            ValueError: If max_pairs is less than 1.
+            ValueError: If max_pairs is out of its range.
         """
-        if self.max_pairs < 1:
-            raise ValueError(f"max_pairs must be at least 1, got {self.max_pairs}")
+        if not 1 <= self.max_pairs <= MOST_PAIRS:
+            raise ValueError(f"max_pairs must be from 1 to {MOST_PAIRS}, got {self.max_pairs}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

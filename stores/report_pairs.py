@@ -49,6 +49,11 @@ class SampledPairs:
             side: self.sequences[name] for side, name in names.items() if name in self.sequences
         }
 
+    def token_places(self, limit: int) -> list[int]:
+        """Return the places of at most ``limit`` pairs, those with token values first, in order."""
+        places = sorted(range(len(self.rows)), key=lambda place: not self.rows[place]["has_tokens"])
+        return sorted(places[:limit])
+
     def sequence_keys(self) -> list[str]:
         """Return the keys of all sequences, sorted, each once."""
         return sorted({key for _, key in self.sequences})

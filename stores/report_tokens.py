@@ -28,6 +28,8 @@ from .store import Store
 
 MAX_TOKENS = 600
 """Tokens of a completion that the page shows."""
+MAX_TOKEN_PAIRS = 3000
+"""Pairs whose tokens are read at all: of more the page could not hold them."""
 PAIRS_PER_BLOCK = 32
 _LISTS = ("token_logps", "forward_kl", "entropy")
 _INDEX_BYTES = 20  # of a pair, to say in which block it is
@@ -70,7 +72,8 @@ def read_token_values(
 ) -> TokenValues:
     """Return what the store holds of the tokens of the sampled pairs, cut after MAX_TOKENS."""
     keys = sampled.sequence_keys()
-    pair_keys = [row["pair_key"] for row in sampled.rows]
+    places = sampled.token_places(MAX_TOKEN_PAIRS)
+    pair_keys = [sampled.rows[place]["pair_key"] for place in places]
     rows = page_rows(catalog, "logps", sequence_keys=keys, max_tokens=MAX_TOKENS)
     names = zip(rows["reference"].to_pylist(), rows["sequence_key"].to_pylist(), strict=True)
     logps = {
@@ -106,10 +109,14 @@ def token_blocks(
     keys, which are hashes, so that what remains is a sample.
     """
     vocabulary = _PageVocabulary(vocabularies)
+    wanted = sampled.token_places(MAX_TOKEN_PAIRS)
+    num_unread = sum(row["has_tokens"] for row in sampled.rows) - sum(
+        sampled.rows[place]["has_tokens"] for place in wanted
+    )
     pairs = {
         place: sides
-        for place, row in enumerate(sampled.rows)
-        if (sides := _sides(values, runs, sampled, references, row, vocabulary))
+        for place in wanted
+        if (sides := _sides(values, runs, sampled, references, sampled.rows[place], vocabulary))
     }
     places = list(pairs)
     groups = [
@@ -132,7 +139,7 @@ def token_blocks(
         },
         vocabulary=packed_vocabulary,
         num_bits=num_bits,
-        num_left_out=sum(map(len, groups[num_kept:])),
+        num_left_out=num_unread + sum(map(len, groups[num_kept:])),
     )
 
 

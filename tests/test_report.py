@@ -30,8 +30,8 @@ from report_cases import (
 from offpref.pipeline.cli import main
 from offpref.stores import report as report_module
 from offpref.stores.catalog import Catalog
-from offpref.stores.errors import QueryRefusedError, ReportError
-from offpref.stores.report import MAX_PAIRS, ReportSettings, write_report
+from offpref.stores.errors import QueryRefusedError, ReportError, ShardMissingError
+from offpref.stores.report import MAX_PAIRS, MOST_PAIRS, ReportSettings, write_report
 from offpref.stores.report_packing import quantised
 from offpref.stores.report_queries import page_query_names, page_rows
 from offpref.stores.store import Store
@@ -102,6 +102,23 @@ def test_path_that_cannot_be_written_is_refused_before_any_work(
         write_report(store, tmp_path, ReportSettings())
 
 
+def test_what_cannot_be_written_is_said_before_the_store_is_read(
+    attacked: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in attacked.shards("tokens"):
+        shard.path.unlink()
+    path = tmp_path / "report.html"
+
+    with pytest.raises(ShardMissingError):
+        write_report(attacked, path, ReportSettings())
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(ReportError, match="not installed"):
+        write_report(attacked, path, ReportSettings())
+    path.write_text("mine")
+    with pytest.raises(ReportError, match="is there already"):
+        write_report(attacked, path, ReportSettings())
+
+
 def test_page_that_finds_no_room_leaves_nothing(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
@@ -144,9 +161,10 @@ def test_report_starts_without_torch(store: Store, tmp_path: Path) -> None:
 
 def test_command_shows_as_many_pairs_as_the_module_by_default() -> None:
     (option,) = [each for each in main.commands["report"].params if each.name == "max_pairs"]
-    assert option.default == MAX_PAIRS
-    with pytest.raises(ValueError, match="max_pairs must be at least 1, got 0"):
-        ReportSettings(max_pairs=0)
+    assert (option.default, option.type.max) == (MAX_PAIRS, MOST_PAIRS)
+    for number in (0, 10_001):
+        with pytest.raises(ValueError, match=f"max_pairs must be from 1 to 10000, got {number}"):
+            ReportSettings(max_pairs=number)
 
 
 # What stands in the page's source.

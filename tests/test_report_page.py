@@ -358,6 +358,7 @@ def test_a_character_in_halves_is_shown_where_it_is_complete(reader: Reader) -> 
     reader.wait_for(1)
     shown = [each.text_content() for each in reader.page.locator("[data-side=chosen] .token").all()]
     assert shown == ["good", "e2 9c", "\u2713", "\u21b5\n", "</s>"]
+    assert reader.texts("[data-side=chosen] .token .mark") == ["e2 9c", "</s>"]
     rejected = reader.page.locator("[data-side=rejected] .token").all_text_contents()
     assert rejected == ["<img src=x>", " bad", "</s>"]
 
@@ -419,7 +420,7 @@ def test_curves_are_overlaid_and_switched_and_hover_tells_the_run(reader: Reader
     assert reader.page.evaluate("document.getElementById('curves-chart').data[0].y") == [0.75] * 2
 
     hover = reader.hover_point("curves-chart", trace=0)
-    assert "onmouseover" in hover
+    assert f"{RUN_NAME}, " in hover
     assert "step 1" in hover
 
 

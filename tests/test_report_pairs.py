@@ -26,6 +26,7 @@ from report_cases import (
     report,
 )
 
+from offpref.stores import report_tokens
 from offpref.stores.store import Store
 
 
@@ -160,6 +161,21 @@ def test_sample_takes_pairs_with_tokens_first_and_then_by_key(store: Store) -> N
 
     assert places(page) == [name(0), name(1), name(5), name(7)]
     assert (page.values["num_pairs"], page.values["num_pairs_shown"]) == (8, 4)
+
+
+def test_tokens_are_read_of_so_many_pairs_and_no_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_pairs(store, range(8))
+    put_scores(store, range(8))
+    put_run(store, DPO, "dpo")
+    put_tokens(store, DPO, [2, 5, 7], step=1)
+    monkeypatch.setattr(report_tokens, "MAX_TOKEN_PAIRS", 2)
+
+    tokens = report(store).values["tokens"]
+
+    assert list(tokens["block_of_pair"]) == ["2", "5"]
+    assert tokens["num_left_out"] == 1
 
 
 def test_pair_of_several_versions_of_a_set_is_one_pair(store: Store) -> None:
