@@ -21,7 +21,7 @@ Q ?= runs
 ARGS ?=
 
 .PHONY: help install demo add score reward train sweep query report check lint types test test-gpu \
-	bench bench-gpu clean
+	bench bench-gpu frontier pareto simpo-analysis clean
 
 help:  ## List the commands and their variables
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,7 +106,26 @@ bench-gpu: export PYTHONPATH := benchmarks
 bench-gpu: install  ## Measure the kernels on a GPU, as shares of a copy and of a product
 	$(BIN)/python benchmarks/kernels_gpu.py $(ARGS)
 
+SETTING ?= small
+STORIES ?=
+RECIPE = cd recipes && PYTHONSAFEPATH= OMP_NUM_THREADS=1 ../$(BIN)/python
+FINDINGS = $(RECIPE) findings.py ../docs/findings ../docs
+
+frontier: install  ## Recipe: reward against KL of DPO, TDPO and baselines; SETTING=large, STORIES=model folder
+	@$(if $(STORIES),$(BIN)/python -m pip install --quiet --constraint constraints.txt --group recipes)
+	$(RECIPE) frontier.py ../.recipes ../docs/findings/frontier.json --setting $(SETTING) \
+		$(if $(STORIES),--stories $(abspath $(STORIES)))
+	@$(FINDINGS)
+
+pareto: install  ## Recipe: fronts of two objectives by MODPO, soups, loss weighting, best-of-n; SETTING=large
+	$(RECIPE) pareto.py ../.recipes ../docs/findings/pareto.json --setting $(SETTING)
+	@$(FINDINGS)
+
+simpo-analysis: install  ## Recipe: length, rank agreement and cost of SimPO and DPO; SETTING=large
+	$(RECIPE) simpo_analysis.py ../.recipes ../docs/findings/simpo.json --setting $(SETTING)
+	@$(FINDINGS)
+
 clean:  ## Remove what the other commands made, but no store
-	rm -rf .venv .dev .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .dev .demo .recipes build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 need = $(if $($(1)),,echo "make $@: expected $(1)=..., see make help" >&2; exit 1;)

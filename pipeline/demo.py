@@ -1,8 +1,9 @@
 """The whole way through on the embedded small world, offline: a session of the real commands.
 
-A small Llama learns to write the world's answers, pairs are drawn from it and judged, it is scored
-once, a policy is trained against the stored scores, and the questions are answered. What a run of
-the demo has left is not done again.
+A small Llama learns to write the world's answers, pairs are drawn from it and judged by sentiment,
+it is scored once, and six policies are trained against the stored scores: DPO, TDPO2, SimPO, and
+MODPO with brevity at three weights. They are sampled from and measured, the questions are answered
+and a page shows it all. What a run of the demo has left is not done again.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from .sampling import sample_texts
 from .small_world import (
     prompts,
-    rewards,
     write_demonstrations,
     write_model,
     write_sampled_pairs,
@@ -20,20 +20,33 @@ from .small_world import (
 
 NUM_DEMONSTRATIONS = 4000
 SAMPLES_PER_PROMPT = 50
-SAMPLES_TO_JUDGE = 25
 MAX_NEW_TOKENS = 40
-SFT = (
-    "--loss-type",
-    "sft",
-    "--num-epochs",
-    "3",
-    "--learning-rate",
-    "3e-3",
-    "--pairs-per-step",
-    "32",
+SFT = ("--num-epochs", "3", "--learning-rate", "3e-3", "--pairs-per-step", "32")
+TRAIN = ("--num-epochs", "2", "--learning-rate", "1e-3", "--eval-every", "20", "--kl-metrics")
+WORD = 0.1  # what a word less is worth beside a word of praise, for MODPO
+POLICIES: dict[str, tuple[str, ...]] = {
+    "dpo": ("--loss-type", "sigmoid", "--beta", "0.1"),
+    "tdpo2": ("--loss-type", "tdpo2", "--beta", "0.1", "--tdpo-alpha", "0.5"),
+    "simpo": ("--loss-type", "simpo"),
+    **{
+        f"modpo-{weight}": (
+            "--loss-type", "modpo", "--beta", "0.1", "--preference-weight", f"{weight}",
+            "--objective", f"brevity={round((1 - weight) * WORD, 3)}",
+        )
+        for weight in (0.3, 0.5, 0.7)
+    },
+}  # fmt: skip
+EVALUATE = (
+    "--num-samples", "16", "--max-new-tokens", f"{MAX_NEW_TOKENS}", "--batch-size", "256",
+    "--objective", "sentiment=python:offpref.pipeline.small_world:sentiment",
+    "--objective", "brevity=python:offpref.pipeline.small_world:brevity",
+)  # fmt: skip
+SUMMARY = (
+    "select name as policy, round(rewards['sentiment'], 2) as sentiment, "
+    "round(-rewards['brevity'], 1) as words, round(reverse_kl, 2) as kl, "
+    "round(entropy, 2) as entropy, round(accuracy, 2) as accuracy "
+    "from evaluations order by measured_at"
 )
-DPO = ("--loss-type", "sigmoid", "--beta", "0.1", "--num-epochs", "2", "--learning-rate", "1e-3",
-       "--eval-every", "20")  # fmt: skip
 
 Run = Callable[[Sequence[str]], None]
 Say = Callable[[str], None]
@@ -47,37 +60,26 @@ def run_demo(folder: Path, run: Run, say: Say) -> None:
         run: Runs a command of offpref, given its arguments.
         say: Shows a line to a person.
     """
-    store, sft, dpo = (str(folder / name) for name in ("store", "sft", "dpo"))
+    store, sft = str(folder / "store"), str(folder / "sft")
     base, demonstrations = _write_base(folder)
-    run(("add", store, "--data", demonstrations, "--pair-set", "demonstrations",
-         "--tokenizer", base))  # fmt: skip
-    if not (folder / "sft" / "config.json").exists():
-        run(("train", store, "--pair-set", "demonstrations", "--model", base,
-             "--output-dir", sft, *SFT))  # fmt: skip
+    run(("sft", store, "--data", demonstrations, "--pair-set", "demonstrations",
+         "--model", base, "--output-dir", sft, *SFT, "--resume"))  # fmt: skip
     pairs = _draw_pairs(folder, say)
     run(("score", store, "--data", pairs, "--pair-set", "reviews", "--model", sft,
-         "--eval-fraction", "0.1"))  # fmt: skip
-    if not (folder / "dpo" / "config.json").exists():
-        run(("train", store, "--pair-set", "reviews", "--model", sft, "--output-dir", dpo, *DPO))
-    for question in ("runs", "accuracy", "margins"):
+         "--eval-fraction", "0.25", "--tier", "hidden"))  # fmt: skip
+    run(("reward", store, "--pair-set", "reviews", "--objective", "brevity", "--from", "python",
+         "--function", "offpref.pipeline.small_world:brevity"))  # fmt: skip
+    for name, options in POLICIES.items():
+        run(("train", store, "--pair-set", "reviews", "--model", sft,
+             "--output-dir", str(folder / name), *options, *TRAIN, "--resume"))  # fmt: skip
+    for name in ("sft", *POLICIES):
+        run(("evaluate", store, "--model", str(folder / name), "--reference", sft,
+             "--pair-set", "reviews", *EVALUATE))  # fmt: skip
+    for question in ("accuracy", "frontier"):
         run(("query", store, question))
-    say("\nsamples, 25 of each prompt, by the world's exact rewards")
-    say("policy  sentiment  politeness  words")
-    for name in ("sft", "dpo"):
-        means = mean_rewards(folder / name)
-        say(
-            f"{name:6}  {means['sentiment']:9.2f}  {means['politeness']:10.2f}"
-            f"  {-means['brevity']:5.1f}"
-        )
-
-
-def mean_rewards(policy: Path) -> dict[str, float]:
-    """Return the mean of each exact reward over samples of a policy."""
-    drawn = sample_texts(
-        policy, prompts(), num_samples=SAMPLES_TO_JUDGE, max_new_tokens=MAX_NEW_TOKENS, seed=2
-    )
-    judged = [rewards(text) for texts in drawn for text in texts]
-    return {name: sum(each[name] for each in judged) / len(judged) for name in judged[0]}
+    run(("report", store, "--output", str(folder / "report.html"), "--overwrite"))
+    say("\nwhat the policies learned, by the world's exact rewards of their samples")
+    run(("query", store, SUMMARY))
 
 
 def _write_base(folder: Path) -> tuple[str, str]:

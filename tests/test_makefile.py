@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help install demo add score reward train sweep query report check lint types test test-gpu "
-    "bench bench-gpu clean"
+    "bench bench-gpu frontier pareto simpo-analysis clean"
 )
 VARIABLES = "MODEL DATA STORE PAIR_SET LOSS BETA CONFIG Q"
 

@@ -1,0 +1,232 @@
+"""Fronts of two objectives: MODPO over ten weights, soups, loss weighting, best-of-n.
+
+    python recipes/pareto.py FOLDER RESULTS.json [--setting small|large]
+
+The small world's sentiment and brevity are in conflict: praise takes words. Pairs carry a label by
+a noisy judge of each. The front's ends are the policies of one objective alone.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from session import SETTINGS, World, best_of_n_kl, small_world, spread, write_results
+
+from offpref.pipeline.small_world import optimum
+
+WEIGHTS = tuple(round(i / 10, 1) for i in range(1, 11))
+OBJECTIVES = ("sentiment", "brevity")
+BETA = 0.1
+# A word of praise moves the judge as in the demo; brevity counts words, so one of them weighs less.
+JUDGEMENT = {"sentiment": 2.0, "brevity": 0.4}
+
+
+def label(rows: list[dict[str, Any]], objective: str, seed: int) -> list[dict[str, Any]]:
+    """Return the pairs as a judge of one objective labels them, by Bradley and Terry."""
+    chance = random.Random(seed)
+    labelled = []
+    for row in rows:
+        gap = row[f"chosen_{objective}"] - row[f"rejected_{objective}"]
+        is_kept = chance.random() < 1 / (1 + math.exp(-JUDGEMENT[objective] * gap))
+        sides = ("chosen", "rejected") if is_kept else ("rejected", "chosen")
+        labelled.append(
+            {"prompt": row["prompt"], "chosen": row[sides[0]], "rejected": row[sides[1]]}
+        )
+    return labelled
+
+
+def prepare(world: World) -> None:
+    """Put both labellings of the pairs into the store, and their weighted mixtures."""
+    folder, session = world.session.folder, world.session
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    labelled = {name: label(rows, name, seed) for seed, name in enumerate(OBJECTIVES)}
+    mixtures = {
+        f"mixed-{weight}": [
+            row | {"weight": 2 * share}
+            for name, share in zip(OBJECTIVES, (weight, 1 - weight), strict=True)
+            for row in labelled[name]
+        ]
+        for weight in WEIGHTS[1:-1:2]
+    }
+    for name, found in {**labelled, **mixtures}.items():
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        session.offpref(
+            "score", session.store, "--data", path, "--pair-set", name, "--model",
+            world.reference, "--eval-fraction", 0.25,
+        )  # fmt: skip
+
+
+def train_front(world: World, seed: int) -> dict[str, Any]:
+    """Train MODPO's front of one seed; returns folders by weight and the seconds it took."""
+    session = world.session
+    other = on(world, "brevity").policy("dpo-brevity", seed, "--beta", BETA)
+    objective = f"brevity-implicit-{seed}"
+    # The other objective's own policy says what brevity is worth: its implicit reward.
+    for model in (world.reference, other):
+        session.offpref("score", session.store, "--pair-set", "sentiment", "--model", model)
+    session.offpref(
+        "reward", session.store, "--pair-set", "sentiment", "--objective", objective,
+        "--from", "implicit", "--model", other, "--implicit-beta", BETA,
+    )  # fmt: skip
+    started = time.monotonic()
+    folders = {
+        weight: on(world, "sentiment").policy(
+            f"modpo-{weight}", seed, "--loss-type", "modpo", "--beta", BETA,
+            "--preference-weight", weight, "--objective", f"{objective}={round(1 - weight, 1)}",
+        )
+        for weight in WEIGHTS
+    }  # fmt: skip
+    return {"policies": folders, "other": other, "seconds": time.monotonic() - started}
+
+
+def on(world: World, pair_set: str) -> World:
+    """Return the world with another of its pair sets."""
+    return World(
+        session=world.session, setting=world.setting, reference=world.reference,
+        pair_set=pair_set, objectives=world.objectives, max_new_tokens=world.max_new_tokens,
+        train=world.train,
+    )  # fmt: skip
+
+
+def point(world: World, policy: Path, seed: int) -> dict[str, float]:
+    """Return what a policy's samples are worth by both objectives."""
+    row = world.measure(policy, seed=seed)
+    return {name: row["rewards"][name] for name in OBJECTIVES} | {"kl": row["reverse_kl"]}
+
+
+def together(points: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Return mean and spread over seeds."""
+    return {name: spread(each[name] for each in points) for name in points[0]}
+
+
+def measure(world: World) -> dict[str, Any]:
+    """Train and measure every method with every seed."""
+    points: dict[str, dict[str, list[dict[str, float]]]] = {
+        method: {} for method in ("modpo", "soup", "loss weighting")
+    }
+    seconds, others = [], []
+
+    def keep(method: str, weight: float, policy: Path, seed: int) -> None:
+        found = point(world, policy, seed)
+        points[method].setdefault(str(weight), []).append(found)
+
+    for seed in world.seeds:
+        front = train_front(world, seed)
+        seconds.append(front["seconds"])
+        others.append(point(world, front["other"], seed))
+        for weight, policy in front["policies"].items():
+            keep("modpo", weight, policy, seed)
+        for weight in WEIGHTS[1:-1:2]:
+            soup = world.session.folder / f"soup-{weight}-seed{seed}"
+            if not (soup / "config.json").exists():
+                world.session.offpref(
+                    "soup", soup, "--run", f"{front['policies'][1.0]}={weight}",
+                    "--run", f"{front['other']}={round(1 - weight, 1)}",
+                )  # fmt: skip
+            keep("soup", weight, soup, seed)
+            mixed = on(world, f"mixed-{weight}").policy(f"mixed-{weight}", seed, "--beta", BETA)
+            keep("loss weighting", weight, mixed, seed)
+    return {
+        "methods": {
+            method: {weight: together(found) for weight, found in by_weight.items()}
+            for method, by_weight in points.items()
+        },
+        "other": together(others),
+        "seconds_of_a_front": spread(seconds),
+        "forwards": forwards(world),
+    }
+
+
+def forwards(world: World) -> dict[str, int]:
+    """Return how many sequences went through a model for one front, and would have elsewhere.
+
+    With cached scores the reference and the other objective's policy see each sequence once. A
+    loop that holds models in memory runs policy, reference, and the other objective's policy with
+    its reference, the same here, on both sequences of every pair of every step.
+    """
+    rows = world.session.select(
+        "select sum(num_pairs)::bigint as pairs from steps join runs using (run_id, attempt) "
+        "where runs.name like 'modpo-%-seed0' and steps.split = 'train'"
+    )
+    trained = 2 * int(rows[0]["pairs"])
+    scored = world.session.select(
+        "select count(distinct sequence_key)::bigint as n from (select chosen_key as sequence_key "
+        "from pairs where pair_set = 'sentiment' union select rejected_key from pairs "
+        "where pair_set = 'sentiment')"
+    )[0]["n"]
+    return {
+        "trained": trained,
+        "cached_scores": trained + 2 * int(scored),
+        "models_in_memory": 3 * trained,
+    }
+
+
+def best_of_n(world: World) -> list[dict[str, float]]:
+    """Return the best of n of the reference's samples by each mixture of the objectives."""
+    row = world.measure(world.reference)
+    rows = world.session.select(
+        "select prompt_key, generations.rewards['sentiment'] as sentiment, "
+        "generations.rewards['brevity'] as brevity from generations "
+        f"join evaluations using (evaluation_id) where evaluations.name = '{row['name']}' "
+        "and evaluations.seed = 0 order by prompt_key, sample"
+    )
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for each in rows:
+        by_prompt.setdefault(str(each["prompt_key"]), []).append(each)
+    found = []
+    for weight in (0.0, *WEIGHTS):
+        best = [
+            max(
+                samples,
+                key=lambda s: (
+                    weight * s["sentiment"] * JUDGEMENT["sentiment"]
+                    + (1 - weight) * s["brevity"] * JUDGEMENT["brevity"]
+                ),
+            )
+            for samples in by_prompt.values()
+        ]
+        means = {name: sum(each[name] for each in best) / len(best) for name in OBJECTIVES}
+        found.append(means | {"weight": weight, "kl": best_of_n_kl(world.setting.num_samples)})
+    return found
+
+
+def main() -> None:
+    """Run the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--setting", choices=SETTINGS, default="small")
+    given = parser.parse_args()
+    setting = SETTINGS[given.setting]
+    world = small_world(given.folder / "small-world", setting)
+    prepare(world)
+    results = measure(world)
+    results["best_of_n"] = best_of_n(world)
+    results["optimum"] = [
+        [
+            found.rewards
+            for weight in (0.0, *WEIGHTS)
+            for found in [
+                optimum(
+                    {
+                        "sentiment": weight * JUDGEMENT["sentiment"],
+                        "brevity": (1 - weight) * JUDGEMENT["brevity"],
+                    },
+                    beta,
+                )
+            ]
+        ]
+        for beta in (1.0, 0.3)
+    ]
+    results |= {"setting": given.setting, "num_seeds": setting.num_seeds}
+    write_results(given.results, results, ["make pareto"])
+
+
+if __name__ == "__main__":
+    main()
