@@ -218,8 +218,8 @@ def test_page_of_an_empty_store_says_what_would_fill_it(
 def test_page_of_a_store_without_runs_colours_the_references_log_probs(
     open_page: Open, store: Store, tmp_path: Path
 ) -> None:
-    put_pairs(store, range(3))
-    put_scores(store, range(3))
+    put_pairs(store, [9, 20, 24])
+    put_scores(store, [9, 20, 24])
     store.refresh()
     write_report(store, tmp_path / "report.html", ReportSettings())
 
@@ -227,7 +227,11 @@ def test_page_of_a_store_without_runs_colours_the_references_log_probs(
 
     assert reader.texts("#pair .segments label:has(:checked)") == ["Log-prob"]
     assert reader.page.locator("#pair .segments input:disabled").count() == 3
-    assert reader.column("Log-prob, chosen")[2] == f"{MINUS}{abs(sum(ref_logps(2, 1))):.2f}"
+    assert reader.column("Log-prob, chosen")[1] == f"{MINUS}{abs(sum(ref_logps(20, 1))):.2f}"
+    rejected = [f"{MINUS}{abs(sum(ref_logps(number, 2))):.2f}" for number in (24, 20)]
+    for expected in (rejected, rejected[::-1]):  # the unpaired one stays last
+        reader.page.locator("[data-sort=sum_rejected]").click()
+        assert reader.column("Log-prob, rejected") == [*expected, "\u2013"]
 
 
 # The table.

@@ -21,7 +21,7 @@ with shown as (
 sampled as (
   select
     shown.*,
-    shown.pair_key in ($keys_with_tokens) as has_tokens,
+    coalesce(shown.pair_key in ($keys_with_tokens), false) as has_tokens, -- of no keys it is null
     count(*) over () as num_pairs
   from shown
   order by
