@@ -439,6 +439,31 @@ def test_frontier_marks_the_best_and_hover_tells_the_settings(reader: Reader) ->
     assert "(frontier)" in hover
 
 
+def test_frontier_is_made_of_the_points_that_no_other_beats(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    points = {"near": (1.0, 0.5), "far": (2.0, 0.75), "beaten": (3.0, 0.625), "worse": (1.0, 0.25)}
+    rows = [
+        {"evaluation_id": bytes([place]) * 16, "name": each, "reverse_kl": kl,
+         "rewards": [("helpful", reward)]}
+        for place, (each, (kl, reward)) in enumerate(points.items())
+    ]  # fmt: skip
+    put(store, "evaluations", rows)
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings())
+
+    reader = open_page(tmp_path / "report.html")
+
+    marks = zip(
+        reader.texts("#frontier-body td:nth-child(1)"),
+        reader.texts("#frontier-body td:nth-child(4)"),
+        strict=True,
+    )
+    assert {each for each, mark in marks if mark == "yes"} == {"near", "far"}
+    line = "document.getElementById('frontier-chart').data[0]"
+    assert reader.page.evaluate(f"[{line}.x, {line}.y]") == [[1, 2], [0.5, 0.75]]
+
+
 def test_distributions_switch_measure_and_pairs(reader: Reader) -> None:
     figures = "#distributions-body .figures td:nth-child(3)"
     reader.page.locator("#distributions-body summary").click()
