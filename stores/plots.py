@@ -347,9 +347,7 @@ def _legend(figure: "Figure", runs: Sequence[str]) -> None:
         Line2D([], [], color=COLOURS[number % 8], linestyle=DASHES[number // 8 % 4], linewidth=2)
         for number in range(len(runs))
     ]
-    # A name that begins with an underscore would be left out.
-    labels = [" " + _text(run) if run.startswith("_") else _text(run) for run in runs]
-    figure.legend(handles, labels, loc="outside right upper")
+    figure.legend(handles, [_text(run) for run in runs], loc="outside right upper")
 
 
 def _key(figure: "Figure", columns: Mapping[str, str]) -> None:

@@ -193,11 +193,13 @@ def test_parameters_choose_what_is_drawn(attacked: Path, tmp_path: Path) -> None
 def test_names_that_no_font_has_are_drawn_without_a_word(tmp_path: Path) -> None:
     table = pa.table(
         {
-            "run": ["_\u4f60 $x^2$ \U0001f600\0\n" + ATTACK], "split": ["train"], "step": [1],
+            "run": ["_\u4f60 $x^$ \U0001f600\0\n" + ATTACK], "split": ["train"], "step": [1],
             "loss": [0.5], "reward_margins": [None], "accuracy": [None], "chosen_logps": [None],
         }
     )  # fmt: skip
     plot("curves", table, tmp_path / "p.png")  # a warning would be an error here
+    (named,) = draw("curves", table).legends[0].get_texts()
+    assert named.get_text().startswith("_\u4f60 $x^$")
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
