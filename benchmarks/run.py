@@ -1,6 +1,6 @@
 """Measure offpref side by side with what a user would pick instead, on this machine, in one run.
 
-    python benchmarks/run.py [score] [train] [tdpo] [cached] [kernels] [queries]
+    python benchmarks/run.py [score] [train] [tdpo] [sample] [cached] [kernels] [queries]
         [--pairs N] [--steps N] [--keep DIR]
 
 Each side runs in a process of its own, one after the other, in turns; ratios are of medians. The
@@ -126,6 +126,23 @@ def bench_topk(folder: Path) -> dict[str, object]:
     return one("topk_error.py", HH.parents[2] / "models" / "stories260k", pairs, out)
 
 
+def bench_sample(folder: Path, rounds: int) -> dict[str, object]:
+    """Samples in batches against transformers' generate for one prompt after the other."""
+    pairs = write_world(folder, num_pairs=16)
+    sides: dict[str, list[dict[str, object]]] = {"offpref": [], "one": []}
+    for _ in range(rounds):
+        for which, kept in sides.items():
+            kept.append(one("sample_one.py", which, folder / "model", pairs))
+    seconds = {w: statistics.median(r["seconds"] for r in runs) for w, runs in sides.items()}
+    tokens = {w: runs[0]["num_tokens"] for w, runs in sides.items()}
+    return {
+        "num_tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": {w: tokens[w] / seconds[w] for w in sides},
+        "rate_ratio": (tokens["offpref"] / seconds["offpref"]) / (tokens["one"] / seconds["one"]),
+    }
+
+
 def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, object]:
     """A second `score --data` of known sequences, process start to end."""
     from cached_world import write_cached_world
@@ -146,14 +163,16 @@ def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", nargs="*", default=["score", "train", "tdpo", "cached", "kernels", "queries"]
+        "what",
+        nargs="*",
+        default=["score", "train", "tdpo", "sample", "cached", "kernels", "queries"],
     )
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder to work in and to leave")
     settings = parser.parse_args()
-    if {"score", "train", "tdpo"} & set(settings.what) and not HH.exists():
+    if {"score", "train", "tdpo", "sample"} & set(settings.what) and not HH.exists():
         raise SystemExit(f"expected HH pairs as {HH}; see benchmarks/README.md")
     path = HERE / "results" / f"{platform.machine()}-{platform.system().lower()}-cpu.json"
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -167,6 +186,8 @@ def main() -> None:
         if "tdpo" in settings.what:
             results["tdpo"] = bench_tdpo(folder, settings.steps, settings.rounds)
             results["topk_error"] = bench_topk(folder)
+        if "sample" in settings.what:
+            results["sample"] = bench_sample(folder, settings.rounds)
         if "cached" in settings.what:
             results["cached"] = bench_cached(folder, 100_000, settings.rounds)
         if "queries" in settings.what:
