@@ -55,6 +55,8 @@ class Sampler:
         )
         self._model = loaded.model
         self._ends = self._end_ids()
+        # What else its file asks for (a repetition penalty, banned tokens) is not the policy's.
+        self._model.generation_config = type(self._model.generation_config)()
 
     def draw(self, prompts: Sequence[NDArray[np.int32]], *, batch: int) -> list[tuple[Ids, bool]]:
         """Return of each prompt a completion's ids and whether it ended itself.

@@ -1,5 +1,7 @@
 """Evaluations: every number against one computed apart, with whole distributions of both models."""
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +143,30 @@ def test_a_sample_ends_where_the_policy_ended_it(scored: Store, policy_dir: Path
         assert 1 <= len(completion) <= 12
 
 
+def test_samples_follow_the_policy_and_not_its_generation_config(
+    scored: Store, policy_dir: Path, tmp_path: Path
+) -> None:
+    measure(scored, policy_dir, None)
+    folder = Path(shutil.copytree(policy_dir, tmp_path / "penalized"))
+    penalties = {"repetition_penalty": 50.0, "min_new_tokens": 12, "suppress_tokens": [5, 6, 7]}
+    (folder / "generation_config.json").write_text(json.dumps(penalties))
+
+    sampler = sampling.Sampler(folder, SMALL, limit=64, device="cpu", precision="float32")
+    known = samples(scored, policy_dir.name)
+    prompts = [np.asarray(row["ids"][: row["num_prompt_tokens"]], np.int32) for row in known[:6]]
+    drawn = [ids.tolist() for ids, _ in sampler.draw(prompts, batch=0)]
+
+    assert drawn == [row["ids"][row["num_prompt_tokens"] :] for row in known[:6]]
+
+
+def test_prompts_of_similar_length_share_a_batch(scored: Store, policy_dir: Path) -> None:
+    measure(scored, policy_dir, None)
+
+    lengths = [row["num_prompt_tokens"] for row in samples(scored, policy_dir.name)]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 1
+
+
 def test_the_same_evaluation_draws_and_writes_nothing(
     scored: Store, policy_dir: Path, model_dir: Path
 ) -> None:
@@ -169,8 +195,6 @@ def test_another_seed_is_another_evaluation(scored: Store, policy_dir: Path) -> 
 def test_a_killed_run_goes_on_and_draws_what_an_unbroken_one_does(
     scored: Store, policy_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     broken = Store.open(Path(shutil.copytree(scored.path, tmp_path / "broken")))
     monkeypatch.setattr("offpref.pipeline.sample_sets.COMMIT_SECONDS", -1.0)  # every batch
     draw, calls = sampling.Sampler.draw, []
