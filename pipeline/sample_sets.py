@@ -117,6 +117,7 @@ def draw_samples(
     if not found:
         raise PairSetError(f"{source} has no prompts in split {split!r}")
     prompts = [each for each in found if limit is None or len(each.ids) < limit]
+    prompts.sort(key=lambda each: (len(each.ids), each.key))  # batches of similar length
     if not prompts:
         raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
     drawn = _SampleRows(store, source, settings, model.name, weights, prompts, split)

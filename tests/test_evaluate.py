@@ -189,7 +189,12 @@ def test_another_seed_is_another_evaluation(scored: Store, policy_dir: Path) -> 
     )  # fmt: skip
 
     assert other.is_new
-    assert other.row["mean_completion_tokens"] != first.row["mean_completion_tokens"]
+    drawn = {first.row["evaluation_id"]: [], other.row["evaluation_id"]: []}
+    for row in scored.read("generations").to_pylist():
+        drawn[row["evaluation_id"]].append(row["sequence_key"])
+    one, two = drawn.values()
+    assert len(one) == len(two)
+    assert set(one) != set(two)
 
 
 def test_a_killed_run_goes_on_and_draws_what_an_unbroken_one_does(
