@@ -22,7 +22,7 @@ from session import (
 
 from offpref.pipeline.small_world import optimum
 
-BETAS = (0.03, 0.1, 0.3, 1.0)
+BETAS = (0.1, 0.3, 1.0, 3.0)
 ALPHAS = (0.1, 0.3, 0.5, 0.7)
 MEASURED = ("reverse_kl", "forward_kl", "on_policy_forward_kl", "entropy", "accuracy",
             "distinct_2", "self_bleu", "mean_completion_tokens")  # fmt: skip

@@ -148,7 +148,7 @@ def small_world(folder: Path, setting: Setting) -> World:
     return World(
         session=session, setting=setting, reference=sft, pair_set="reviews", max_new_tokens=40,
         objectives={name: f"{module}:{name}" for name in ("sentiment", "brevity", "politeness")},
-        train=("--num-epochs", setting.num_epochs, "--learning-rate", 1e-3),
+        train=("--num-epochs", setting.num_epochs, "--learning-rate", 3e-4),
     )  # fmt: skip
 
 
