@@ -224,6 +224,28 @@ def test_a_killed_run_goes_on_and_draws_what_an_unbroken_one_does(
     assert [r["ids"] for r in samples(broken, name)] == [r["ids"] for r in samples(scored, name)]
 
 
+def test_two_runs_that_draw_apart_leave_one_sample_of_each(
+    scored: Store, policy_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, found = sampling.Sampler.draw, []
+
+    def drawn_elsewhere(self: Any, prompts: Any, *, batch: int) -> Any:
+        if not found:
+            found.append(None)  # another process, whose device rounds otherwise, is done before
+            found.append(measure(Store.open(scored.path), policy_dir, None).row)
+        samples = draw(self, prompts, batch=batch)
+        return samples if len(found) < 2 else [(ids[:1], False) for ids, _ in samples]
+
+    monkeypatch.setattr(sampling.Sampler, "draw", drawn_elsewhere)
+    measure(scored, policy_dir, None)
+    again = measure(scored, policy_dir, None, objective=("brevity=brevity",)).row
+
+    assert again["num_prompts"] == found[1]["num_prompts"]
+    rows = scored.read("generations", again["evaluation_id"].hex()).to_pylist()
+    assert len(rows) == 3 * again["num_prompts"]
+    assert len({row["prompt_key"] for row in rows}) == again["num_prompts"]
+
+
 def test_held_out_accuracy_is_that_of_the_log_ratios(
     scored: Store, policy_dir: Path, model_dir: Path
 ) -> None:
