@@ -109,20 +109,23 @@ bench-gpu: install  ## Measure the kernels on a GPU, as shares of a copy and of 
 SETTING ?= small
 STORIES ?=
 RECIPE = cd recipes && PYTHONSAFEPATH= OMP_NUM_THREADS=1 ../$(BIN)/python
+VADER = $(if $(STORIES),$(BIN)/python -m pip install --quiet --constraint constraints.txt --group recipes)
+WORLDS = --setting $(SETTING) $(if $(STORIES),--stories $(abspath $(STORIES)))
 FINDINGS = $(RECIPE) findings.py ../docs/findings ../docs
 
 frontier: install  ## Recipe: reward against KL of DPO, TDPO and baselines; SETTING=large, STORIES=model folder
-	@$(if $(STORIES),$(BIN)/python -m pip install --quiet --constraint constraints.txt --group recipes)
-	$(RECIPE) frontier.py ../.recipes ../docs/findings/frontier.json --setting $(SETTING) \
-		$(if $(STORIES),--stories $(abspath $(STORIES)))
+	@$(VADER)
+	$(RECIPE) frontier.py ../.recipes ../docs/findings/frontier.json $(WORLDS)
 	@$(FINDINGS)
 
-pareto: install  ## Recipe: fronts of two objectives by MODPO, soups, loss weighting, best-of-n; SETTING=large
-	$(RECIPE) pareto.py ../.recipes ../docs/findings/pareto.json --setting $(SETTING)
+pareto: install  ## Recipe: fronts of two objectives by MODPO, soups, loss weighting, best-of-n; likewise
+	@$(VADER)
+	$(RECIPE) pareto.py ../.recipes ../docs/findings/pareto.json $(WORLDS)
 	@$(FINDINGS)
 
-simpo-analysis: install  ## Recipe: length, rank agreement and cost of SimPO and DPO; SETTING=large
-	$(RECIPE) simpo_analysis.py ../.recipes ../docs/findings/simpo.json --setting $(SETTING)
+simpo-analysis: install  ## Recipe: length, rank agreement and cost of SimPO and DPO; likewise
+	@$(VADER)
+	$(RECIPE) simpo_analysis.py ../.recipes ../docs/findings/simpo.json $(WORLDS)
 	@$(FINDINGS)
 
 clean:  ## Remove what the other commands made, but no store

@@ -120,15 +120,19 @@ def frontier_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
         yield ""
         yield from against_baselines(results["stories"])
     yield "\n## TDPO: a smaller KL for the same preferences\n"
-    yield from tdpo_page(world)
+    yield from tdpo_page(world, "tdpo_curves.png")
+    if "stories" in results:
+        draw_curves(results["stories"], docs / "tdpo_curves_stories.png")
+        yield "\nOn stories:\n"
+        yield from tdpo_page(results["stories"], "tdpo_curves_stories.png")
 
 
-def tdpo_page(world: dict[str, Any]) -> Iterator[str]:
+def tdpo_page(world: dict[str, Any], picture: str) -> Iterator[str]:
     """Yield the claims of TDPO."""
     policies = world["policies"]
     dpo, tdpo1 = policies["dpo beta=0.1"], policies["tdpo1 beta=0.1"]
     alphas = {name: each for name, each in policies.items() if name.startswith("tdpo2")}
-    yield "![Sequence KL of chosen and rejected completions during training](tdpo_curves.png)\n"
+    yield f"![Sequence KL of chosen and rejected completions during training]({picture})\n"
     last = {name: each["curve"][-1] for name, each in policies.items() if each["curve"]}
     gap = {name: each["rejected"] - each["chosen"] for name, each in last.items()}
     named = [name for name in last if name.startswith("tdpo2")]
@@ -187,18 +191,28 @@ def hypervolume(points: list[tuple[float, float]], corner: tuple[float, float]) 
 
 def pareto_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
     """Yield the claims of MODPO."""
-    draw_pareto(results, docs / "pareto.png")
     yield "\n## MODPO: a front of two objectives from the pairs of one\n"
-    yield "`make pareto`. Sentiment and brevity are in conflict; ten weights, each a training.\n"
+    yield "`make pareto`. Praise takes words: sentiment and brevity are in conflict. Ten weights.\n"
+    draw_pareto(results["small_world"], docs / "pareto.png", reward="sentiment")
     yield "![Sentiment against brevity](pareto.png)\n"
+    yield from front_page(results["small_world"], "sentiment")
+    if "stories" in results:
+        draw_pareto(results["stories"], docs / "pareto_stories.png", reward="vader")
+        yield "On stories, VADER sentiment against brevity:\n"
+        yield "![VADER sentiment against brevity on stories](pareto_stories.png)\n"
+        yield from front_page(results["stories"], "vader")
+
+
+def front_page(world: dict[str, Any], reward: str) -> Iterator[str]:
+    """Yield what each method's front dominates, and what MODPO's cost."""
     fronts = {
-        method: [(each["brevity"][0], each["sentiment"][0]) for each in by_weight.values()]
-        for method, by_weight in results["methods"].items()
+        method: [(each["brevity"][0], each[reward][0]) for each in by_weight.values()]
+        for method, by_weight in world["methods"].items()
     }
-    other = (results["other"]["brevity"][0], results["other"]["sentiment"][0])
+    other = (world["other"]["brevity"][0], world["other"][reward][0])
     for name in ("modpo", "soup"):
         fronts[name].append(other)
-    fronts["best of n"] = [(each["brevity"], each["sentiment"]) for each in results["best_of_n"]]
+    fronts["best of n"] = [(each["brevity"], each[reward]) for each in world["best_of_n"]]
     every = [point for points in fronts.values() for point in points]
     corner = (min(x for x, _ in every), min(y for _, y in every))
     areas = {name: hypervolume(points, corner) for name, points in fronts.items()}
@@ -212,7 +226,7 @@ def pareto_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
         "MODPO's front dominates at least the area of soups and of loss weighting.",
         f"{max(rivals, key=rivals.__getitem__).capitalize()} dominates more than MODPO does.",
     )
-    counts, seconds = results["forwards"], results["seconds_of_a_front"]
+    counts, seconds = world["forwards"], world["seconds_of_a_front"]
     yield (
         f"\nA front of ten policies took {seconds[0]:.0f} ± {seconds[1]:.0f} s. Cached scores: "
         f"{counts['cached_scores']:,} sequences went through a model; with the reference and the "
@@ -223,9 +237,17 @@ def pareto_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
 
 def simpo_page(results: dict[str, Any]) -> Iterator[str]:
     """Yield SimPO's analysis."""
-    dpo, simpo = (results["methods"][name] for name in ("dpo", "simpo"))
     yield "## SimPO: no reference, and rewards that are likelihoods\n"
     yield "`make simpo-analysis`, on held-out pairs.\n"
+    yield from simpo_table(results["small_world"], "sentiment")
+    if "stories" in results:
+        yield "\nOn stories:\n"
+        yield from simpo_table(results["stories"], "VADER")
+
+
+def simpo_table(world: dict[str, Any], reward: str) -> Iterator[str]:
+    """Yield what DPO and SimPO are like in one world."""
+    dpo, simpo = (world["methods"][name] for name in ("dpo", "simpo"))
     yield "| | DPO | SimPO |"
     yield "|---|--:|--:|"
     rows = {
@@ -236,7 +258,7 @@ def simpo_page(results: dict[str, Any]) -> Iterator[str]:
     for words, (question, column) in rows.items():
         yield f"| {words} | {show(dpo[question][column])} | {show(simpo[question][column])} |"
     for words, name in (
-        ("held-out accuracy", "accuracy"), ("sentiment of samples", "sentiment"),
+        ("held-out accuracy", "accuracy"), (f"{reward} of samples", "reward"),
         ("words of samples", "words"), ("KL from the reference, nats", "kl"),
         ("seconds of training, from the store", "seconds"),
     ):  # fmt: skip

@@ -28,16 +28,13 @@ MEASURED = ("reverse_kl", "forward_kl", "on_policy_forward_kl", "entropy", "accu
             "distinct_2", "self_bleu", "mean_completion_tokens")  # fmt: skip
 
 
-def methods(*, is_short: bool) -> dict[str, tuple[object, ...]]:
+def methods() -> dict[str, tuple[object, ...]]:
     """Return the options of each method; every one is trained with every seed."""
     found: dict[str, tuple[object, ...]] = {
-        f"dpo beta={beta}": ("--loss-type", "sigmoid", "--beta", beta)
-        for beta in ((0.1, 0.3) if is_short else BETAS)
+        f"dpo beta={beta}": ("--loss-type", "sigmoid", "--beta", beta) for beta in BETAS
     }
     found["preferred-ft"] = ("--loss-type", "sft")
     found["unlikelihood"] = ("--loss-type", "unlikelihood")
-    if is_short:
-        return found
     found["tdpo1 beta=0.1"] = ("--loss-type", "tdpo1", "--beta", 0.1)
     for alpha in ALPHAS:
         found[f"tdpo2 beta=0.1 alpha={alpha}"] = (
@@ -46,10 +43,10 @@ def methods(*, is_short: bool) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def measure(world: World, objective: str, *, is_short: bool) -> dict[str, Any]:
+def measure(world: World, objective: str) -> dict[str, Any]:
     """Train and evaluate every method with every seed."""
     policies: dict[str, Any] = {}
-    for name, options in methods(is_short=is_short).items():
+    for name, options in methods().items():
         rows, curves = [], []
         for seed in world.seeds:
             folder = name.replace(" ", "-")
@@ -95,12 +92,12 @@ def main() -> None:
     setting = SETTINGS[given.setting]
     results: dict[str, Any] = {"setting": given.setting, "num_seeds": setting.num_seeds}
     world = small_world(given.folder / "small-world", setting)
-    results["small_world"] = measure(world, "sentiment", is_short=False)
+    results["small_world"] = measure(world, "sentiment")
     found = [optimum({"sentiment": 1.0}, 10 ** (i / 10 - 1)) for i in range(26)]
     results["small_world"]["optimum"] = [(each.kl, each.rewards["sentiment"]) for each in found]
     if given.stories:
         world = stories_world(given.folder / "stories", given.stories, setting)
-        results["stories"] = measure(world, "vader", is_short=True)
+        results["stories"] = measure(world, "vader")
     write_results(given.results, results, ["make frontier"])
 
 

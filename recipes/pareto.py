@@ -1,9 +1,10 @@
 """Fronts of two objectives: MODPO over ten weights, soups, loss weighting, best-of-n.
 
-    python recipes/pareto.py FOLDER RESULTS.json [--setting small|large]
+    python recipes/pareto.py FOLDER RESULTS.json [--setting small|large] [--stories MODEL]
 
 The small world's sentiment and brevity are in conflict: praise takes words. Pairs carry a label by
-a noisy judge of each. The front's ends are the policies of one objective alone.
+a noisy judge of each (best and worst of eight samples, on stories). The front's ends are the
+policies of one objective alone.
 """
 
 import argparse
@@ -14,15 +15,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-from session import SETTINGS, World, best_of_n_kl, small_world, spread, write_results
+from session import (
+    SETTINGS,
+    World,
+    best_of_n_kl,
+    small_world,
+    spread,
+    stories_world,
+    story_pairs,
+    write_results,
+)
 
 from offpref.pipeline.small_world import optimum
 
 WEIGHTS = tuple(round(i / 10, 1) for i in range(1, 11))
-OBJECTIVES = ("sentiment", "brevity")
 BETA = 0.1
-# A word of praise moves the judge as in the demo; brevity counts words, so one of them weighs less.
-JUDGEMENT = {"sentiment": 2.0, "brevity": 0.4}
+# How much a judge is moved, in log-odds: by a word of praise as in the demo, by a word less. On
+# stories it is only what best-of-n chooses by.
+JUDGEMENT = {"sentiment": 2.0, "vader": 2.0, "brevity": 0.4}
+
+
+def objectives(world: World) -> tuple[str, str]:
+    """Return the two objectives of a front."""
+    return ("vader" if "vader" in world.objectives else "sentiment"), "brevity"
+
+
+def labelled_pairs(world: World, objective: str, seed: int) -> list[dict[str, Any]]:
+    """Return pairs as a judge of one objective labels them."""
+    folder = world.session.folder
+    if "vader" in world.objectives:
+        return story_pairs(folder, objective)
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    return label(rows, objective, seed)
 
 
 def label(rows: list[dict[str, Any]], objective: str, seed: int) -> list[dict[str, Any]]:
@@ -42,12 +66,12 @@ def label(rows: list[dict[str, Any]], objective: str, seed: int) -> list[dict[st
 def prepare(world: World) -> None:
     """Put both labellings of the pairs into the store, and their weighted mixtures."""
     folder, session = world.session.folder, world.session
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    labelled = {name: label(rows, name, seed) for seed, name in enumerate(OBJECTIVES)}
+    names = objectives(world)
+    labelled = {name: labelled_pairs(world, name, seed) for seed, name in enumerate(names)}
     mixtures = {
         f"mixed-{weight}": [
             row | {"weight": 2 * share}
-            for name, share in zip(OBJECTIVES, (weight, 1 - weight), strict=True)
+            for name, share in zip(names, (weight, 1 - weight), strict=True)
             for row in labelled[name]
         ]
         for weight in WEIGHTS[1:-1:2]
@@ -66,17 +90,18 @@ def train_front(world: World, seed: int) -> dict[str, Any]:
     """Train MODPO's front of one seed; returns folders by weight and the seconds it took."""
     session = world.session
     other = on(world, "brevity").policy("dpo-brevity", seed, "--beta", BETA)
+    main = objectives(world)[0]
     objective = f"brevity-implicit-{seed}"
     # The other objective's own policy says what brevity is worth: its implicit reward.
     for model in (world.reference, other):
-        session.offpref("score", session.store, "--pair-set", "sentiment", "--model", model)
+        session.offpref("score", session.store, "--pair-set", main, "--model", model)
     session.offpref(
-        "reward", session.store, "--pair-set", "sentiment", "--objective", objective,
+        "reward", session.store, "--pair-set", main, "--objective", objective,
         "--from", "implicit", "--model", other, "--implicit-beta", BETA,
     )  # fmt: skip
     started = time.monotonic()
     folders = {
-        weight: on(world, "sentiment").policy(
+        weight: on(world, main).policy(
             f"modpo-{weight}", seed, "--loss-type", "modpo", "--beta", BETA,
             "--preference-weight", weight, "--objective", f"{objective}={round(1 - weight, 1)}",
         )
@@ -90,14 +115,14 @@ def on(world: World, pair_set: str) -> World:
     return World(
         session=world.session, setting=world.setting, reference=world.reference,
         pair_set=pair_set, objectives=world.objectives, max_new_tokens=world.max_new_tokens,
-        train=world.train,
+        train=world.train, num_prompts=world.num_prompts,
     )  # fmt: skip
 
 
 def point(world: World, policy: Path, seed: int) -> dict[str, float]:
     """Return what a policy's samples are worth by both objectives."""
     row = world.measure(policy, seed=seed)
-    return {name: row["rewards"][name] for name in OBJECTIVES} | {"kl": row["reverse_kl"]}
+    return {name: row["rewards"][name] for name in objectives(world)} | {"kl": row["reverse_kl"]}
 
 
 def together(points: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
@@ -150,6 +175,7 @@ def forwards(world: World) -> dict[str, int]:
     loop that holds models in memory runs policy, reference, and the other objective's policy with
     its reference, the same here, on both sequences of every pair of every step.
     """
+    main = objectives(world)[0]
     rows = world.session.select(
         "select sum(num_pairs)::bigint as pairs from steps join runs using (run_id, attempt) "
         "where runs.name like 'modpo-%-seed0' and steps.split = 'train'"
@@ -157,8 +183,8 @@ def forwards(world: World) -> dict[str, int]:
     trained = 2 * int(rows[0]["pairs"])
     scored = world.session.select(
         "select count(distinct sequence_key)::bigint as n from (select chosen_key as sequence_key "
-        "from pairs where pair_set = 'sentiment' union select rejected_key from pairs "
-        "where pair_set = 'sentiment')"
+        f"from pairs where pair_set = '{main}' union select rejected_key from pairs "
+        f"where pair_set = '{main}')"
     )[0]["n"]
     return {
         "trained": trained,
@@ -169,9 +195,10 @@ def forwards(world: World) -> dict[str, int]:
 
 def best_of_n(world: World) -> list[dict[str, float]]:
     """Return the best of n of the reference's samples by each mixture of the objectives."""
+    main = objectives(world)[0]
     row = world.measure(world.reference)
     rows = world.session.select(
-        "select prompt_key, generations.rewards['sentiment'] as sentiment, "
+        f"select prompt_key, generations.rewards['{main}'] as {main}, "
         "generations.rewards['brevity'] as brevity from generations "
         f"join evaluations using (evaluation_id) where evaluations.name = '{row['name']}' "
         "and evaluations.seed = 0 order by prompt_key, sample"
@@ -185,15 +212,32 @@ def best_of_n(world: World) -> list[dict[str, float]]:
             max(
                 samples,
                 key=lambda s: (
-                    weight * s["sentiment"] * JUDGEMENT["sentiment"]
+                    weight * s[main] * JUDGEMENT[main]
                     + (1 - weight) * s["brevity"] * JUDGEMENT["brevity"]
                 ),
             )
             for samples in by_prompt.values()
         ]
-        means = {name: sum(each[name] for each in best) / len(best) for name in OBJECTIVES}
+        means = {name: sum(each[name] for each in best) / len(best) for name in (main, "brevity")}
         found.append(means | {"weight": weight, "kl": best_of_n_kl(world.setting.num_samples)})
     return found
+
+
+def best_fronts() -> list[list[dict[str, float]]]:
+    """Return what is best in the small world for every weight, at two prices of KL."""
+    return [
+        [
+            optimum(
+                {
+                    "sentiment": weight * JUDGEMENT["sentiment"],
+                    "brevity": (1 - weight) * JUDGEMENT["brevity"],
+                },
+                beta,
+            ).rewards
+            for weight in (0.0, *WEIGHTS)
+        ]
+        for beta in (1.0, 0.3)
+    ]
 
 
 def main() -> None:
@@ -202,29 +246,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--setting", choices=SETTINGS, default="small")
+    parser.add_argument("--stories", type=Path, help="folder of a small story model")
     given = parser.parse_args()
     setting = SETTINGS[given.setting]
+    results: dict[str, Any] = {"setting": given.setting, "num_seeds": setting.num_seeds}
     world = small_world(given.folder / "small-world", setting)
     prepare(world)
-    results = measure(world)
-    results["best_of_n"] = best_of_n(world)
-    results["optimum"] = [
-        [
-            found.rewards
-            for weight in (0.0, *WEIGHTS)
-            for found in [
-                optimum(
-                    {
-                        "sentiment": weight * JUDGEMENT["sentiment"],
-                        "brevity": (1 - weight) * JUDGEMENT["brevity"],
-                    },
-                    beta,
-                )
-            ]
-        ]
-        for beta in (1.0, 0.3)
-    ]
-    results |= {"setting": given.setting, "num_seeds": setting.num_seeds}
+    results["small_world"] = measure(world) | {
+        "best_of_n": best_of_n(world), "optimum": best_fronts(),
+    }  # fmt: skip
+    if given.stories:
+        world = stories_world(given.folder / "stories", given.stories, setting)
+        prepare(world)
+        results["stories"] = measure(world) | {"best_of_n": best_of_n(world), "optimum": []}
     write_results(given.results, results, ["make pareto"])
 
 

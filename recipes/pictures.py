@@ -64,34 +64,35 @@ def draw_curves(world: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_pareto(results: dict[str, Any], path: Path) -> None:
-    """Draw one objective against the other for every method."""
+def draw_pareto(results: dict[str, Any], path: Path, *, reward: str) -> None:
+    """Draw one objective against brevity for every method."""
     figure, axes = _figure()
     for front, style in zip(results["optimum"], (":", "-."), strict=False):
         axes.plot(
-            [each["brevity"] for each in front], [each["sentiment"] for each in front],
+            [each["brevity"] for each in front], [each[reward] for each in front],
             color="0.2", linestyle=style, linewidth=0.8,
         )  # fmt: skip
-    axes.plot([], [], color="0.2", linestyle=":", label="optimum at two prices of KL")
+    if results["optimum"]:
+        axes.plot([], [], color="0.2", linestyle=":", label="optimum at two prices of KL")
     best = results["best_of_n"]
     axes.plot(
-        [each["brevity"] for each in best], [each["sentiment"] for each in best],
+        [each["brevity"] for each in best], [each[reward] for each in best],
         color="0.5", marker="|", linestyle="--", label="best of n",
     )  # fmt: skip
     for method, by_weight in results["methods"].items():
         found = list(by_weight.values())
         axes.errorbar(
-            [each["brevity"][0] for each in found], [each["sentiment"][0] for each in found],
+            [each["brevity"][0] for each in found], [each[reward][0] for each in found],
             xerr=[each["brevity"][1] for each in found],
-            yerr=[each["sentiment"][1] for each in found],
+            yerr=[each[reward][1] for each in found],
             color=FAMILIES[method], marker="o", markersize=3.5, elinewidth=0.6, label=method,
         )  # fmt: skip
     other = results["other"]
     axes.scatter(
-        [other["brevity"][0]], [other["sentiment"][0]], marker="s", color="0.2",
+        [other["brevity"][0]], [other[reward][0]], marker="s", color="0.2",
         label="brevity's own policy",
     )  # fmt: skip
-    axes.set(xlabel="brevity: minus the words of a sample", ylabel="sentiment of a sample")
+    axes.set(xlabel="brevity: minus the words of a sample", ylabel=f"{reward} of a sample")
     _save(figure, axes, path)
 
 

@@ -84,6 +84,8 @@ class World:
     max_new_tokens: int
     train: tuple[object, ...]
     """Options of every training."""
+    num_prompts: int | None = None
+    """Held-out prompts to sample for; None for all."""
     seeds: range = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +108,7 @@ class World:
             "--pair-set", self.pair_set, "--num-samples", self.setting.num_samples,
             "--max-new-tokens", self.max_new_tokens, "--seed", seed, "--batch-size", 320,
             "--name", policy.name,
+            *(() if self.num_prompts is None else ("--num-prompts", self.num_prompts)),
             *(part for source in sources for part in ("--objective", source)),
         )  # fmt: skip
         rows = self.session.select(
@@ -157,25 +160,40 @@ def stories_world(folder: Path, model: Path, setting: Setting) -> World:
 
     Pairs are the best and the worst of eight samples of a prompt.
     """
-    import vader
-
     session = Session(folder)
+    samples = folder / "samples.jsonl"
+    if not samples.exists():
+        _write_stories(samples, model, num_prompts=120 * setting.num_seeds // 3)
     pairs = folder / "pairs.jsonl"
-    if not pairs.exists():
-        _write_story_pairs(pairs, model, vader.sentiment, num_prompts=40 * setting.num_seeds)
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in story_pairs(folder, "vader")))
     session.offpref(
         "score", session.store, "--data", pairs, "--pair-set", "stories", "--model", model,
         "--eval-fraction", EVAL_FRACTION, "--tier", "hidden",
     )  # fmt: skip
     return World(
         session=session, setting=setting, reference=model, pair_set="stories", max_new_tokens=48,
-        objectives={"vader": "python:vader:sentiment"},
+        objectives={"vader": "python:vader:sentiment", "brevity": "python:vader:brevity"},
         train=("--num-epochs", 3 * setting.num_epochs, "--learning-rate", 3e-4,
-               "--pairs-per-step", 16),
+               "--pairs-per-step", 16), num_prompts=20,
     )  # fmt: skip
 
 
-def _write_story_pairs(path: Path, model: Path, judge: Any, *, num_prompts: int) -> None:
+def story_pairs(folder: Path, objective: str) -> list[dict[str, Any]]:
+    """Return the best and the worst of each prompt's samples by one objective."""
+    rows = []
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        story = json.loads(line)
+        ranked = sorted(zip(story[objective], story["texts"], strict=True))
+        if ranked[0][0] < ranked[-1][0]:
+            rows.append(
+                {"prompt": story["prompt"], "chosen": ranked[-1][1], "rejected": ranked[0][1]}
+            )
+    return rows
+
+
+def _write_stories(path: Path, model: Path, *, num_prompts: int) -> None:
+    import vader
+
     chance = random.Random(0)
     stories = sample_texts(
         model, ["Once upon a time"], num_samples=num_prompts, max_new_tokens=64, seed=2
@@ -186,12 +204,12 @@ def _write_story_pairs(path: Path, model: Path, judge: Any, *, num_prompts: int)
     openings = list(dict.fromkeys(openings))
     drawn = sample_texts(model, openings, num_samples=8, max_new_tokens=48, seed=3)
     with path.open("w", encoding="utf-8") as file:
-        for opening, texts in zip(openings, drawn, strict=True):
-            scores = judge([opening] * len(texts), texts)
-            ranked = [text for _, text in sorted(zip(scores, texts, strict=True))]
-            if len(set(scores)) > 1:
-                row = {"prompt": opening, "chosen": ranked[-1], "rejected": ranked[0]}
-                file.write(json.dumps(row) + "\n")
+        for prompt, texts in zip(openings, drawn, strict=True):
+            judged = {
+                "vader": vader.sentiment([prompt] * len(texts), texts),
+                "brevity": vader.brevity([prompt] * len(texts), texts),
+            }
+            file.write(json.dumps({"prompt": prompt, "texts": texts} | judged) + "\n")
 
 
 def spread(values: Iterable[float]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """SimPO's analysis: does likelihood follow length, do rewards order as likelihoods do?
 
-    python recipes/simpo_analysis.py FOLDER RESULTS.json [--setting small|large]
+    python recipes/simpo_analysis.py FOLDER RESULTS.json [--setting small|large] [--stories MODEL]
 
 SimPO (arXiv:2405.14734, Section 4) trains on the mean log-prob and no reference. Its paper shows
 that DPO's policies give longer completions a lower mean log-prob than SimPO's do not, and that the
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from session import SETTINGS, World, small_world, spread, write_results
+from session import SETTINGS, World, small_world, spread, stories_world, write_results
 
 METHODS = {
     "dpo": ("--loss-type", "sigmoid", "--beta", 0.1),
@@ -28,7 +28,7 @@ def answer(world: World, question: str, run: str) -> list[dict[str, Any]]:
     return list(json.loads(done))
 
 
-def measure(world: World) -> dict[str, Any]:
+def measure(world: World, objective: str) -> dict[str, Any]:
     """Train, evaluate and ask."""
     found: dict[str, Any] = {}
     for name, options in METHODS.items():
@@ -41,7 +41,7 @@ def measure(world: World) -> dict[str, Any]:
             steps.append(_cost(world, policy.name))
         found[name] = {
             "accuracy": spread(row["accuracy"] for row in rows),
-            "sentiment": spread(row["rewards"]["sentiment"] for row in rows),
+            "reward": spread(row["rewards"][objective] for row in rows),
             "words": spread(-row["rewards"]["brevity"] for row in rows),
             "kl": spread(row["reverse_kl"] for row in rows),
             "length_bias": _numbers(lengths),
@@ -81,10 +81,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--setting", choices=SETTINGS, default="small")
+    parser.add_argument("--stories", type=Path, help="folder of a small story model")
     given = parser.parse_args()
     setting = SETTINGS[given.setting]
     world = small_world(given.folder / "small-world", setting)
-    results = measure(world) | {"setting": given.setting, "num_seeds": setting.num_seeds}
+    results: dict[str, Any] = {"setting": given.setting, "num_seeds": setting.num_seeds}
+    results["small_world"] = measure(world, "sentiment")
+    if given.stories:
+        world = stories_world(given.folder / "stories", given.stories, setting)
+        results["stories"] = measure(world, "vader")
     write_results(given.results, results, ["make simpo-analysis"])
 
 
