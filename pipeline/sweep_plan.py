@@ -56,8 +56,11 @@ def read_points(path: Path) -> list[Point]:
         raise ValueError(
             f"{path}: expected the tables {', '.join(TABLES)}, got {', '.join(unknown)}"
         )
-    base, grid = dict(tables.get("base", {})), dict(tables.get("grid", {}))
+    base, grid = tables.get("base", {}), tables.get("grid", {})
     variants = tables.get("points", [{}])
+    tabled = [base, grid, *variants] if variants and isinstance(variants, list) else [None]
+    if not all(isinstance(each, dict) for each in tabled):
+        raise ValueError(f"{path}: expected [base] and [grid] as tables, and [[points]]")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: grid.{name} must be a list of values, got {values!r}")
@@ -95,6 +98,10 @@ def _point(path: Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> Point
             raise ValueError(f"{path}: {key!r} is no setting of a run; there are: {known}")
     if "output_dir" not in merged:
         raise ValueError(f"{path}: expected base.output_dir, the folder that the runs lie in")
+    for key, value in merged.items():
+        kind = tuple if get_origin(hints[key]) is tuple else hints[key]
+        if not isinstance(_typed(hints[key], value), kind):
+            raise ValueError(f"{path}: {name}: {key} has the wrong type, got {value!r}")
     merged |= {"output_dir": str(Path(merged["output_dir"]) / name), "run_name": name}
     arguments = {key: _typed(hints[key], value) for key, value in merged.items()}
     try:
@@ -108,7 +115,7 @@ def _typed(hint: Any, value: Any) -> Any:
     """Return a value of TOML as the settings have it."""
     if get_origin(hint) is tuple:
         return tuple(value) if isinstance(value, list) else (value,)
-    if hint is Path:
+    if hint is Path and isinstance(value, str):
         return Path(value)
     if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hint):
         return float(value)

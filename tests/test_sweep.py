@@ -84,6 +84,11 @@ def test_settings_become_words() -> None:
         ("[grid]\nseed = [1, 1]", "two runs are the same: seed=1"),
         ("[gird]\nseed = [1]", "expected the tables base, grid, points, got gird"),
         ("[grid", "expected a TOML file"),
+        ("[points]\nbeta = 0.1", "expected [base] and [grid] as tables, and [[points]]"),
+        ("[[grid]]\nbeta = [0.1]", "expected [base] and [grid] as tables, and [[points]]"),
+        ('[grid]\nbeta = ["much"]', "beta=much: beta has the wrong type, got 'much'"),
+        ('[grid]\nkl_metrics = ["no"]', "kl_metrics has the wrong type, got 'no'"),
+        ("[grid]\nmodel = [3]", "model has the wrong type, got 3"),
     ],
 )
 def test_a_file_that_cannot_act_is_refused(
