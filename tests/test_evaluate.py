@@ -22,6 +22,7 @@ from offpref.pipeline.sample_sets import SampleSettings
 from offpref.pipeline.train import train
 from offpref.pipeline.training_plan import plan_training
 from offpref.stores.errors import ModelError, PairSetError
+from offpref.stores.report import ReportSettings, write_report
 from offpref.stores.store import Store
 
 JUDGE = """
@@ -291,6 +292,18 @@ def test_a_trained_policy_is_known_by_its_run(
     runs = scored.read("runs").to_pylist()
     assert row["run_id"] == runs[0]["run_id"]
     assert row["name"] == "two steps"
+
+
+def test_samples_are_no_pairs_of_the_report(
+    scored: Store, policy_dir: Path, tmp_path: Path
+) -> None:
+    num_pairs = scored.read("pairs").num_rows
+    measure(scored, policy_dir, None)
+
+    summary = write_report(scored, tmp_path / "report.html", ReportSettings())
+
+    assert scored.read("pairs").num_rows > num_pairs
+    assert summary.num_pairs == summary.num_pairs_shown == num_pairs
 
 
 def cli(*arguments: object) -> Result:

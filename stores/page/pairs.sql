@@ -1,11 +1,18 @@
 -- The pairs of the page: those with token values first, then in the order of their keys, which are
 -- hashes. A pair that several versions of pair sets hold is one row, as the newest version has it.
+-- Samples of evaluated policies are no pairs, unless a run was trained on them.
 with shown as (
   select
     pairs.*
   from pairs
   left join pair_sets using (tokenizer, pair_set, pair_set_fingerprint)
-  where $has_all_runs or pairs.pair_set_fingerprint in (
+  where (
+    $has_all_runs
+    and pairs.pair_set_fingerprint not in (
+      select fingerprint from specs where spec->>'kind' = 'samples'
+    )
+  )
+  or pairs.pair_set_fingerprint in (
     select pair_set_fingerprint
     from runs
     where run_id in ($run_ids)
