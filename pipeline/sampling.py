@@ -66,13 +66,27 @@ class Sampler:
             batch: Number of the batch; with the settings' seed it seeds the draws.
         """
         import torch
+
+        most, limit = self._settings.max_new_tokens, self._limit
+        rooms = [most if limit is None else min(most, limit - len(each)) for each in prompts]
+        found: dict[int, tuple[Ids, bool]] = {}
+        devices = [self._device] if self._device.type == "cuda" else []
+        seed = np.random.SeedSequence((self._settings.seed, batch))
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(), self._autocast():
+            torch.manual_seed(int(seed.generate_state(1)[0]))
+            for room in sorted(set(rooms)):  # a long prompt takes no room from the others
+                members = [i for i, each in enumerate(rooms) if each == room]
+                ids = self._generate([prompts[i] for i in members], room)
+                found |= dict(zip(members, map(self._cut, ids), strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    def _generate(self, prompts: Sequence[NDArray[np.int32]], room: int) -> NDArray[np.int64]:
+        """Return what the model writes behind each prompt, padded where a completion ends."""
+        import torch
         import transformers
 
         make_config: Any = transformers.GenerationConfig  # untyped
         longest = max(map(len, prompts))
-        room = self._settings.max_new_tokens
-        if self._limit is not None:
-            room = min(room, self._limit - longest)
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):  # a completion begins right behind its prompt
@@ -83,15 +97,12 @@ class Sampler:
             top_k=0, max_new_tokens=room, eos_token_id=self._ends or None,
             pad_token_id=self._ends[0] if self._ends else 0,
         )  # fmt: skip
-        devices = [self._device] if self._device.type == "cuda" else []
-        seed = np.random.SeedSequence((self._settings.seed, batch))
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(), self._autocast():
-            torch.manual_seed(int(seed.generate_state(1)[0]))
-            found = self._model.generate(
-                input_ids=ids.to(self._device), attention_mask=mask.to(self._device),
-                generation_config=config,
-            )  # fmt: skip
-        return [self._cut(row) for row in found[:, longest:].cpu().numpy()]
+        found = self._model.generate(
+            input_ids=ids.to(self._device), attention_mask=mask.to(self._device),
+            generation_config=config,
+        )  # fmt: skip
+        whole: NDArray[np.int64] = found[:, longest:].cpu().numpy()
+        return whole
 
     def _cut(self, ids: Ids) -> tuple[Ids, bool]:
         """Return a completion up to the token that ends it, that token included."""

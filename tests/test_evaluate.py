@@ -168,6 +168,19 @@ def test_prompts_of_similar_length_share_a_batch(scored: Store, policy_dir: Path
     assert len(set(lengths)) > 1
 
 
+def test_a_long_prompt_takes_no_room_from_the_others(policy_dir: Path) -> None:
+    sampler = sampling.Sampler(policy_dir, SMALL, limit=64, device="cpu", precision="float32")
+    short, long = (np.full(length, 7, np.int32) for length in (9, 61))
+    apart = [len(ids) for ids, _ in sampler.draw([short] * 5, batch=0)]
+
+    drawn = sampler.draw([short, long, short, short, long, short, short], batch=0)
+
+    lengths = [len(ids) for ids, _ in drawn]
+    assert max(apart) == 12
+    assert max(lengths[i] for i in (0, 2, 3, 5, 6)) == 12
+    assert max(lengths[1], lengths[4]) <= 3
+
+
 def test_the_same_evaluation_draws_and_writes_nothing(
     scored: Store, policy_dir: Path, model_dir: Path
 ) -> None:
