@@ -52,8 +52,8 @@ def best_of_n(rewards: NDArray[np.float64], n: int) -> float:  # [P, N]
     Every choice of n of the N counts alike: the i-th smallest of N is the best of
     C(i - 1, n - 1) of the C(N, n) choices.
 
-    >>> best_of_n(np.array([[0.0, 1.0, 2.0]]), 2)
-    1.6666666666666667
+    >>> best_of_n(np.array([[0.0, 3.0, 6.0]]), 2)
+    5.0
     """
     num_samples = rewards.shape[1]
     if not 1 <= n <= num_samples:
