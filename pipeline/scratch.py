@@ -4,14 +4,17 @@ For experiments that want a small model of their own world; ``offpref sft`` begi
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..stores.errors import ModelError, SourceError
 from ..stores.keys import canonical_json
-from ..stores.placing import clear_write_errors, make_folder, move_synced, write_synced
+from ..stores.placing import clear_write_errors, make_folder, write_synced
 from ..stores.sources import read_rows, source_files, source_hash
+from .checkpoints import place_folder
 from .columns import find_form, read_examples
 from .config import AddSettings
 
@@ -58,14 +61,18 @@ def make_model(
                 "name another --output-dir"
             )
         return False
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} is not empty; name another --output-dir")
+    partial = folder.parent / f".{folder.name}-{uuid4().hex}"
     with clear_write_errors(folder):
-        make_folder(folder)
-        _write_tokenizer(folder, _texts(data), vocab_size)
-        _write_weights(folder, settings, config, seed)
-        # Last, and whole or not at all: what says that all of the folder is there.
-        partial = folder / f".{MADE_OF}"
-        write_synced(canonical_json(made_of).encode(), partial)
-        move_synced(partial, folder / MADE_OF)
+        make_folder(partial)
+        try:
+            _write_tokenizer(partial, _texts(data), vocab_size)
+            _write_weights(partial, settings, config, seed)
+            write_synced(canonical_json(made_of).encode(), partial / MADE_OF)
+            place_folder(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return True
 
 

@@ -100,6 +100,22 @@ def test_the_same_start_is_made_once_and_another_is_refused(
     assert "holds a model made from another configuration or data" in other.output
 
 
+def test_a_start_never_replaces_what_is_there(
+    tmp_path: Path, demonstrations: Path, config: Path
+) -> None:
+    (tmp_path / "sft-start").mkdir()
+    (tmp_path / "sft-start" / "model.safetensors").write_text("another one's")
+
+    done = cli(
+        "sft", tmp_path / "store", "--from-scratch", config, "--data", demonstrations,
+        "--pair-set", "shown", "--output-dir", tmp_path / "sft", *SHORT,
+    )  # fmt: skip
+
+    assert done.exit_code == 1
+    assert f"{tmp_path / 'sft-start'} is not empty; name another --output-dir" in done.output
+    assert (tmp_path / "sft-start" / "model.safetensors").read_text() == "another one's"
+
+
 def test_the_same_seed_makes_the_same_start(
     tmp_path: Path, demonstrations: Path, config: Path
 ) -> None:
