@@ -466,6 +466,20 @@ def test_frontier_of_samples_marks_the_pareto_set(store: Store) -> None:
     }
 
 
+def test_frontier_compares_policies_of_the_same_reference(store: Store) -> None:
+    put(store, "evaluations", [
+        {
+            "evaluation_id": key(number), "name": f"{reference} {kl}", "split": "eval",
+            "rewards": [("helpful", 1.0)], "reverse_kl": kl, "reference": reference,
+        }
+        for number, (reference, kl) in enumerate([("a", 1.0), ("a", 2.0), ("b", 3.0)])
+    ])  # fmt: skip
+
+    assert {str(r["policy"]): r["is_pareto"] for r in ask(store, "frontier")} == {
+        "a 1.0": True, "a 2.0": False, "b 3.0": True,
+    }  # fmt: skip
+
+
 def test_frontier_of_pairs_takes_held_out_margins_and_kls(store: Store) -> None:
     put_runs(store, "near", "far", "unmeasured")
     put(store, "steps", [step(1, 0.5, "eval")])

@@ -10,7 +10,8 @@
 -- column kl: KL(policy || reference) of a completion, mean, nats
 -- column kl_source: 'samples', 'exact' or 'topk-bound', a lower bound
 -- column num_measured: samples, or pairs
--- column is_pareto: no other policy has at least this reward at no more KL, and one of both better
+-- column is_pareto: no other policy of the same reference has at least this reward at no more KL, and
+--   one of both better
 with shown as (
   select *
   from latest_runs
@@ -22,6 +23,7 @@ on_samples as (
     'samples' as measured_on,
     evaluations.pair_set_fingerprint,
     evaluations.split,
+    evaluations.reference,
     unnest(map_keys(evaluations.rewards)) as objective,
     unnest(map_values(evaluations.rewards)) as reward,
     evaluations.reward_errors,
@@ -37,6 +39,7 @@ last_seen as (
     shown.run as policy,
     shown.pair_set_fingerprint,
     last_examples.split,
+    shown.reference,
     count(*) as num_measured,
     avg((reward_margins > 0)::int) as accuracy,
     avg(reward_margins) as margin,
@@ -55,6 +58,7 @@ on_pairs as (
     'pairs' as measured_on,
     pair_set_fingerprint,
     split,
+    reference,
     unnest(['rewards/accuracies', 'rewards/margins']) as objective,
     unnest([accuracy, margin]) as reward,
     unnest([accuracy_error, margin_error]) as reward_error,
@@ -88,6 +92,7 @@ select
         and other.objective = mine.objective
         and other.pair_set_fingerprint = mine.pair_set_fingerprint
         and other.split = mine.split
+        and other.reference is not distinct from mine.reference
         and other.kl <= mine.kl
         and other.reward >= mine.reward
         and (other.kl < mine.kl or other.reward > mine.reward)
