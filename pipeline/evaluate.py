@@ -63,7 +63,8 @@ def evaluate(
     Raises:
         ValueError: If a setting takes no effect.
         ModelError: If a model is missing or does not fit the pair set.
-        PairSetError: If the pair set or split is not there, or a sample gets no reward.
+        PairSetError: If the pair set or split is not there, a sample gets no reward, or there is
+            nothing to measure.
         StoreError: If the store cannot be read or written.
     """
     started = time.monotonic()
@@ -169,6 +170,11 @@ class _Evaluation:
             keys = sample_keys(self._store, other.pair_set)
             found.on_reference = self._policy_scores(keys)
         found.accuracy = self._accuracy()
+        if own is None and found.accuracy is None:
+            raise PairSetError(
+                f"no accuracy to measure on {self._pair_set}: expected pairs of two completions in "
+                f"split {self._settings.split!r}, and a policy that is not its own reference"
+            )
         return found
 
     def write(self, spec: dict[str, object], measured: Measured, seconds: float) -> dict[str, Any]:

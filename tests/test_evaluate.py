@@ -361,10 +361,15 @@ def test_settings_that_cannot_act_are_wrong_usage(
 
 
 def test_what_is_not_there_is_one_line(
-    scored: Store, policy_dir: Path, chat_dir: Path, tmp_path: Path
+    scored: Store, policy_dir: Path, model_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PairSetError, match="has no prompts in split 'test'"):
         measure(scored, policy_dir, None, split="test")
+    with pytest.raises(PairSetError, match="no accuracy to measure on reviews@"):
+        measure(scored, policy_dir, model_dir, split="test", samples=None)
+    with pytest.raises(PairSetError, match="no accuracy to measure on reviews@"):
+        measure(scored, policy_dir, policy_dir, samples=None)
+    assert scored.read("evaluations").num_rows == 0
     with pytest.raises(ModelError):
         measure(scored, tmp_path / "nowhere", None)
 
