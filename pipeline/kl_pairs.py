@@ -39,7 +39,7 @@ def fix_kl_pairs(store: Store, pair_set: PairSet) -> None:
         return
     reader = RowReader(store, SEQUENCES.name, pair_set.tokenizer,
                        columns=["ids", "num_prompt_tokens", "prompt_key"])  # fmt: skip
-    limit = json.loads(pair_set.settings)["max_length"]
+    limit = json.loads(pair_set.settings).get("max_length")  # samples of a policy have none
     num_written = 0
     with store.batch() as batch:
         for keys, own, other in _matches(store, pair_set):

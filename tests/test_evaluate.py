@@ -18,6 +18,7 @@ from offpref.pipeline.cli import main
 from offpref.pipeline.config import TrainSettings
 from offpref.pipeline.evaluate import EvaluationSummary, evaluate
 from offpref.pipeline.evaluate_settings import EvaluateSettings
+from offpref.pipeline.kl_pairs import fix_kl_pairs, mismatched_keys
 from offpref.pipeline.sample_sets import SampleSettings
 from offpref.pipeline.train import train
 from offpref.pipeline.training_plan import plan_training
@@ -305,6 +306,17 @@ def test_a_trained_policy_is_known_by_its_run(
     runs = scored.read("runs").to_pylist()
     assert row["run_id"] == runs[0]["run_id"]
     assert row["name"] == "two steps"
+
+
+def test_samples_can_be_mismatched_for_kto(scored: Store, policy_dir: Path) -> None:
+    drawn = measure(scored, policy_dir, None).samples
+    assert drawn is not None
+
+    fix_kl_pairs(scored, drawn.pair_set)
+    scored.refresh()
+
+    own = samples(scored, policy_dir.name)
+    assert len(mismatched_keys(scored, drawn.pair_set)) == len({row["sequence_key"] for row in own})
 
 
 def test_samples_are_no_pairs_of_the_report(
