@@ -13,7 +13,8 @@ from torch import Tensor
 from .distributions import TopKReference
 from .row_gradients import Extra
 
-MIN_TAIL = 1e-12  # of q_T: below it the rest of the vocabulary has no probability in float32
+MIN_TAIL = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""Of q_T: below it 1 - the sum of the top k is rounding, which p_T / q_T would make a gradient."""
 
 
 def topk_kl(
@@ -64,4 +65,4 @@ def _log_buckets(
     log_q = top_logits.double() - log_sum.double()
     # 1 - the sum of the top k, without its cancellation; rounding may bring the sum above 1.
     tail = -torch.expm1(torch.logsumexp(log_q, 1, keepdim=True).clamp(max=0.0))
-    return log_p, log_p_tail, log_q, tail.clamp(min=MIN_TAIL).log()
+    return log_p, log_p_tail, log_q, tail.clamp(min=MIN_TAIL[log_sum.dtype]).log()

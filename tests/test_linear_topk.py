@@ -117,8 +117,8 @@ def test_a_policy_without_a_tail_stays_finite(form: Form) -> None:
     scores = linear_token_scores(hidden, head, labels, top, want=["forward_kl"], form=form)
     scores["forward_kl"].sum().backward()
 
-    # With the floor of 1e-12 below the policy's tail: log(1/2) / 2 + (log(1/2) - log(1e-12)) / 2.
-    expected = torch.tensor([0.5]).log() - 0.5 * torch.tensor([1e-12]).log()
+    # With the floor of 1e-6 below the policy's tail: log(1/2) / 2 + (log(1/2) - log(1e-6)) / 2.
+    expected = torch.tensor([0.5]).log() - 0.5 * torch.tensor([1e-6]).log()
     torch.testing.assert_close(scores["forward_kl"].detach(), expected)
     assert weight.grad is not None
     assert weight.grad.isfinite().all()
@@ -169,3 +169,26 @@ def test_reverse_kl_needs_the_whole_reference() -> None:
 
     with pytest.raises(ValueError, match="reverse_kl needs the whole reference"):
         linear_token_scores(torch.zeros(3, 5), make_head(11), labels, top, want=["reverse_kl"])
+
+
+def test_a_policy_without_a_tail_has_a_bound_and_a_gradient_of_its_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = 5 * torch.randn(64, 16, generator=generator)
+    weight, k = torch.randn(300, 16, generator=generator), 8
+    logps = (hidden.double() @ weight.double().t()).log_softmax(-1)
+    ids = logps.topk(k)[1]  # the policy has nearly everything here, the reference has not
+    ref_logps = torch.zeros(64, 300).scatter(1, ids, 3.0).log_softmax(-1)
+    is_tail = torch.ones(64, 300, dtype=torch.bool).scatter(1, ids, False)
+    tail = ref_logps.masked_fill(~is_tail, -torch.inf).logsumexp(-1)
+    reference = TopKReference(ids=ids, logps=ref_logps.gather(1, ids), tail_logps=tail)
+    exact = (ref_logps.double().exp() * (ref_logps - logps)).sum(-1)
+
+    hidden.requires_grad_()
+    found = linear_token_scores(
+        hidden, OutputHead(weight=weight), ids[:, 0], reference, want=("forward_kl",)
+    )["forward_kl"]
+    found.sum().backward()
+
+    assert bool((found <= exact + 1e-3).all())
+    assert hidden.grad is not None
+    assert float(hidden.grad.norm(dim=1).max()) < 2 * float(weight.norm(dim=1).max())
