@@ -120,7 +120,8 @@ def draw_samples(
     prompts.sort(key=lambda each: (len(each.ids), each.key))  # batches of similar length
     if not prompts:
         raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
-    drawn = _SampleRows(store, source, settings, model.name, weights, prompts, split)
+    name = model.resolve().name
+    drawn = _SampleRows(store, source, settings, name, weights, prompts, split)
     known = drawn.find()
     num_new = 0
     if known is None:

@@ -196,6 +196,17 @@ def test_the_same_evaluation_draws_and_writes_nothing(
     assert sorted(path for path in scored.path.rglob("*") if path.is_file()) == before
 
 
+def test_samples_have_the_name_of_the_folder_however_it_is_given(
+    scored: Store, policy_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(policy_dir)
+
+    drawn = measure(scored, Path(), None).samples
+
+    assert drawn is not None
+    assert drawn.pair_set.name == f"reviews/samples/{policy_dir.name}"
+
+
 def test_another_seed_is_another_evaluation(scored: Store, policy_dir: Path) -> None:
     first = measure(scored, policy_dir, None)
     other = measure(
