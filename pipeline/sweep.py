@@ -103,11 +103,12 @@ def _run_all(
                 running.append((left[0], _start(store_path, left.pop(0), jobs, lock)))
             for each in list(running):
                 point, process = each
-                if process.poll() is not None:
-                    running.remove(each)
-                    output, errors = process.communicate()
-                    yield point, process.returncode, output if not process.returncode else errors
-            time.sleep(POLL_SECONDS)
+                try:  # reads what it prints: a full pipe would hold it
+                    output, errors = process.communicate(timeout=POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+                running.remove(each)
+                yield point, process.returncode, output if not process.returncode else errors
     finally:
         for _, process in running:  # each saves a checkpoint and ends
             process.send_signal(signal.SIGTERM)

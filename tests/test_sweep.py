@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
+from offpref.pipeline import sweep
 from offpref.pipeline.cli import main
 from offpref.pipeline.sweep_plan import option_words, read_points
 from offpref.stores.store import Store
@@ -185,3 +187,19 @@ def test_a_killed_sweep_goes_on_where_it_was(scored: Store, write_sweep: Write) 
     ]
     second = [row["step"] for row in steps if row["attempt"] == 1]
     assert min(second) > 5  # it resumed
+
+
+@pytest.mark.timeout(60)
+def test_runs_that_print_much_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*given: object) -> subprocess.Popen[str]:
+        code = "import sys; print('much ' * 50_000); sys.stderr.write('more ' * 50_000)"
+        pipe = subprocess.PIPE
+        return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)
+
+    monkeypatch.setattr(sweep, "_start", start)
+    points: Any = ["a", "b", "c"]
+
+    done = list(sweep._run_all(Path(), points, jobs=2, lock=0))
+
+    assert sorted(point for point, _, _ in done) == points
+    assert all(len(output) > 200_000 for _, _, output in done)
