@@ -34,10 +34,20 @@ def list_store(store: Path) -> None:
     is_flag=True,
     help="Also recompute log-probs from a sample of the hidden states and compare.",
 )
-def verify(store: Path, deep: bool) -> None:
+@click.option(
+    "--drop-damaged",
+    is_flag=True,
+    help="Let go of damaged scores and rewards first, so that they are computed again.",
+)
+def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
     """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
     from ..stores.verify import verify_store
 
+    if drop_damaged:
+        from ..stores.repair import drop_damaged as drop
+
+        for line in drop(store).lines:
+            click.echo(line)
     report = verify_store(store)
     problems, summaries = report.problems, [report.summary]
     if deep:
@@ -48,6 +58,10 @@ def verify(store: Path, deep: bool) -> None:
         problems, summaries = [*problems, *recomputed.problems], [*summaries, recomputed.summary]
     for problem in problems:
         click.echo(problem)
+    if problems and not drop_damaged:
+        click.echo(
+            "--drop-damaged lets go of damaged scores and rewards: they can be computed again"
+        )
     for summary in summaries:
         click.echo(summary, err=bool(problems))
     if problems:

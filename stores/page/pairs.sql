@@ -1,5 +1,6 @@
 -- The pairs of the page: those with token values first, then in the order of their keys, which are
--- hashes. A pair that several versions of pair sets hold is one row, as the newest version has it.
+-- hashes. A pair that several versions of pair sets hold is one row, as the newest version has it
+-- that a run was trained on, else the newest.
 -- Samples of evaluated policies are no pairs, unless a run was trained on them.
 with shown as (
   select
@@ -20,6 +21,12 @@ with shown as (
   qualify row_number() over (
     partition by pairs.pair_key
     order by
+      coalesce(
+        pairs.pair_set_fingerprint in (
+          select pair_set_fingerprint from runs where run_id in ($run_ids)
+        ),
+        false
+      ) desc,
       pair_sets.created_at desc nulls last,
       pairs.pair_set_fingerprint,
       pairs.tokenizer
