@@ -46,6 +46,11 @@ def model_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"{folder}: expected whole weights, found an adapter alone; train with "
+                "--lora-output merged, or merge it first"
+            ) from error
         raise ModelError(f"{folder}: expected a model's config.json, found none") from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{path}: expected a JSON object, got: {error}") from error

@@ -1,10 +1,11 @@
 """What the commands say when they are done, line by line, for a person."""
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..stores.store import Store
-from .pair_sets import PairSet, reject_counts
+from .pair_sets import PairSet, pair_sets, reject_counts
 
 if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from .dry_run import DryRun
@@ -15,10 +16,15 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from .train_reward import RewardTrainSummary
 
 
+RESIDUAL_OF_ROUNDING = 5e-3  # nats a token; bf16 leaves less
+
+
 def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[str]:
     """Yield what was added, and what of it could not be used."""
     state = "added" if is_new else "known, nothing was read"
     yield (f"pair set   {found}: {state}")
+    if is_new:
+        yield from _version_lines(store, found)
     yield (f"form       {found.form}")
     yield (
         f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
@@ -32,6 +38,28 @@ def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[st
             f"boundary   {found.num_merges:,} completions would begin with another token if "
             "tokenised together with their prompt"
         )
+
+
+def _version_lines(store: Store, found: PairSet) -> Iterator[str]:
+    """Yield what a new version of a pair set differs in from the one that its name meant."""
+    others = [
+        each for each in pair_sets(store)
+        if each.name == found.name and each.fingerprint != found.fingerprint
+    ]  # fmt: skip
+    if not others:
+        return
+    before = others[-1]
+    old, new = json.loads(before.settings), json.loads(found.settings)
+    differing = [
+        f"{name} was {old.get(name)!r}"
+        for name in new
+        if old.get(name) != new[name] and name not in ("sources", "tokenizer", "template")
+    ]
+    differing += [f"other {name}" for name in ("sources", "tokenizer", "template")
+                  if old.get(name) != new.get(name)]  # fmt: skip
+    yield (
+        f"version    new beside {before} ({', '.join(differing)}); {found.name} means the new one"
+    )
 
 
 def reward_lines(summary: "RewardSummary") -> Iterator[str]:
@@ -61,7 +89,7 @@ def score_lines(summary: "ScoreSummary") -> Iterator[str]:
         counts = [f"{tier} {number:,}" for tier, number in summary.num_new_rows.items()]
         yield (f"tiers      new rows: {', '.join(counts)}")
     if not summary.num_new:
-        why = "others did it meanwhile" if summary.was_loaded else "no model was loaded"
+        why = "every score was there" if summary.was_loaded else "no model was loaded"
         yield (f"computed   nothing: {why}")
         return
     yield (
@@ -116,6 +144,11 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
             yield (f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}")
+            if mean > RESIDUAL_OF_ROUNDING:
+                yield (
+                    "note       the policy does not start from its reference; to score the policy "
+                    "itself: offpref score --model, the policy's folder"
+                )
         yield (
             f"speed      {summary.num_pairs / summary.seconds:,.2f} pairs/s, "
             f"{summary.num_tokens / summary.seconds:,.0f} tokens/s, "
@@ -151,7 +184,8 @@ def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
         )
         if summary.samples.num_without_room:
             yield f"  left out {summary.samples.num_without_room:,} prompts that leave no room"
-        yield f"length     {row['mean_completion_tokens']:.1f} tokens"
+        ended = dict(row["metrics"])["share_ended"]
+        yield f"length     {row['mean_completion_tokens']:.1f} tokens, {ended:.0%} ended themselves"
     errors = dict(row["reward_errors"])
     for name, mean in dict(row["rewards"]).items():
         yield f"reward     {name} {mean:.4g} +- {errors[name]:.2g}"

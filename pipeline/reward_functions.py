@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,12 +120,15 @@ def _checked(values: object, count: int, name: str) -> Numbers:
 
 def _load_function(name: str) -> tuple[Callable[[list[Any], list[Any]], object], str]:
     module_name, _, function_name = name.partition(":")
+    # Last in line: a folder here that is called like a library hides nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
             f"function {name!r}: module {module_name!r} cannot be imported: {error}; "
-            "is its folder on PYTHONPATH?"
+            "is it in this folder, or on PYTHONPATH?"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -150,6 +150,12 @@ def _head(folder: Path, config: dict[str, Any], head: int | None) -> int:
     Raises:
         ModelError: If there is no such output, or several and none is named.
     """
+    named = [str(each) for each in config.get("architectures") or ()]
+    if named and not any(each.endswith("ForSequenceClassification") for each in named):
+        raise ModelError(
+            f"{folder} is no reward model: expected ...ForSequenceClassification, found "
+            f"{named[0]}; offpref train-reward makes one"
+        )
     labels = config.get("id2label") or {}
     count = len(labels) or int(config.get("num_labels", 2))
     if head is None:

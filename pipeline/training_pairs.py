@@ -4,6 +4,7 @@ Ids and scores stay on disk until their step comes. The pairs are sorted by key,
 depends on how they are stored. Cost: some 100 bytes a pair. Nothing here imports torch.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,9 +114,22 @@ def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> 
     if sides == "chosen":
         rows = rows.filter(pa.array(has_chosen))
     if not rows.num_rows:
-        raise PairSetError(f"{pair_set} has no pair of split {split!r} that the loss can use")
+        raise PairSetError(
+            f"{pair_set} has no pair of split {split!r} that the loss can use; "
+            f"it has: {_splits(store, pair_set)}"
+        )
     num_left_out = int((~has_chosen).sum()) if sides == "chosen" else 0
     return _sorted_pairs(store, pair_set, rows, split, sides, num_left_out=num_left_out)
+
+
+def _splits(store: Store, pair_set: PairSet) -> str:
+    """Return how many pairs of each split there are, for a person."""
+    rows = store.read(
+        PAIRS.name, pair_set.tokenizer, ["split"],
+        [("pair_set_fingerprint", "=", pair_set.fingerprint)],
+    )  # fmt: skip
+    counts = Counter(rows["split"].to_pylist())
+    return ", ".join(f"{number:,} of {name!r}" for name, number in counts.most_common()) or "none"
 
 
 def reference_digest(store: Store, scorer: str, sequence_keys: Keys, tier: Tier = _LOGPS) -> str:

@@ -189,6 +189,27 @@ def test_demo_learns_and_does_nothing_twice(tmp_path: Path) -> None:
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
 
 
+def test_a_new_version_says_what_the_one_before_had(
+    tmp_path: Path, model_dir: Path, pairs: Path
+) -> None:
+    store = tmp_path / "store"
+    common = ("--data", pairs, "--pair-set", "p", "--tokenizer", model_dir)
+
+    first = invoke("add", store, *common, "--eval-fraction", "0.5")
+    second = invoke("add", store, *common)
+    trained = invoke(
+        "train", store, "--pair-set", "p", "--model", model_dir, "--output-dir", tmp_path / "out",
+        "--loss-type", "sft", "--eval-every", 1,
+    )  # fmt: skip
+
+    assert "version " not in first.stdout
+    assert "(eval_fraction was 0.5); p means the new one" in second.stdout
+    assert trained.exit_code == 1
+    assert "has no pair of split 'eval' that the loss can use; it has: 40 of 'train'" in (
+        trained.output
+    )
+
+
 def test_store_commands(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
     store = tmp_path / "store"
     invoke("score", store, "--data", pairs, "--pair-set", "p", "--model", model_dir)

@@ -258,8 +258,8 @@ def test_a_model_with_several_outputs_wants_one_chosen(
 
 
 def test_a_language_model_is_no_reward_model(scored: Store, model_dir: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no reward model: it lacks score\.weight"):
-        give(scored, "model", model=model_dir, head=0)
+    with pytest.raises(ModelError, match=r"is no reward model: .* found LlamaForCausalLM"):
+        give(scored, "model", model=model_dir)
     assert stored(scored) == {}
 
 
@@ -362,3 +362,19 @@ def test_modpo_with_brevity_starts_where_its_rewards_put_it(
         assert row["loss"] == pytest.approx(expected, abs=1e-4)
     assert find_pair_set(scored, "reviews").num_pairs == len(pairs)
     assert json.loads(scored.read("runs")["config"].to_pylist()[0])["objective"]
+
+
+def test_a_function_beside_the_user_is_found_and_hides_no_library(
+    scored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "def length(prompts, completions):\n    return [len(text) for text in completions]\n"
+    )
+    (tmp_path / "json.py").write_text("raise RuntimeError('the folder came first')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    found = give(scored, "python", function="my_rewards:length")
+
+    assert found.num_new > 0
+    assert sys.path[-1] == str(tmp_path)
