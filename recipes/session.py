@@ -9,6 +9,7 @@ import io
 import json
 import math
 import random
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class World:
     def measure(self, policy: Path, *, seed: int = 0) -> dict[str, Any]:
         """Sample from a policy and return its row of ``evaluations``, maps as dicts."""
         sources = [f"{name}={source}" for name, source in self.objectives.items()]
-        self.session.offpref(
+        said = self.session.offpref(
             "evaluate", self.session.store, "--model", policy, "--reference", self.reference,
             "--pair-set", self.pair_set, "--num-samples", self.setting.num_samples,
             "--max-new-tokens", self.max_new_tokens, "--seed", seed, "--batch-size", 320,
@@ -111,9 +112,12 @@ class World:
             *(() if self.num_prompts is None else ("--num-prompts", self.num_prompts)),
             *(part for source in sources for part in ("--objective", source)),
         )  # fmt: skip
+        # By its id: a policy with equal weights may have been measured under another name.
+        found = re.search(r"^evaluation .*@([0-9a-f]{12})", said, re.MULTILINE)
+        assert found is not None, said
         rows = self.session.select(
-            f"select * from evaluations where name = '{policy.name}' and seed = {seed} "
-            "order by measured_at desc limit 1"
+            "select * from evaluations "
+            f"where starts_with(replace(evaluation_id::varchar, '-', ''), '{found[1]}')"
         )
         return {
             name: dict(value) if isinstance(value, list) else value
