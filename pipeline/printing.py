@@ -16,9 +16,6 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from .train_reward import RewardTrainSummary
 
 
-RESIDUAL_OF_ROUNDING = 5e-3  # nats a token; bf16 leaves less
-
-
 def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[str]:
     """Yield what was added, and what of it could not be used."""
     state = "added" if is_new else "known, nothing was read"
@@ -144,7 +141,7 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
             yield (f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}")
-            if mean > RESIDUAL_OF_ROUNDING:
+            if not summary.is_own_reference:
                 yield (
                     "note       the policy does not start from its reference; to score the policy "
                     "itself: offpref score --model, the policy's folder"

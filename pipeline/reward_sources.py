@@ -5,6 +5,7 @@ are given to, and computes them for some keys.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -39,7 +40,7 @@ class Rewards:
         )
 
 
-class RewardSource:
+class RewardSource(ABC):
     """What all sources have in common."""
 
     name = ""
@@ -68,9 +69,9 @@ class RewardSource:
         """Return the keys that get rewards, by what they are keys of."""
         return {"sequence": self.completions.sequence_keys}
 
+    @abstractmethod
     def rewards(self, subject: str, keys: Keys, progress: Progress) -> Iterator[Rewards]:
         """Yield the rewards of some keys, a part at a time."""
-        raise NotImplementedError
 
     def sides(self, found: Mapping[str, Numbers]) -> tuple[Numbers, Numbers] | None:
         """Return the rewards of chosen and rejected completion of each pair that has both.

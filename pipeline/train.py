@@ -46,6 +46,8 @@ class TrainSummary:
     name: str
     attempt: int
     reference: str | None
+    is_own_reference: bool
+    """Whether the policy starts from the reference's weights."""
     kl_source: str | None
     """What KLs were taken against, None for no KLs: the tier, and what that makes them."""
     num_resumed: int
@@ -131,6 +133,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         name=plan.name,
         attempt=run["attempt"],
         reference=str(plan.reference) if plan.reference else None,
+        is_own_reference=plan.reference is not None and plan.reference.is_policy,
         kl_source=str(plan.kl) if plan.kl else None,
         num_resumed=num_done,
         num_steps=done,
@@ -228,6 +231,7 @@ def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes
         name=plan.name,
         attempt=run["attempt"],
         reference=str(plan.reference) if plan.reference else None,
+        is_own_reference=plan.reference is not None and plan.reference.is_policy,
         kl_source=str(plan.kl) if plan.kl else None,
         num_resumed=plan.num_steps,
         num_steps=plan.num_steps,

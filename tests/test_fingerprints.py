@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from offpref.pipeline.fingerprints import (
     default_max_length,
+    model_config,
     scorer_fingerprint,
     scorer_spec,
     weights_hash,
@@ -139,3 +140,10 @@ def test_folders_that_are_no_model_are_clear_errors(
     (copy / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="merge it first"):
         fingerprint(copy, store)
+
+
+def test_an_adapter_alone_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(ModelError, match="found an adapter alone; train with --lora-output merged"):
+        model_config(tmp_path)

@@ -26,6 +26,7 @@ from offpref.pipeline.devices import Processes
 from offpref.pipeline.models import ScoringModel
 from offpref.pipeline.pairs import add_pairs, plan_add
 from offpref.pipeline.policies import load_policy, trainable
+from offpref.pipeline.printing import training_lines
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.score import score
 from offpref.pipeline.small_world import write_model, write_pairs
@@ -432,6 +433,19 @@ def test_another_policy_takes_the_only_reference_and_reports_the_residual(
     assert summary.first is not None
     assert summary.first.residual is not None
     assert summary.first.residual[0] > 0.01
+    assert "note       the policy does not start from its reference" in "\n".join(
+        training_lines(summary)
+    )
+
+
+def test_a_policy_that_is_its_own_reference_gets_no_note(
+    scored: Store, train_settings: Settings
+) -> None:
+    summary = run(scored, train_settings(max_steps=1))
+
+    lines = "\n".join(training_lines(summary))
+    assert "residual   " in lines
+    assert "note       " not in lines
 
 
 def test_several_references_have_to_be_told_apart(
