@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..stores import keys as content
-from ..stores.errors import PairSetError
+from ..stores.errors import ModelError, PairSetError
 from ..stores.known import Keys, find_keys, to_keys
 from ..stores.schema import EVALUATIONS, GENERATIONS, PAIRS
 from ..stores.store import Store
@@ -217,12 +217,19 @@ class _Evaluation:
         )  # fmt: skip
 
     def _fingerprint(self, model: Path) -> str:
-        vocabulary = tokenizer_spec(model, self._store).vocabulary
+        """Return a model's fingerprint; said here, a wrong tokenizer costs no sample."""
+        tokenizer = tokenizer_spec(model, self._store)
+        if tokenizer.fingerprint != self._pair_set.tokenizer:
+            raise ModelError(
+                f"{model}: expected the tokenizer of pair set {self._pair_set}, its own differs; "
+                f"add the data with --tokenizer {model}"
+            )
         return scorer_fingerprint(
             scorer_spec(
-                model, precision=self._settings.precision, vocabulary=vocabulary, store=self._store
+                model, precision=self._settings.precision, vocabulary=tokenizer.vocabulary,
+                store=self._store,
             )
-        )
+        )  # fmt: skip
 
     def _score(self, model: Path, samples: PairSet, tiers: tuple[str, ...] = ()) -> None:
         settings = ScoreSettings(

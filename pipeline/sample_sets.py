@@ -29,7 +29,6 @@ from .fingerprints import max_positions, model_config
 from .pair_sets import PairSet, pair_sets
 from .progress import Progress
 from .prompts import Prompt, prompts_of
-from .tokenization import tokenizer_spec
 
 COMMIT_SECONDS = 10.0
 
@@ -92,7 +91,7 @@ def draw_samples(
 
     Args:
         store: Where prompts come from and samples go.
-        model: Folder of the model.
+        model: Folder of the model; its tokenizer is the pair set's.
         weights: Its scorer fingerprint.
         source: The pair set whose prompts are used.
         settings: How to draw.
@@ -104,14 +103,9 @@ def draw_samples(
 
     Raises:
         PairSetError: If the split has no prompts.
-        ModelError: If the model's tokenizer is not the pair set's, or no prompt leaves room.
+        ModelError: If no prompt leaves room in the model's positions.
     """
     started = time.monotonic()
-    if tokenizer_spec(model, store).fingerprint != source.tokenizer:
-        raise ModelError(
-            f"{model}: expected the tokenizer of pair set {source}, its own differs; "
-            f"add the data with --tokenizer {model}"
-        )
     limit = max_positions(model_config(model))
     found = prompts_of(store, source, split)[:num_prompts]
     if not found:

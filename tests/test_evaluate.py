@@ -409,3 +409,16 @@ def test_a_reward_that_is_no_number_stops_the_evaluation(
         measure(scored, policy_dir, None, objective=("bad=python:b_judge:score",))
 
     assert scored.read("evaluations").num_rows == 0
+
+
+def test_a_reference_of_another_tokenizer_costs_no_sample(
+    scored: Store, policy_dir: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(model_dir, tmp_path / "other"))
+    path = other / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lovely"', '"horrid"'))
+
+    with pytest.raises(ModelError, match="expected the tokenizer of pair set reviews"):
+        measure(scored, policy_dir, other)
+
+    assert not samples(scored, policy_dir.name)
