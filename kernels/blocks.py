@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .head import OutputHead
-from .products import product
+from .products import even_tokens, padded_tokens, product
 from .transform import Transform
 
 VOCAB_BLOCK = 4096  # columns at a time: wide enough for the product, in reach of the cache
 PIECE_NUMEL = 1 << 17  # logits whose passes stay in the second-level cache of a CPU's cores
 MIN_TOKENS, MIN_COLUMNS = 256, 256  # below these, products are slow
+_COLUMN_STEP = 16  # a row of a block starts where a line of the cache does
 EXCLUDED = -1e30  # stands for a given logit of minus infinity: times a probability of 0 it is 0
 
 Rows = slice | Tensor
@@ -43,6 +44,9 @@ class Logits(Protocol):
 
     def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
         """Return a few columns of some tokens."""
+
+    def padded(self, rows: Rows) -> tuple[Rows, int]:
+        """Return the tokens, the last of them repeated as often as products like, and how often."""
 
 
 class HeadLogits:
@@ -78,7 +82,18 @@ class HeadLogits:
 
     def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
         """Return a few columns of some tokens."""
-        return self._product(self.inputs(rows), columns)
+        inputs, weight, bias = self.inputs(rows), self.weight(columns), self._bias(columns)
+        return self._capped(inputs @ weight.t() if bias is None else bias + inputs @ weight.t())
+
+    def padded(self, rows: Rows) -> tuple[Rows, int]:
+        """Return the tokens, the last of them repeated as often as products like, and how often."""
+        num_tokens = len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start
+        num_padding = padded_tokens(num_tokens, self.hidden, self.dtype) - num_tokens
+        if not num_padding:
+            return rows, 0
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=self.hidden.device)
+        return torch.cat((rows, rows[-1:].expand(num_padding))), num_padding
 
     def has_head_of(self, other: "HeadLogits") -> bool:
         """Return whether one product can serve both: they have the same head (LoRA)."""
@@ -95,14 +110,20 @@ class HeadLogits:
         both = self._product(torch.cat((mine, theirs)), v)
         return both[: len(mine)], both[len(mine) :]
 
-    def _product(self, inputs: Tensor, v: slice | Tensor) -> Tensor:
+    def _product(self, inputs: Tensor, v: slice) -> Tensor:
+        num_tokens, weight = len(inputs), self.weight(v)
+        num_padding = padded_tokens(num_tokens, inputs, self.dtype) - num_tokens
+        if num_padding:
+            inputs = torch.nn.functional.pad(inputs, (0, 0, 0, num_padding))
+        return self._capped(product(inputs, weight.t(), self._bias(v))[:num_tokens])
+
+    def _bias(self, v: slice | Tensor) -> Tensor | None:  # [v]
         bias = self.head.bias
-        if bias is not None:
-            bias = bias[v].to(self.dtype) * self.head.scale
-        out = product(inputs, self.weight(v).t(), bias)
-        if self.head.softcap is not None:
-            out.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
-        return out
+        return None if bias is None else bias[v].to(self.dtype) * self.head.scale
+
+    def _capped(self, out: Tensor) -> Tensor:
+        softcap = self.head.softcap
+        return out if softcap is None else out.div_(softcap).tanh_().mul_(softcap)
 
 
 class GivenLogits:
@@ -137,6 +158,10 @@ class GivenLogits:
         if softcap is not None:
             out.div_(softcap).tanh_().mul_(softcap)
         return out.clamp_(min=EXCLUDED)
+
+    def padded(self, rows: Rows) -> tuple[Rows, int]:
+        """Return the tokens as they are: nothing is multiplied."""
+        return rows, 0
 
 
 def both_blocks(
@@ -208,7 +233,7 @@ def block_shape(
         copies_weight: Whether a block of the weight is copied to another dtype.
     """
     spare = workspace_bytes // dtype.itemsize
-    width = max(1, min(VOCAB_BLOCK, vocab_size))
+    width = max(1, min(VOCAB_BLOCK // (2 if num_blocks > 1 else 1), vocab_size))
     while True:
         # A block of the weight's gradient and what is added to it; of each token, what is
         # gathered, scaled and multiplied.
@@ -216,8 +241,19 @@ def block_shape(
         per_token = width * num_blocks + 4 * hidden_size
         height = (spare - fixed) // per_token
         if height >= min(num_tokens, MIN_TOKENS) or width <= MIN_COLUMNS:
-            return BlockShape(max(1, min(num_tokens, height)), width)
+            height = even_tokens(height) or height  # padded, it still is within the workspace
+            return BlockShape(max(1, min(num_tokens, height)), _equal_width(vocab_size, width))
         width //= 2
+
+
+def _equal_width(vocab_size: int, width: int) -> int:
+    """Return a width, at most the given one, whose blocks are all equal where that can be.
+
+    A last block of another width is another shape for the library of products to prepare for.
+    """
+    num_blocks = -(-vocab_size // width)
+    equal = -(-vocab_size // num_blocks)
+    return min(width, -(-equal // _COLUMN_STEP) * _COLUMN_STEP)
 
 
 def pieces(block: Tensor) -> Iterator[slice]:  # [t, v]

@@ -24,6 +24,9 @@ class OutputHead:
     """Multiplies product and bias; greater than 0."""
     softcap: float | None = None
     """Bound of the logits' magnitude, greater than 0; None where the model has none."""
+    weight_grad: Tensor | None = None  # [V, H]
+    """Where a backward pass adds the gradient of the weight; None to return it. A sum over
+    microbatches is then made in place: a matrix of that size is neither written nor added."""
 
     @property
     def vocab_size(self) -> int:

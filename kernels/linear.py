@@ -99,8 +99,9 @@ def linear_token_scores(
         }
     with torch.autocast(hidden.device.type, enabled=False):
         settings = _Settings(
-            head.scale, head.softcap, frozenset(want), workspace_bytes, choose_form(hidden, form)
-        )
+            head.scale, head.softcap, frozenset(want), workspace_bytes, choose_form(hidden, form),
+            head.weight_grad,
+        )  # fmt: skip
         results = _LinearTokenScores.apply(  # type: ignore[no-untyped-call] # torch
             hidden, head.weight, head.bias, labels, reference, settings
         )
@@ -120,13 +121,14 @@ def linear_logits(hidden: Tensor, head: OutputHead) -> Tensor:  # [T, H] -> [T, 
 
 
 class _Settings(NamedTuple):
-    """What is no tensor."""
+    """What has no gradient."""
 
     scale: float
     softcap: float | None
     want: frozenset[str]
     workspace_bytes: int
     form: Form
+    weight_grad: Tensor | None
 
 
 def _form(name: Form) -> Any:  # one of two modules with the same functions
@@ -164,13 +166,19 @@ class _LinearTokenScores(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         hidden, weight, bias, labels, *saved = ctx.saved_tensors
         settings: _Settings = ctx.settings
-        head = OutputHead(weight=weight, bias=bias, scale=settings.scale, softcap=settings.softcap)
+        head = OutputHead(
+            weight=weight, bias=bias, scale=settings.scale, softcap=settings.softcap,
+            weight_grad=settings.weight_grad,
+        )  # fmt: skip
         with torch.autocast(hidden.device.type, enabled=False):
             found = _form(settings.form).backward(
                 hidden, head, labels, ctx.reference, tuple(saved),
                 dict(zip(WANTED, grads, strict=True)),
                 ctx.needs_input_grad[:3], settings.workspace_bytes,
             )  # fmt: skip
+        if settings.weight_grad is not None and found[1] is not None:
+            settings.weight_grad.add_(found[1])  # Triton's backward pass returns it whole.
+            found = found[0], None, found[2]
         return *found, None, None, None
 
 

@@ -4,7 +4,11 @@ torch sends a float32 product on a CPU to MKL, which does not use all of an AMD 
 which torch also brings, generates code for the processor it finds; on an AMD with AVX-512 it runs
 the products of a transformer at about twice the rate (docs/kernels.md). Both sum in float32.
 
-Letters in shape comments: M, K, N rows, summed and columns of a product.
+oneDNN keeps half a megabyte of code for every shape that it ever met, and batches have a new number
+of tokens each time: a training would grow without end. It therefore gets a whole number of steps of
+tokens, of which there are few, and the tokens beyond, a hundredth, go to torch.
+
+Letters in shape comments: M, K, N rows, summed and columns of a product; T tokens.
 """
 
 import platform
@@ -15,21 +19,85 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
+_MIN_TOKENS = 64  # below, a product waits for its weight to come from memory: all are as fast
+_MIN_STEP, _STEPS_TO_DOUBLE = 16, 32
 
 
 def product(
-    left: Tensor,  # [M, K]
+    left: Tensor,  # [T, K]
     right: Tensor,  # [K, N]
     bias: Tensor | None = None,  # [N]
-) -> Tensor:  # [M, N]
+) -> Tensor:  # [T, N]
     """Return ``left @ right + bias``; any strides, any device, without gradient.
 
     >>> product(torch.ones(2, 3), torch.ones(3, 4)).sum()
     tensor(24.)
     """
-    if _fits_onednn(left, right):
-        return _onednn(left, right.t(), bias)
-    return left @ right if bias is None else torch.addmm(bias, left, right)
+    num_even = even_tokens(len(left)) if _fits_onednn(left, right) else 0
+    if not num_even:
+        return left @ right if bias is None else torch.addmm(bias, left, right)
+    even = _onednn(left[:num_even], right.t(), bias)
+    if num_even == len(left):
+        return even
+    out = even.new_empty(len(left), right.shape[1])
+    out[:num_even] = even
+    rest = left[num_even:]
+    if bias is None:
+        torch.mm(rest, right, out=out[num_even:])
+    else:
+        torch.addmm(bias, rest, right, out=out[num_even:])
+    return out
+
+
+def product_over_tokens(
+    left: Tensor,  # [T, M]
+    right: Tensor,  # [T, N]
+) -> Tensor:  # [M, N]
+    """Return ``left.t() @ right``: the gradient of a weight; any strides, without gradient.
+
+    >>> product_over_tokens(torch.ones(2, 3), torch.ones(2, 4)).sum()
+    tensor(24.)
+    """
+    num_even = even_tokens(len(left)) if _fits_onednn(left, right) else 0
+    if not num_even:
+        return left.t() @ right
+    out = _onednn(left[:num_even].t(), right[:num_even].t(), None)
+    if num_even < len(left):
+        out.addmm_(left[num_even:].t(), right[num_even:])
+    return out
+
+
+def even_tokens(num_tokens: int) -> int:
+    """Return for how many of some tokens code is generated: all, but for less than a step.
+
+    A step is 16 tokens, from 1,024 tokens on a 32nd to a 64th of them: 64 numbers of tokens up to
+    1,024 and 32 for each doubling.
+    """
+    if num_tokens < _MIN_TOKENS:
+        return 0
+    step = _step(num_tokens)
+    return num_tokens // step * step
+
+
+def padded_tokens(num_tokens: int, like: Tensor, dtype: torch.dtype) -> int:
+    """Return to how many tokens a product is best padded.
+
+    Where a weight comes from memory, a few rows of zeros cost less than to read it once more for
+    the tokens beyond a step.
+
+    Args:
+        num_tokens: T.
+        like: A factor, on the device of the product; not empty.
+        dtype: Of the product.
+    """
+    if num_tokens < _MIN_TOKENS or not _fits_onednn(like[:1].to(dtype)):
+        return num_tokens
+    step = _step(num_tokens)
+    return -(-num_tokens // step) * step
+
+
+def _step(num_tokens: int) -> int:
+    return max(_MIN_STEP, (1 << (num_tokens.bit_length() - 1)) // _STEPS_TO_DOUBLE)
 
 
 def wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,7 +136,7 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        return _onednn(inputs, weight, bias)
+        return product(inputs, weight.t(), bias)
 
     @staticmethod
     @once_differentiable
@@ -77,7 +145,7 @@ class _Linear(torch.autograd.Function):
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             product(grad, weight) if needs_inputs else None,
-            product(grad.t(), inputs) if needs_weight else None,
+            product_over_tokens(grad, inputs) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
 

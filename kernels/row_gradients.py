@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .blocks import BlockShape, GivenLogits, HeadLogits, Logits, Rows, both_blocks, pieces
 from .labels import label_columns
-from .products import product
+from .products import product, product_over_tokens
 from .row_sums import RowStats
 
 LARGE_Y = 30.0  # Beyond this p e^y is taken from q itself: p may be below what float32 holds.
@@ -95,9 +95,12 @@ def add_gradients(
     for v in shape.vocabulary(policy.vocab_size):
         for way, members in ways:
             for rows in shape.tokens(members, len(labels)):
+                own = None if way == "full" else _label_gradients(labels, upstream.logps, rows, v)
+                rows, num_padding = policy.padded(rows)
                 step = _Step(policy, reference, labels, stats, upstream, extra, rows, v)
                 block, factor = _BLOCKS[way](step)
-                own = None if way == "full" else _label_gradients(labels, upstream.logps, rows, v)
+                if num_padding:  # tokens that are there already: they count once
+                    (block if factor is None else factor)[-num_padding:] = 0
                 sink.add(rows, v, block, factor, own)
         sink.finish(v)
 
@@ -289,7 +292,7 @@ def _scatter(out: Tensor, columns: Tensor, values: Tensor, v: slice) -> None:
 
 
 class HeadSink:
-    """Gradients of hidden states, weight and bias; blocks of the weight's are written once."""
+    """Gradients of hidden states, weight and bias; each block of the weight's is written once."""
 
     def __init__(
         self, source: HeadLogits, *, needs_hidden: bool, needs_weight: bool, needs_bias: bool
@@ -298,14 +301,18 @@ class HeadSink:
         head, hidden, dtype = source.head, source.hidden, source.dtype
         self._scale = head.scale
         self._hidden = torch.zeros_like(hidden, dtype=dtype) if needs_hidden else None
-        self.weight = torch.empty_like(head.weight) if needs_weight else None
+        self._adds_weight = head.weight_grad is not None
+        self.weight: Tensor | None = None
+        if needs_weight:
+            self.weight = head.weight_grad if self._adds_weight else torch.empty_like(head.weight)
         self.bias = (
             torch.zeros_like(head.bias, dtype=dtype)
             if needs_bias and head.bias is not None
             else None
         )
         self._weight_block: Tensor | None = None
-        if self.weight is not None and source.vocab_size < head.vocab_size:
+        is_short = source.vocab_size < head.vocab_size
+        if self.weight is not None and is_short and not self._adds_weight:
             self.weight[source.vocab_size :] = 0
 
     def add(
@@ -324,7 +331,7 @@ class HeadSink:
             self._hidden = _added(self._hidden, rows, grad, self._scale)
         if self.weight is not None:
             inputs = self._source.inputs(rows)
-            grad = product(block.t(), inputs if factor is None else inputs * factor)
+            grad = product_over_tokens(block, inputs if factor is None else inputs * factor)
             if self._weight_block is None:
                 self._weight_block = grad
             else:
@@ -349,9 +356,13 @@ class HeadSink:
 
     def finish(self, v: slice) -> None:
         """Write the block of the weight's gradient, in the dtype of the weight."""
-        if self.weight is not None:
+        if self.weight is None:
+            return
+        if not self._adds_weight:
             self.weight[v] = 0 if self._weight_block is None else self._weight_block
-            self._weight_block = None
+        elif self._weight_block is not None:
+            self.weight[v].add_(self._weight_block)
+        self._weight_block = None
 
     def hidden_as(self, hidden: Tensor) -> Tensor | None:
         """Return the gradient of the hidden states in their dtype."""

@@ -55,7 +55,10 @@ def backward(
     needs: tuple[bool, bool, bool],
     workspace_bytes: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of hidden states, weight and bias, those that are needed."""
+    """Return the gradients of hidden states, weight and bias, those that are needed.
+
+    That of the weight is None where the head names a place for it.
+    """
     stats = RowStats(*saved)  # type: ignore[arg-type] # they come back as they went
     policy, whole = sources(hidden, head, reference if stats.ref_log_sum is not None else None)
     upstream = Upstream(
@@ -74,7 +77,8 @@ def backward(
     )
     shape = _shape(policy, whole, workspace_bytes, is_backward=True)
     add_gradients(policy, whole, labels, stats, upstream, extra, sink, shape)
-    return sink.hidden_as(hidden), sink.weight, sink.bias_as(head.bias)
+    weight_grad = sink.weight if head.weight_grad is None else None
+    return sink.hidden_as(hidden), weight_grad, sink.bias_as(head.bias)
 
 
 def logits(hidden: Tensor, head: OutputHead) -> Tensor:  # [T, H] -> [T, V]

@@ -16,6 +16,7 @@ V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -38,6 +39,7 @@ from ..kernels.topk import topk_kl
 from ..stores.errors import ModelError
 from .batches import PackedBatch, collate_rows, separate_rows
 from .fast_layers import use_fast_layers
+from .gradients import GradientMemory
 from .heads import HeadConvention, head_conventions
 from .masks import mask_rule
 from .packing import LengthSwitch, PackedRow
@@ -113,6 +115,8 @@ class ScoringModel(nn.Module):
         if self.mask_rule is None and route == "packed":
             self.route = "separate"
         self.report: PackingReport | None = None
+        self.gradients: GradientMemory | None = None
+        """Where gradients are kept; None where that is left to torch."""
 
     @property
     def config(self) -> Any:
@@ -207,6 +211,11 @@ class ScoringModel(nn.Module):
             softcap=self.convention.softcap,
         )
 
+    def keep_gradients(self) -> None:
+        """Keep gradients in memory of their own: for one process, on its CPU."""
+        self.gradients = GradientMemory(each for each in self.parameters() if each.requires_grad)
+        self.gradients.sum_embeddings(self.model)
+
     def collate(self, rows: Sequence[PackedRow], *, multiple_of: int = 1) -> PackedBatch:
         """Return the tensors of some rows; where the model does not pack, one completion a row."""
         rows = rows if self.packs else separate_rows(rows)
@@ -237,6 +246,8 @@ class ScoringModel(nn.Module):
             hidden_rows = self._backbone(batch)
         hidden = hidden_rows.flatten(0, 1).index_select(0, batch.gather_index)
         head = self.head
+        if self.gradients is not None and torch.is_grad_enabled():
+            head = replace(head, weight_grad=self.gradients.summed(head.weight))
         kernel_want = [name for name in want if name in WANTED]
         scores: dict[str, Tensor] = {}
         if kernel_want:

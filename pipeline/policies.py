@@ -50,6 +50,8 @@ def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:
         if settings.lora_r is not None:
             policy.model.enable_input_require_grads()
     reshard(policy)
+    if processes.mesh is None and processes.device.type == "cpu":
+        policy.keep_gradients()
     return policy.train()
 
 

@@ -35,7 +35,7 @@ MODELS = {"llama": llama, "gpt2": gpt2}
 
 
 def ids() -> Tensor:
-    return torch.randint(67, (2, 9), generator=torch.Generator().manual_seed(1))
+    return torch.randint(67, (2, 45), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", MODELS)

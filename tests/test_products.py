@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from offpref.kernels.products import linear, product, wide_product
+from offpref.kernels import products
+from offpref.kernels.products import (
+    even_tokens,
+    linear,
+    padded_tokens,
+    product,
+    product_over_tokens,
+    wide_product,
+)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -16,7 +24,9 @@ def as_near_as_torch(found: Tensor, plain: Tensor, exact: Tensor) -> bool:
     return bool((found - exact).abs().max() <= 2 * (plain - exact).abs().max() + slack)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (33, 257, 65), (64, 512, 300)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 5, 7), (64, 257, 65), (75, 512, 300), (1030, 17, 9)]
+)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("layout", ["plain", "transposed", "sliced"])
 def test_products_are_as_near_as_torchs(
@@ -38,7 +48,51 @@ def test_products_are_as_near_as_torchs(
     assert as_near_as_torch(found, plain, exact)
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 7), (3, 0, 7), (3, 5, 0)])
+@pytest.mark.parametrize("num_tokens", [1, 64, 75, 1030])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_products_over_tokens_are_as_near_as_torchs(num_tokens: int, is_transposed: bool) -> None:
+    left, right = draw(num_tokens, 33), draw(num_tokens, 17, seed=1)
+    if is_transposed:
+        left, right = left.T.contiguous().T, right.T.contiguous().T
+
+    found = product_over_tokens(left, right)
+
+    assert as_near_as_torch(found, left.T @ right, left.double().T @ right.double())
+
+
+def test_code_is_generated_for_few_numbers_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps half a megabyte for every shape it ever met."""
+    if not products._has_onednn():
+        pytest.skip("torch has no oneDNN here")
+    shapes = set()
+    plain = products._onednn
+
+    def watched(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.add((inputs.shape, weight.shape))
+        return plain(inputs, weight, bias)
+
+    monkeypatch.setattr(products, "_onednn", watched)
+    weight = draw(6, 5).requires_grad_()
+    for num_tokens in range(1, 1025):
+        linear(draw(num_tokens, 5).requires_grad_(), weight).sum().backward()
+
+    assert len(shapes) == 3 * (1024 // 16 - 3)  # of 64, 80 ... 1024: forward and two gradients
+
+
+def test_steps_of_tokens() -> None:
+    all_tokens = range(1, 8193)
+    assert [even_tokens(n) for n in (0, 63, 64, 79, 80, 1023, 1024, 1055, 1056, 8191)] == [
+        0, 0, 64, 64, 80, 1008, 1024, 1024, 1056, 8064,
+    ]  # fmt: skip
+    assert len({even_tokens(n) for n in all_tokens}) <= 64 + 3 * 32
+    for n in all_tokens:
+        padded = padded_tokens(n, torch.ones(1, 1), torch.float32)
+        assert padded in (n, even_tokens(padded))
+        assert 0 <= padded - n < max(16, n / 32)
+    assert padded_tokens(75, torch.ones(1, 1), torch.float64) == 75
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 7), (3, 0, 7), (3, 5, 0), (70, 0, 7), (70, 5, 0)])
 def test_empty_products(shape: tuple[int, int, int]) -> None:
     num_rows, depth, num_columns = shape
 
@@ -63,7 +117,7 @@ def test_wide_product_sums_in_the_dtype_asked_for() -> None:
     torch.testing.assert_close(found.double(), left.double() @ right.double(), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("leading", [(4,), (2, 3), ()])
+@pytest.mark.parametrize("leading", [(4,), (2, 3), (), (3, 45)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_linear_and_its_gradients_are_torchs(leading: tuple[int, ...], has_bias: bool) -> None:
     tensors = [draw(*leading, 33), draw(17, 33, seed=1)]
