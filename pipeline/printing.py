@@ -1,7 +1,7 @@
 """What the commands say when they are done, line by line, for a person."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..stores.store import Store
@@ -10,6 +10,7 @@ from .pair_sets import PairSet, pair_sets, reject_counts
 if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from .dry_run import DryRun
     from .evaluate import EvaluationSummary
+    from .measurements import Measured
     from .rewards import RewardSummary
     from .score import ScoreSummary
     from .train import TrainSummary
@@ -138,6 +139,8 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             # A step of unpaired data may have had no completion of one kind.
             first = summary.first.metrics.get(name, float("nan"))
             yield (f"  {name:<20} {first:.4f} -> {value:.4f}")
+        if summary.held_out:
+            yield (f"held out   {_held_out(summary.held_out)}")
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
             yield (f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}")
@@ -152,6 +155,16 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             f"{summary.data_wait_seconds / summary.seconds:.1%} waiting for data"
         )
     yield (f"policy     {summary.output_dir}")
+
+
+def _held_out(found: Sequence["Measured"]) -> str:
+    """Return loss and accuracy of held-out pairs, first and last."""
+    values = {"loss": [each.loss for each in found]}
+    name = "rewards/accuracies"
+    if name in found[-1].metrics:
+        values["accuracy"] = [each.metrics.get(name, float("nan")) for each in found]
+    parts = (f"{name} {' -> '.join(f'{each:.4f}' for each in v)}" for name, v in values.items())
+    return ", ".join(parts)
 
 
 def reward_model_lines(summary: "RewardTrainSummary") -> Iterator[str]:

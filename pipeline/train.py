@@ -57,6 +57,8 @@ class TrainSummary:
     first: Measured | None
     """What the first step of this attempt measured."""
     last: Measured | None
+    held_out: tuple[Measured, ...]
+    """What its first and last evaluation measured of held-out pairs; empty where none was."""
     num_pairs: int
     num_tokens: int
     seconds: float
@@ -139,6 +141,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         num_steps=done,
         first=first,
         last=last,
+        held_out=tuple(trainer.held_out),
         num_pairs=trainer.num_pairs,
         num_tokens=trainer.num_tokens,
         seconds=trainer.seconds,
@@ -237,6 +240,7 @@ def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes
         num_steps=plan.num_steps,
         first=None,
         last=None,
+        held_out=(),
         num_pairs=0,
         num_tokens=0,
         seconds=0.0,

@@ -65,6 +65,8 @@ class Trainer:
     ) -> None:
         self.history: list[tuple[int, Measured]] = []
         """First and last step of this attempt."""
+        self.held_out: list[Measured] = []
+        """What its first and last evaluation measured of held-out pairs."""
         self.num_pairs = self.num_tokens = 0
         self.seconds = self.data_wait_seconds = 0.0
         self.is_interrupted = False
@@ -440,6 +442,7 @@ class Trainer:
             shares.append(self._share(pairs, parts, chunk))
         reshard(self._policy)
         measured = self._gather(pairs, shares)
+        self.held_out = [*self.held_out[:1], measured]
         self._record(
             step, pairs, measured,
             seconds=time.perf_counter() - started, data_wait_seconds=0.0,

@@ -424,6 +424,23 @@ def test_scores_of_another_precision_are_refused(
     assert "--precision bf16" in str(e.value)
 
 
+def test_summary_tells_held_out_pairs_apart(scored: Store, train_settings: Settings) -> None:
+    summary = run(scored, train_settings(max_steps=3, eval_every=2))
+
+    scored.refresh()
+    found = sorted(
+        (step["step"], step["loss"], dict(step["metrics"])["rewards/accuracies"])
+        for step in scored.read("steps", summary.run_id).to_pylist()
+        if step["split"] == "eval"
+    )
+    (_, *first), (_, *last) = found[0], found[-1]
+    assert [step for step, *_ in found] == [0, 2, 3]
+    assert first != last
+    assert (
+        f"held out   loss {first[0]:.4f} -> {last[0]:.4f}, accuracy {first[1]:.4f} -> {last[1]:.4f}"
+    ) in training_lines(summary)
+
+
 def test_another_policy_takes_the_only_reference_and_reports_the_residual(
     scored: Store, train_settings: Settings, other_model: Path
 ) -> None:
