@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 _MIN_TOKENS = 64  # below, a product waits for its weight to come from memory: all are as fast
+_MIN_WORK = 1 << 22  # multiplications below which cutting off the tokens beyond costs more
 _MIN_STEP, _STEPS_TO_DOUBLE = 16, 32
 
 
@@ -33,7 +34,7 @@ def product(
     >>> product(torch.ones(2, 3), torch.ones(3, 4)).sum()
     tensor(24.)
     """
-    num_even = even_tokens(len(left)) if _fits_onednn(left, right) else 0
+    num_even = _num_for_onednn(left, right)
     if not num_even:
         return left @ right if bias is None else torch.addmm(bias, left, right)
     even = _onednn(left[:num_even], right.t(), bias)
@@ -58,7 +59,7 @@ def product_over_tokens(
     >>> product_over_tokens(torch.ones(2, 3), torch.ones(2, 4)).sum()
     tensor(24.)
     """
-    num_even = even_tokens(len(left)) if _fits_onednn(left, right) else 0
+    num_even = _num_for_onednn(left, right)
     if not num_even:
         return left.t() @ right
     out = _onednn(left[:num_even].t(), right[:num_even].t(), None)
@@ -94,6 +95,12 @@ def padded_tokens(num_tokens: int, like: Tensor, dtype: torch.dtype) -> int:
         return num_tokens
     step = _step(num_tokens)
     return -(-num_tokens // step) * step
+
+
+def _num_for_onednn(left: Tensor, right: Tensor) -> int:  # [T, K], [K, N] or [T, N]
+    """Return how many of the tokens oneDNN shall take; 0 where it is better left to torch."""
+    is_large = left.numel() * right.shape[1] >= _MIN_WORK
+    return even_tokens(len(left)) if is_large and _fits_onednn(left, right) else 0
 
 
 def _step(num_tokens: int) -> int:

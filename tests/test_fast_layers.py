@@ -10,9 +10,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from offpref.kernels import products
 from offpref.pipeline.fast_layers import FastConv1D, FastLinear, use_fast_layers
 
 SIZES = {"vocab_size": 67, "bos_token_id": 0, "eos_token_id": 1}
+
+
+@pytest.fixture(autouse=True)
+def _small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_MIN_WORK", 0)
 
 
 def llama() -> Any:  # transformers' models are untyped here

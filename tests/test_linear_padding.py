@@ -7,7 +7,7 @@ import torch
 from linear_cases import SCORES, Case, exact_scores, upstream
 from torch import Tensor
 
-from offpref.kernels import blocks, torch_linear
+from offpref.kernels import blocks, products, torch_linear
 from offpref.kernels.forms import Form
 from offpref.kernels.linear import linear_token_scores
 
@@ -17,6 +17,11 @@ WAYS = {
     "tdpo2": ("token_logps", "forward_kl"),
     "full": SCORES,
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_MIN_WORK", 0)
 
 
 def gradients_by(way: str, num_tokens: int) -> dict[str, Tensor]:

@@ -15,6 +15,11 @@ from offpref.kernels.products import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_MIN_WORK", 0)
+
+
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -90,6 +95,15 @@ def test_steps_of_tokens() -> None:
         assert padded in (n, even_tokens(padded))
         assert 0 <= padded - n < max(16, n / 32)
     assert padded_tokens(75, torch.ones(1, 1), torch.float64) == 75
+
+
+def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    taken = []
+    monkeypatch.setattr(products, "_onednn", lambda inputs, weight, bias: taken.append(1))
+    product(draw(1000, 32), draw(32, 64))
+    product_over_tokens(draw(1000, 32), draw(1000, 64))
+    assert not taken
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 7), (3, 0, 7), (3, 5, 0), (70, 0, 7), (70, 5, 0)])
