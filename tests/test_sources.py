@@ -31,7 +31,7 @@ def write_csv(path: Path) -> None:
 LINES = (json.dumps(ROW) + "\n" + json.dumps(ROW | {"chosen": "c\n2"}) + "\n").encode()
 WRITERS: dict[str, Callable[[Path], object]] = {
     "a.jsonl": lambda path: path.write_bytes(LINES),
-    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES, mtime=0)),
     "a.jsonl.zst": lambda path: write_zst(path, LINES),
     "a.json": lambda path: path.write_text(json.dumps([ROW, ROW | {"chosen": "c\n2"}], indent=2)),
     "a.json.gz": lambda path: path.write_bytes(
@@ -128,7 +128,7 @@ def test_bad_csv_rows_keep_their_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES)[:-9], "readable json file"),  # cut short
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "readable json file"),  # cut short
         ("a.parquet", b"PAR1 no", "readable parquet file"),
         ("a.json", b'[{"a": 1}, {"a"', "readable json file"),  # a list has no lines to fall back on
         ("a.txt", b"", "expected a file ending in .jsonl"),
