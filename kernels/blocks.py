@@ -45,8 +45,8 @@ class Logits(Protocol):
     def columns(self, rows: Rows, columns: Tensor) -> Tensor:  # [t, n]
         """Return a few columns of some tokens."""
 
-    def padded(self, rows: Rows) -> tuple[Rows, int]:
-        """Return the tokens, the last of them repeated as often as products like, and how often."""
+    def padded(self, rows: Rows, v: slice) -> tuple[Rows, int]:
+        """Return a block's tokens, the last repeated as often as products like, and how often."""
 
 
 class HeadLogits:
@@ -85,10 +85,10 @@ class HeadLogits:
         inputs, weight, bias = self.inputs(rows), self.weight(columns), self._bias(columns)
         return self._capped(inputs @ weight.t() if bias is None else bias + inputs @ weight.t())
 
-    def padded(self, rows: Rows) -> tuple[Rows, int]:
-        """Return the tokens, the last of them repeated as often as products like, and how often."""
+    def padded(self, rows: Rows, v: slice) -> tuple[Rows, int]:
+        """Return a block's tokens, the last repeated as often as products like, and how often."""
         num_tokens = len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start
-        num_padding = padded_tokens(num_tokens, self.hidden, self.dtype) - num_tokens
+        num_padding = self._num_padding(num_tokens, v)
         if not num_padding:
             return rows, 0
         if isinstance(rows, slice):
@@ -111,11 +111,14 @@ class HeadLogits:
         return both[: len(mine)], both[len(mine) :]
 
     def _product(self, inputs: Tensor, v: slice) -> Tensor:
-        num_tokens, weight = len(inputs), self.weight(v)
-        num_padding = padded_tokens(num_tokens, inputs, self.dtype) - num_tokens
+        num_tokens = len(inputs)
+        num_padding = self._num_padding(num_tokens, v)
         if num_padding:
             inputs = torch.nn.functional.pad(inputs, (0, 0, 0, num_padding))
-        return self._capped(product(inputs, weight.t(), self._bias(v))[:num_tokens])
+        return self._capped(product(inputs, self.weight(v).t(), self._bias(v))[:num_tokens])
+
+    def _num_padding(self, num_tokens: int, v: slice) -> int:
+        return padded_tokens(num_tokens, self.head.weight[v], self.dtype) - num_tokens
 
     def _bias(self, v: slice | Tensor) -> Tensor | None:  # [v]
         bias = self.head.bias
@@ -159,7 +162,7 @@ class GivenLogits:
             out.div_(softcap).tanh_().mul_(softcap)
         return out.clamp_(min=EXCLUDED)
 
-    def padded(self, rows: Rows) -> tuple[Rows, int]:
+    def padded(self, rows: Rows, v: slice) -> tuple[Rows, int]:
         """Return the tokens as they are: nothing is multiplied."""
         return rows, 0
 
@@ -220,6 +223,7 @@ def block_shape(
     workspace_bytes: int,
     num_blocks: int,
     copies_weight: bool = False,
+    is_even: bool = False,
 ) -> BlockShape:
     """Return the shape of blocks whose buffers stay within the workspace.
 
@@ -231,9 +235,12 @@ def block_shape(
         workspace_bytes: Most memory for buffers.
         num_blocks: Blocks of logits that exist at once.
         copies_weight: Whether a block of the weight is copied to another dtype.
+        is_even: Whether blocks are as :mod:`products` likes them on a CPU: of an even number of
+            tokens, and all equally wide.
     """
     spare = workspace_bytes // dtype.itemsize
-    width = max(1, min(VOCAB_BLOCK // (2 if num_blocks > 1 else 1), vocab_size))
+    # Two blocks at once are half as wide: with a reference a step takes no more than without.
+    width = max(1, min(VOCAB_BLOCK // (2 if is_even and num_blocks > 1 else 1), vocab_size))
     while True:
         # A block of the weight's gradient and what is added to it; of each token, what is
         # gathered, scaled and multiplied.
@@ -241,8 +248,10 @@ def block_shape(
         per_token = width * num_blocks + 4 * hidden_size
         height = (spare - fixed) // per_token
         if height >= min(num_tokens, MIN_TOKENS) or width <= MIN_COLUMNS:
-            height = even_tokens(height) or height  # padded, it still is within the workspace
-            return BlockShape(max(1, min(num_tokens, height)), _equal_width(vocab_size, width))
+            if is_even:  # what is padded to it still is within the workspace
+                height = even_tokens(height) or height
+                width = _equal_width(vocab_size, width)
+            return BlockShape(max(1, min(num_tokens, height)), width)
         width //= 2
 
 

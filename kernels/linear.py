@@ -84,19 +84,8 @@ def linear_token_scores(
     _check(hidden, head, labels, reference, want, workspace_bytes)
     if not set(want) & set(NEEDS_REFERENCE):
         reference = None
-    is_ignored = labels == IGNORE_INDEX
-    if bool(is_ignored.any()):
-        kept = (~is_ignored).nonzero().squeeze(1)
-        rows = None if reference is None else reference.rows(kept)
-        few = hidden.index_select(0, kept)
-        scores = linear_token_scores(
-            few, head, labels[kept], rows,
-            want=want, workspace_bytes=workspace_bytes, form=form,
-        )  # fmt: skip
-        return {
-            name: values.new_zeros(len(labels)).index_copy(0, kept, values)
-            for name, values in scores.items()
-        }
+    if bool((labels == IGNORE_INDEX).any()):
+        return _scores_of_kept(hidden, head, labels, reference, want, workspace_bytes, form)
     with torch.autocast(hidden.device.type, enabled=False):
         settings = _Settings(
             head.scale, head.softcap, frozenset(want), workspace_bytes, choose_form(hidden, form),
@@ -107,6 +96,28 @@ def linear_token_scores(
         )
     scores = dict(zip(WANTED, results, strict=True))
     return {name: scores[name] for name in want}
+
+
+def _scores_of_kept(
+    hidden: Tensor,
+    head: OutputHead,
+    labels: Tensor,
+    reference: Reference | None,
+    want: Sequence[str],
+    workspace_bytes: int,
+    form: Form | None,
+) -> dict[str, Tensor]:
+    """Return the scores of the tokens that are not ignored, and 0 for the others."""
+    kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    scores = linear_token_scores(
+        hidden.index_select(0, kept), head, labels[kept],
+        None if reference is None else reference.rows(kept),
+        want=want, workspace_bytes=workspace_bytes, form=form,
+    )  # fmt: skip
+    return {
+        name: values.new_zeros(len(labels)).index_copy(0, kept, values)
+        for name, values in scores.items()
+    }
 
 
 def linear_logits(hidden: Tensor, head: OutputHead) -> Tensor:  # [T, H] -> [T, V]

@@ -34,7 +34,7 @@ def product(
     >>> product(torch.ones(2, 3), torch.ones(3, 4)).sum()
     tensor(24.)
     """
-    num_even = _num_for_onednn(left, right)
+    num_even = _num_for_onednn(len(left), right.numel(), _kind(left), _kind(right))
     if not num_even:
         return left @ right if bias is None else torch.addmm(bias, left, right)
     even = _onednn(left[:num_even], right.t(), bias)
@@ -59,7 +59,8 @@ def product_over_tokens(
     >>> product_over_tokens(torch.ones(2, 3), torch.ones(2, 4)).sum()
     tensor(24.)
     """
-    num_even = _num_for_onednn(left, right)
+    work = left.shape[1] * right.shape[1]
+    num_even = _num_for_onednn(len(left), work, _kind(left), _kind(right))
     if not num_even:
         return left.t() @ right
     out = _onednn(left[:num_even].t(), right[:num_even].t(), None)
@@ -80,27 +81,37 @@ def even_tokens(num_tokens: int) -> int:
     return num_tokens // step * step
 
 
-def padded_tokens(num_tokens: int, like: Tensor, dtype: torch.dtype) -> int:
-    """Return to how many tokens a product is best padded.
+def padded_tokens(num_tokens: int, weight: Tensor, dtype: torch.dtype) -> int:
+    """Return to how many tokens a product with a weight is best padded.
 
     Where a weight comes from memory, a few rows of zeros cost less than to read it once more for
     the tokens beyond a step.
 
     Args:
         num_tokens: T.
-        like: A factor, on the device of the product; not empty.
+        weight: The other factor, on the device of the product.
         dtype: Of the product.
     """
-    if num_tokens < _MIN_TOKENS or not _fits_onednn(like[:1].to(dtype)):
-        return num_tokens
-    step = _step(num_tokens)
-    return -(-num_tokens // step) * step
+    num_even = _num_for_onednn(num_tokens, weight.numel(), (dtype, weight.device))
+    return num_tokens if num_even in (0, num_tokens) else num_even + _step(num_tokens)
 
 
-def _num_for_onednn(left: Tensor, right: Tensor) -> int:  # [T, K], [K, N] or [T, N]
-    """Return how many of the tokens oneDNN shall take; 0 where it is better left to torch."""
-    is_large = left.numel() * right.shape[1] >= _MIN_WORK
-    return even_tokens(len(left)) if is_large and _fits_onednn(left, right) else 0
+def _num_for_onednn(num_tokens: int, work: int, *kinds: tuple[torch.dtype, torch.device]) -> int:
+    """Return how many of the tokens oneDNN shall take; 0 where it is better left to torch.
+
+    Args:
+        num_tokens: T.
+        work: Multiplications of one token.
+        kinds: Dtype and device of each factor.
+    """
+    is_small = not work or num_tokens * work < _MIN_WORK
+    if is_small or not all(_fits_onednn(dtype, device) for dtype, device in kinds):
+        return 0
+    return even_tokens(num_tokens)
+
+
+def _kind(factor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return factor.dtype, factor.device
 
 
 def _step(num_tokens: int) -> int:
@@ -127,9 +138,10 @@ def linear(
 
     Under autocast, and wherever oneDNN's float32 product does not apply, it is that function.
     """
-    if torch.is_autocast_enabled(inputs.device.type) or not _fits_onednn(inputs, weight):
-        return torch.nn.functional.linear(inputs, weight, bias)
     rows = inputs.reshape(-1, inputs.shape[-1])
+    num_even = _num_for_onednn(len(rows), weight.numel(), _kind(inputs), _kind(weight))
+    if torch.is_autocast_enabled(inputs.device.type) or not num_even:
+        return torch.nn.functional.linear(inputs, weight, bias)
     outputs: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call] # torch
     return outputs.view(*inputs.shape[:-1], weight.shape[0])
 
@@ -163,12 +175,9 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def _fits_onednn(*factors: Tensor) -> bool:
-    """Return whether oneDNN takes a product of these: float32, on an x86 CPU, none of it empty."""
-    return _has_onednn() and all(
-        factor.dtype == torch.float32 and factor.device.type == "cpu" and factor.numel() > 0
-        for factor in factors
-    )
+def _fits_onednn(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether oneDNN takes such a factor: float32, on an x86 CPU."""
+    return dtype == torch.float32 and device.type == "cpu" and _has_onednn()
 
 
 def _has_onednn() -> bool:

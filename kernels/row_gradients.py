@@ -96,7 +96,7 @@ def add_gradients(
         for way, members in ways:
             for rows in shape.tokens(members, len(labels)):
                 own = None if way == "full" else _label_gradients(labels, upstream.logps, rows, v)
-                rows, num_padding = policy.padded(rows)
+                rows, num_padding = policy.padded(rows, v)
                 step = _Step(policy, reference, labels, stats, upstream, extra, rows, v)
                 block, factor = _BLOCKS[way](step)
                 if num_padding:  # tokens that are there already: they count once

@@ -73,6 +73,7 @@ def _top_tokens(source: Logits, num_tokens: int, k: int, workspace_bytes: int) -
         num_tokens, source.vocab_size, hidden_size,
         dtype=source.dtype, workspace_bytes=workspace_bytes, num_blocks=_NUM_BLOCKS,
         copies_weight=isinstance(source, HeadLogits) and source.head.weight.dtype != source.dtype,
+        is_even=isinstance(source, HeadLogits) and source.hidden.device.type == "cpu",
     )  # fmt: skip
     parts = [_of_rows(source, rows, k, shape) for rows in shape.tokens(slice(0, None), num_tokens)]
     if not parts:

@@ -110,10 +110,11 @@ def _shape(
     num_blocks = len(heads)
     if is_backward and (policy.head.softcap is not None or reference is not None):
         num_blocks += 1
-    if policy.hidden.device.type != "cpu":
+    is_cpu = policy.hidden.device.type == "cpu"
+    if not is_cpu:
         num_blocks += 5  # A piece is a whole block there, and so are its buffers.
     return block_shape(
         policy.hidden.shape[0], policy.vocab_size, max(head.hidden_size for head in heads),
         dtype=policy.dtype, workspace_bytes=workspace_bytes, num_blocks=num_blocks,
-        copies_weight=any(head.weight.dtype != policy.dtype for head in heads),
+        copies_weight=any(head.weight.dtype != policy.dtype for head in heads), is_even=is_cpu,
     )  # fmt: skip

@@ -22,8 +22,9 @@ from torch.autograd.function import once_differentiable
 class GradientMemory:
     """Where the gradients of some parameters are kept; for one process, on a CPU.
 
-    Values are those that torch would have left in ``grad``, to the last bit; where a parameter had
-    no gradient in a step, ``grad`` is None as ever.
+    Values are those that torch would have left in ``grad``: to the last bit, but for an embedding
+    and a head that is tied to one, whose sum has another order. Where a parameter had no gradient
+    in a step, ``grad`` is None as ever.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -14,17 +14,15 @@ Letters in shape comments: R rows, L tokens of the longest row, T completion tok
 V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -42,6 +40,7 @@ from .fast_layers import use_fast_layers
 from .gradients import GradientMemory
 from .heads import HeadConvention, head_conventions
 from .masks import mask_rule
+from .model_files import load_model, quiet_transformers
 from .packing import LengthSwitch, PackedRow
 from .selfcheck import PackingReport, check_packing
 
@@ -371,7 +370,9 @@ def load_scoring_model(
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     check_form(kernels, torch.device(device if mesh is None else mesh.device_type))
     with quiet_transformers():
-        model = _load(Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code)
+        model = load_model(
+            Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code
+        )
         use_fast_layers(model)
         scoring_model = ScoringModel(model, precision=precision, kernels=kernels).eval()
         if mesh is None:
@@ -435,71 +436,3 @@ def _reference_scores(
 
 def _top_fields(top: TopKReference) -> dict[str, Tensor]:
     return {"top_ids": top.ids, "top_logps": top.logps, "top_tail_logps": top.tail_logps}
-
-
-def _load(
-    model_dir: Path,
-    dtype: torch.dtype,
-    attention: str | None,
-    experts: str | None,
-    trust_remote_code: bool,
-) -> Any:
-    if not (model_dir / "config.json").is_file():
-        raise ModelError(f"{model_dir} is no model folder: it has no config.json")
-    if not any(model_dir.glob("*.safetensors")):
-        other = (
-            " (its *.bin files are not read: convert them)" if any(model_dir.glob("*.bin")) else ""
-        )
-        raise ModelError(f"{model_dir} has no weights as *.safetensors{other}")
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    if experts is not None:
-        options["experts_implementation"] = experts
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            model_dir, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        _without_dropout(config)
-        auto: Any = transformers.AutoModelForCausalLM  # typed without output_loading_info
-        model, found = auto.from_pretrained(
-            model_dir,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load the model in {model_dir}: {reason}") from error
-    if absent := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
-        raise ModelError(
-            f"{model_dir} lacks {len(absent)} of the model's tensors, {absent[0]} among them"
-        )
-    return model
-
-
-def _without_dropout(config: Any) -> None:
-    """Set every dropout of a configuration to 0: a score is not a matter of chance."""
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
-                setattr(part, name, 0.0)
-            if name == "layerdrop":
-                setattr(part, name, 0.0)
-        part.use_cache = False
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and notes off stderr."""
-    log: Any = transformers.utils.logging  # untyped
-    verbosity, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if has_bars:
-            log.enable_progress_bar()

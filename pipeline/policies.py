@@ -18,7 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from ..stores.errors import ModelError
 from .config import TrainSettings
 from .devices import Processes
-from .models import ScoringModel, load_scoring_model, quiet_transformers, shard_model
+from .model_files import quiet_transformers
+from .models import ScoringModel, load_scoring_model, shard_model
 
 COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",

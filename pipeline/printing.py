@@ -159,12 +159,10 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
 
 def _held_out(found: Sequence["Measured"]) -> str:
     """Return loss and accuracy of held-out pairs, first and last."""
-    values = {"loss": [each.loss for each in found]}
-    name = "rewards/accuracies"
-    if name in found[-1].metrics:
-        values["accuracy"] = [each.metrics.get(name, float("nan")) for each in found]
-    parts = (f"{name} {' -> '.join(f'{each:.4f}' for each in v)}" for name, v in values.items())
-    return ", ".join(parts)
+    text = "loss " + " -> ".join(f"{each.loss:.4f}" for each in found)
+    accuracies = [each.metrics.get("rewards/accuracies") for each in found]
+    shown = " -> ".join(f"{each:.4f}" for each in accuracies if each is not None)
+    return f"{text}, accuracy {shown}" if shown else text
 
 
 def reward_model_lines(summary: "RewardTrainSummary") -> Iterator[str]:

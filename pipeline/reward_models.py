@@ -20,7 +20,7 @@ from ..stores.known import Keys
 from ..stores.store import Store
 from .devices import default_device
 from .fingerprints import max_positions, model_config, scorer_spec
-from .models import quiet_transformers
+from .model_files import quiet_transformers
 from .pair_sets import PairSet
 from .progress import Progress
 from .reward_settings import RewardSettings

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from ..stores.errors import ModelError
-from .models import quiet_transformers
+from .model_files import quiet_transformers
 
 
 class TextReader:

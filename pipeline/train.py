@@ -89,7 +89,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     progress = progress if processes.is_first else Progress()
     run = _begin(plan, processes)
     if run["is_finished"]:
-        return _nothing_to_do(plan, run, processes)
+        return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
     policy = load_policy(plan.settings, processes)
     _say(plan, policy, progress)
     optimizer = make_optimizer(policy, plan.settings)
@@ -128,27 +128,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     finally:
         if records is not None:
             records.close()
-    first = trainer.history[0][1] if trainer.history else None
-    last = trainer.history[-1][1] if trainer.history else None
-    return TrainSummary(
-        run_id=run["run_id"],
-        name=plan.name,
-        attempt=run["attempt"],
-        reference=str(plan.reference) if plan.reference else None,
-        is_own_reference=plan.reference is not None and plan.reference.is_policy,
-        kl_source=str(plan.kl) if plan.kl else None,
-        num_resumed=num_done,
-        num_steps=done,
-        first=first,
-        last=last,
-        held_out=tuple(trainer.held_out),
-        num_pairs=trainer.num_pairs,
-        num_tokens=trainer.num_tokens,
-        seconds=trainer.seconds,
-        data_wait_seconds=trainer.data_wait_seconds,
-        output_dir=plan.settings.output_dir,
-        is_first=processes.is_first,
-    )
+    return _summary(plan, run, processes, trainer, num_resumed=num_done)
 
 
 def _run(trainer: Trainer, records: RunRecords | None, num_done: int, save: Any) -> int:
@@ -227,8 +207,16 @@ def is_trained(plan: TrainingPlan) -> bool:
     return read_run(plan.settings.output_dir) is not None and bool(_resumed(plan)["is_finished"])
 
 
-def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> TrainSummary:
-    """Return the summary of a run that was finished before."""
+def _summary(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    processes: Processes,
+    trainer: Trainer | None,
+    *,
+    num_resumed: int,
+) -> TrainSummary:
+    """Return what a run that is done by now has done, in this attempt by ``trainer``, if it was."""
+    steps = [] if trainer is None else [measured for _, measured in trainer.history]
     return TrainSummary(
         run_id=run["run_id"],
         name=plan.name,
@@ -236,15 +224,15 @@ def _nothing_to_do(plan: TrainingPlan, run: dict[str, Any], processes: Processes
         reference=str(plan.reference) if plan.reference else None,
         is_own_reference=plan.reference is not None and plan.reference.is_policy,
         kl_source=str(plan.kl) if plan.kl else None,
-        num_resumed=plan.num_steps,
+        num_resumed=num_resumed,
         num_steps=plan.num_steps,
-        first=None,
-        last=None,
-        held_out=(),
-        num_pairs=0,
-        num_tokens=0,
-        seconds=0.0,
-        data_wait_seconds=0.0,
+        first=steps[0] if steps else None,
+        last=steps[-1] if steps else None,
+        held_out=() if trainer is None else tuple(trainer.held_out),
+        num_pairs=0 if trainer is None else trainer.num_pairs,
+        num_tokens=0 if trainer is None else trainer.num_tokens,
+        seconds=0.0 if trainer is None else trainer.seconds,
+        data_wait_seconds=0.0 if trainer is None else trainer.data_wait_seconds,
         output_dir=plan.settings.output_dir,
         is_first=processes.is_first,
     )

@@ -30,7 +30,7 @@ from ..stores.store import Store
 from .checkpoints import place_folder
 from .devices import default_device, keep_freed_memory
 from .fingerprints import max_positions, model_config
-from .models import quiet_transformers
+from .model_files import quiet_transformers
 from .pair_sets import PairSet, find_pair_set
 from .policies import COPIED
 from .progress import Progress
