@@ -1,6 +1,6 @@
 """What was computed from a file once and need not be again: weight hashes, ingested sources.
 
-An entry belongs to an identity: for a local file its path, size, modification time in nanoseconds
+An entry belongs to an identity: for a local file its path, size, modification time, change time
 and inode. It is only ever a shortcut: an entry that is stale, damaged or missing recalls nothing,
 and the work is done again. Entries lie under ``remembered/``, each with its own checksum.
 """
@@ -24,6 +24,8 @@ def file_identity(path: Path) -> dict[str, object] | None:
         "path": str(path.resolve()),
         "num_bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
+        # Programs that rewrite a file and set its modification time back cannot set this one.
+        "ctime_ns": status.st_ctime_ns,
         "inode": status.st_ino,
     }
 
