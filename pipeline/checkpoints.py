@@ -37,6 +37,7 @@ from ..stores.placing import (
 from .devices import Processes
 from .models import ScoringModel
 from .policies import trainable
+from .random_states import random_states, restore_random_states
 
 FOLDER, STATE_FILE = "checkpoints", "state.json"
 
@@ -152,14 +153,14 @@ def _save_whole(folder: Path, policy: ScoringModel, optimizer: torch.optim.Optim
     weights = {k: v.detach().contiguous() for k, v in trainable(policy).items()}
     save_file(weights, folder / "model.safetensors")
     save_file(_moments(policy, optimizer), folder / "optimizer.safetensors")
-    save_file(_random_states(policy), folder / "random.safetensors")
+    save_file(random_states(policy.device), folder / "random.safetensors")
 
 
 def _load_whole(folder: Path, policy: ScoringModel, optimizer: torch.optim.Optimizer) -> None:
     weights = {k: v.detach() for k, v in trainable(policy).items()}
     _copy(load_file(folder / "model.safetensors"), weights)
     _copy(load_file(folder / "optimizer.safetensors"), _moments(policy, optimizer))
-    _restore_random_states(load_file(folder / "random.safetensors"), policy)
+    restore_random_states(load_file(folder / "random.safetensors"), policy.device)
 
 
 def _copy(saved: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
@@ -175,7 +176,7 @@ def _split_state(
     return {
         "model": {k: v.detach() for k, v in trainable(policy).items()},
         "optimizer": _moments(policy, optimizer),
-        "random": {f"{kind}/{rank}": state for kind, state in _random_states(policy).items()},
+        "random": {f"{kind}/{rank}": state for kind, state in random_states(policy.device).items()},
     }
 
 
@@ -185,7 +186,7 @@ def _load_split(
     state = _split_state(policy, optimizer, rank)
     state_dict_loader.load(state, checkpoint_id=folder)  # into the tensors that are there
     random = {name.partition("/")[0]: value for name, value in state["random"].items()}
-    _restore_random_states(random, policy)
+    restore_random_states(random, policy.device)
 
 
 def _moments(policy: ScoringModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -199,16 +200,3 @@ def _moments(policy: ScoringModel, optimizer: torch.optim.Optimizer) -> dict[str
             state["exp_avg_sq"] = torch.zeros_like(parameter).detach()
         moments |= {f"{kind}/{name}": value for kind, value in state.items()}
     return moments
-
-
-def _random_states(policy: ScoringModel) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if policy.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(policy.device)
-    return states
-
-
-def _restore_random_states(states: Mapping[str, Tensor], policy: ScoringModel) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and policy.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], policy.device)

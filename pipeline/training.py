@@ -9,6 +9,7 @@ the pairs of a step takes another forward pass first, see :mod:`coupling`.
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from .models import ScoringModel, TokenScores
 from .pair_scores import PairScores
 from .policies import learning_rates, reshard, trainable
 from .progress import Progress
+from .random_states import RandomStates, measuring, random_states, restore_random_states
 from .read_ahead import read_ahead
 from .reference_heads import read_head, shared_head
 from .run_records import RunRecords
@@ -131,13 +133,16 @@ class Trainer:
         self, step: int, microbatches: Sequence[Microbatch], started: float, waited: float
     ) -> bool:
         """Take one optimizer step; returns whether the run shall end after it."""
-        parts = [self._pass(each, is_training=True) for each in microbatches]
+        drawn_from, parts = [], []
+        for microbatch in microbatches:
+            drawn_from.append(random_states(self._processes.device))
+            parts.append(self._pass(microbatch, is_training=True))
         measured = None
         if self._loss.couples:
             measured = self._gather(
                 self._plan.pairs, [self._share(self._plan.pairs, parts, microbatches)]
             )
-            self._push_back(microbatches, measured)
+            self._push_back(microbatches, measured, drawn_from)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
@@ -207,23 +212,36 @@ class Trainer:
             forward_kl=None if kl is None else kl.detach(),
         )  # fmt: skip
 
-    def _push_back(self, microbatches: Sequence[Microbatch], measured: Measured) -> None:
-        """Run the microbatches once more, backward from the derivatives of the step's loss."""
+    def _push_back(
+        self,
+        microbatches: Sequence[Microbatch],
+        measured: Measured,
+        drawn_from: Sequence[RandomStates],
+    ) -> None:
+        """Run the microbatches once more, backward from the derivatives of the step's loss.
+
+        Dropout draws the masks of the pass before, from the same random states: what goes backward
+        is then the gradient of one loss, the one that is recorded.
+        """
         reshard(self._policy)  # the pass before had no backward one
+        device = self._processes.device
+        afterwards = random_states(device)
         table = measured.table
         found = upstream_gradients(self._loss, table.values, self._plan.pairs.weights[table.pairs])
-        for microbatch in microbatches:
-            here = microbatch.to(self._processes.device)
+        for microbatch, states in zip(microbatches, drawn_from, strict=True):
+            restore_random_states(states, device)
+            here = microbatch.to(device)
             places = np.searchsorted(table.pairs, microbatch.pairs)
             factor = 0.0 if microbatch.is_spare else self._processes.world_size
             gradients = {
-                name: torch.from_numpy(each[places] * factor).to(self._processes.device)
+                name: torch.from_numpy(each[places] * factor).to(device)
                 for name, each in found.items()
             }
             want = self._wanted(with_entropy=False)
             token_scores = self._policy(here.batch, want, reference=here.reference(self._head))
             scores, ld_scores = self._pair_scores(here, token_scores)
             torch.autograd.backward(surrogate(scores, ld_scores, gradients))
+        restore_random_states(afterwards, device)
 
     def _wanted(self, *, with_entropy: bool) -> tuple[str, ...]:
         """Return what the policy shall say of each token."""
@@ -437,9 +455,11 @@ class Trainer:
         chunks = [order[i : i + EVAL_CHUNK_PAIRS] for i in range(0, len(order), EVAL_CHUNK_PAIRS)]
         cuts = (self._cut(chunk, sizes) for chunk in chunks)
         shares = []
-        for chunk in read_ahead(reader.read(cuts, self._policy), self._num_ahead):
-            parts = [self._pass(each, is_training=False) for each in chunk]
-            shares.append(self._share(pairs, parts, chunk))
+        ahead = read_ahead(reader.read(cuts, self._policy), self._num_ahead)
+        with closing(ahead), measuring(self._policy):
+            for chunk in ahead:
+                parts = [self._pass(each, is_training=False) for each in chunk]
+                shares.append(self._share(pairs, parts, chunk))
         reshard(self._policy)
         measured = self._gather(pairs, shares)
         self.held_out = [*self.held_out[:1], measured]
