@@ -162,13 +162,28 @@ def _add_lora(policy: ScoringModel, settings: TrainSettings) -> None:
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(settings.model.resolve()),
     )
-    head = policy.model.get_output_embeddings()
+    head, tied = policy.model.get_output_embeddings(), _tied_modules(policy.model)
     try:
         policy.model.add_adapter(config)
     except ValueError as error:
         raise ModelError(f"LoRA cannot be set up: {error}") from error
     if policy.model.get_output_embeddings() is not head:
         raise ModelError("LoRA on the output head is not supported: leave it out of the targets")
+    for name, module in tied.items():
+        if policy.model.get_submodule(name) is not module:
+            raise ModelError(
+                f"LoRA on {name} is not supported: it shares its weights with the output head, "
+                "which would get what is merged into them; leave it out of the targets"
+            )
+
+
+def _tied_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules, by name, that share a parameter with another one."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name.rpartition(".")[0])
+    shared = [name for names in owners.values() if len(names) > 1 for name in names]
+    return {name: model.get_submodule(name) for name in shared}
 
 
 def _write_lora(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..stores.errors import ModelError
@@ -20,7 +21,7 @@ from ..stores.known import Keys
 from ..stores.store import Store
 from .devices import default_device
 from .fingerprints import max_positions, model_config, scorer_spec
-from .model_files import quiet_transformers
+from .model_files import check_tensors, language_head, quiet_transformers
 from .pair_sets import PairSet
 from .progress import Progress
 from .reward_settings import RewardSettings
@@ -131,7 +132,7 @@ class ModelRewards(TextRewards):
                     self._folder, dtype=_DTYPES[self._precision], use_safetensors=True,
                     output_loading_info=True, **options,
                 )  # fmt: skip
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"cannot load the reward model in {self._folder}: {reason}") from error
         if absent := sorted(found["missing_keys"]):
@@ -139,6 +140,8 @@ class ModelRewards(TextRewards):
                 f"{self._folder} is no reward model: it lacks {absent[0]}; "
                 "expected a sequence classifier"
             )
+        head = language_head(self._folder, trust_remote_code=remote)
+        check_tensors(self._folder, found, without=head)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self._reader.padding
         self._model = model.eval().to(default_device(self.settings.device))

@@ -91,6 +91,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     if run["is_finished"]:
         return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
     policy = load_policy(plan.settings, processes)
+    _write_begin(plan, run, processes)  # a policy that cannot be loaded leaves the folder as it is
     _say(plan, policy, progress)
     optimizer = make_optimizer(policy, plan.settings)
     num_done = 0
@@ -161,21 +162,27 @@ def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
 
 
 def _begin(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
-    """Make the output folder's ``run.json`` on the first rank, and return what it says."""
+    """Return what ``run.json`` shall say, as the first rank sees it; nothing is written yet."""
     run = None
-    processes.wait()  # all have looked at the folder, before one of them writes into it
     if processes.is_first:
         has_run = plan.settings.resume and read_run(plan.settings.output_dir) is not None
         run = _resumed(plan) if has_run else _fresh(plan)
-        write_run(plan.settings.output_dir, run)
     return dict(processes.gather(run)[0])
 
 
-def _fresh(plan: TrainingPlan) -> dict[str, Any]:
+def _write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> None:
+    """Write ``run.json`` on the first rank, into an empty folder if an earlier run goes."""
     output = plan.settings.output_dir
+    processes.wait()  # all have looked at the folder, before one of them writes into it
+    if not processes.is_first:
+        return
     if plan.settings.overwrite and output.is_dir():
         with clear_write_errors(output):
             shutil.rmtree(output)
+    write_run(output, run)
+
+
+def _fresh(plan: TrainingPlan) -> dict[str, Any]:
     return {
         "run_id": uuid4().hex,
         "attempt": 0,

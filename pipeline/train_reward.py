@@ -1,8 +1,10 @@
 """Train a reward model on a pair set: a scalar head under the Bradley-Terry likelihood.
 
 The loss of a pair is -log sigmoid(r_chosen - r_rejected) (Eq. 2 of arXiv:2305.18290, after Bradley
-and Terry), on whole texts as :mod:`reward_models` reads them. The folder that comes out is what
-``offpref reward --from model`` takes. It appears whole, at the end, or not at all.
+and Terry), on whole texts as :mod:`reward_models` reads them; the loss of a step is the weighted
+sum over its pairs, divided by their number. There is no dropout, in training either. The folder
+that comes out is what ``offpref reward --from model`` takes. It appears whole, at the end, or not
+at all.
 
 Letters in shape comments: P pairs, N pairs of a step, B texts of a batch.
 """
@@ -19,6 +21,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -30,10 +34,17 @@ from ..stores.store import Store
 from .checkpoints import place_folder
 from .devices import default_device, keep_freed_memory
 from .fingerprints import max_positions, model_config
-from .model_files import quiet_transformers
+from .model_files import (
+    check_tensors,
+    language_head,
+    quiet_transformers,
+    without_dropout,
+    without_new_head,
+)
 from .pair_sets import PairSet, find_pair_set
 from .policies import COPIED
 from .progress import Progress
+from .random_states import measuring
 from .reward_subjects import load_completions, load_texts
 from .reward_texts import TextReader, padded
 from .step_order import epoch_steps
@@ -81,7 +92,7 @@ class RewardTrainSummary:
     first_loss: float
     last_loss: float
     accuracies: dict[str, float]
-    """Share of pairs of each split whose chosen text has the higher reward."""
+    """Share of the pairs of each split, by weight, whose chosen text has the higher reward."""
     seconds: float
     output_dir: Path
 
@@ -93,6 +104,7 @@ class _Pairs:
     keys: Keys
     chosen: list[list[int]]
     rejected: list[list[int]]
+    weights: NDArray[np.float64]
     num_left_out: int
 
 
@@ -154,7 +166,8 @@ def _run(
         for members in steps:
             total = 0.0
             for part in _batches(pairs, members.tolist(), settings.max_batch_tokens):
-                loss = -logsigmoid(_margins(model, pairs, part)).sum() / len(members)
+                weighed = -logsigmoid(_margins(model, pairs, part)) * _weights(model, pairs, part)
+                loss = weighed.sum() / len(members)
                 torch.autograd.backward(loss)
                 total += float(loss.detach())
             if not np.isfinite(total):
@@ -177,14 +190,20 @@ def _margins(model: nn.Module, pairs: _Pairs, members: list[int]) -> Tensor:  # 
     return rewards[:count].double() - rewards[count:].double()
 
 
+def _weights(model: nn.Module, pairs: _Pairs, members: list[int]) -> Tensor:  # [n] -> [n]
+    """Return the weights of some pairs, on the model's device."""
+    return torch.from_numpy(pairs.weights[members]).to(next(model.parameters()).device)
+
+
 def _accuracy(model: nn.Module, pairs: _Pairs, settings: RewardTrainSettings) -> float:
-    """Return the share of pairs that the model orders right; a tie is wrong."""
-    model.eval()
-    num_right = 0
-    with torch.no_grad():
+    """Return the share of pairs, by weight, that the model orders right; a tie is wrong."""
+    right = 0.0
+    with measuring(model), torch.no_grad():
         for part in _batches(pairs, list(range(len(pairs.keys))), settings.max_batch_tokens):
-            num_right += int((_margins(model, pairs, part) > 0).sum())
-    return num_right / max(1, len(pairs.keys))
+            is_right = _margins(model, pairs, part) > 0
+            right += float((_weights(model, pairs, part) * is_right).sum())
+    total = float(pairs.weights.sum())
+    return right / total if total else 0.0
 
 
 def _batches(pairs: _Pairs, members: list[int], max_batch_tokens: int) -> Iterator[list[int]]:
@@ -213,7 +232,7 @@ def _splits(store: Store, pair_set: PairSet) -> list[str]:
 
 def _load_pairs(store: Store, pair_set: PairSet, split: str, reader: TextReader) -> _Pairs:
     rows = store.read(
-        PAIRS.name, pair_set.tokenizer, ["pair_key", "chosen_key", "rejected_key"],
+        PAIRS.name, pair_set.tokenizer, ["pair_key", "chosen_key", "rejected_key", "weight"],
         [("pair_set_fingerprint", "=", pair_set.fingerprint), ("split", "=", split)],
     ).drop_null()  # fmt: skip
     keys = to_keys(rows["pair_key"])
@@ -231,9 +250,11 @@ def _load_pairs(store: Store, pair_set: PairSet, split: str, reader: TextReader)
         for i in np.argsort(keys).tolist()
         if longest is None or max(len(sides[0][i]), len(sides[1][i])) <= longest
     ]
+    weights = rows["weight"].to_numpy().astype(np.float64)
     return _Pairs(
-        keys[fits], [sides[0][i] for i in fits], [sides[1][i] for i in fits], len(keys) - len(fits)
-    )
+        keys[fits], [sides[0][i] for i in fits], [sides[1][i] for i in fits], weights[fits],
+        len(keys) - len(fits),
+    )  # fmt: skip
 
 
 def _load(settings: RewardTrainSettings, device: torch.device, reader: TextReader) -> nn.Module:
@@ -241,19 +262,26 @@ def _load(settings: RewardTrainSettings, device: torch.device, reader: TextReade
     torch.manual_seed(settings.seed)  # the new head's weights
     try:
         with quiet_transformers():
-            model: nn.Module = auto.from_pretrained(
-                settings.model, num_labels=1, dtype=torch.float32, use_safetensors=True,
-                local_files_only=True,
+            config: Any = transformers.AutoConfig.from_pretrained(
+                settings.model, num_labels=1, local_files_only=True
+            )
+            without_dropout(config)
+            model, found = auto.from_pretrained(
+                settings.model, config=config, dtype=torch.float32, use_safetensors=True,
+                local_files_only=True, output_loading_info=True,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load a classifier from {settings.model}: {reason}") from error
+    found = without_new_head(model, found)
+    check_tensors(settings.model, found, without=language_head(settings.model))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if model.config.pad_token_id is None:  # type: ignore[union-attr] # transformers' models have it
-        model.config.pad_token_id = reader.padding  # type: ignore[union-attr]
-    return model.to(device)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = reader.padding
+    moved: nn.Module = model.to(device)
+    return moved
 
 
 def _write(model: nn.Module, settings: RewardTrainSettings, accuracies: dict[str, float]) -> None:
@@ -264,6 +292,7 @@ def _write(model: nn.Module, settings: RewardTrainSettings, accuracies: dict[str
         try:
             with quiet_transformers():
                 model.save_pretrained(partial)  # type: ignore[operator] # transformers' models can
+            _write_config(settings.model, partial)
             for pattern in COPIED:
                 for source in sorted(settings.model.glob(pattern)):
                     if source.is_file() and source.suffix != ".safetensors":
@@ -276,3 +305,14 @@ def _write(model: nn.Module, settings: RewardTrainSettings, accuracies: dict[str
             place_folder(partial, output)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_config(source: Path, folder: Path) -> None:
+    """Put the dropout and the cache back into a written configuration: training had neither."""
+    own = transformers.AutoConfig.from_pretrained(source, local_files_only=True).to_dict()
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in list(config):
+        if name in own and ("drop" in name or name == "use_cache"):
+            config[name] = own[name]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,74 @@ def test_what_does_not_fit_is_named(
     assert done.exit_code != 0
     assert message in done.output
     assert not out.exists()
+
+
+def test_pairs_weigh_what_the_store_says(store: Store, model_dir: Path, tmp_path: Path) -> None:
+    """Two steps of all pairs against a plain loop, one text at a time, in the same precision."""
+    weights = [0.25, 3.5, 0.0, 1.0, 2.0, 0.5]
+    sides = [("good", "bad"), ("fine", "dull"), ("sad", "warm"), ("great", "cold"),
+             ("poor", "happy"), ("clever", "slow")]  # fmt: skip
+    rows = [
+        {"prompt": "how was it ?", "chosen": f" it was {a} .", "rejected": f" it was {b} .",
+         "weight": weight}
+        for (a, b), weight in zip(sides, weights, strict=True)
+    ]  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = AddSettings(
+        data=(str(path),), pair_set="reviews", tokenizer=model_dir, columns={"weight": "weight"}
+    )
+    add_pairs(store, plan_add(store, data))
+    store.refresh()
+
+    found = train_reward(
+        store,
+        settings(
+            model_dir, tmp_path / "rm", pairs_per_step=6, num_epochs=2, learning_rate=1e-2,
+            max_batch_tokens=50,
+        ),
+    )  # fmt: skip
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=1)
+    tokens = AutoTokenizer.from_pretrained(model_dir)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+
+    def score(row: dict[str, object], side: str) -> torch.Tensor:
+        ids = tokens(f"{row['prompt']}{row[side]}")["input_ids"]
+        ids = ids if ids[-1] == tokens.eos_token_id else [*ids, tokens.eos_token_id]
+        return model(input_ids=torch.tensor([ids])).logits[0, 0].double()
+
+    def loss() -> torch.Tensor:
+        margins = torch.stack([score(row, "chosen") - score(row, "rejected") for row in rows])
+        return (torch.tensor(weights) * torch.log1p(torch.exp(-margins))).sum() / len(rows)
+
+    first = loss()
+    first.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    second = loss()
+    second.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert found.first_loss == pytest.approx(float(first.detach()), abs=1e-5)
+    assert found.last_loss == pytest.approx(float(second.detach()), abs=1e-3)
+    with torch.no_grad():
+        is_right = [bool(score(row, "chosen") > score(row, "rejected")) for row in rows]
+    right = sum(weight for weight, each in zip(weights, is_right, strict=True) if each)
+    assert found.accuracies == {"train": pytest.approx(right / sum(weights))}
+
+
+def test_attention_has_no_dropout_and_the_folder_keeps_the_setting(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+
+    plain = train_reward(scored, settings(model_dir, tmp_path / "plain"))
+    found = train_reward(scored, settings(folder, tmp_path / "rm"))
+
+    assert (found.first_loss, found.last_loss) == (plain.first_loss, plain.last_loss)
+    assert json.loads((tmp_path / "rm" / "config.json").read_text())["attention_dropout"] == 0.5
