@@ -2,7 +2,8 @@
 
 The weights are hashed tensor by tensor straight from the safetensors files, so that neither the
 number of files nor their order matters; what was hashed once is remembered by the file's path,
-size, time of change and inode. Nothing here imports torch or transformers.
+size, times of change and inode. Nothing here imports torch, and transformers is imported only for
+a configuration that the store has not seen.
 """
 
 import json
@@ -15,23 +16,13 @@ from blake3 import blake3
 
 from ..stores.errors import ModelError
 from ..stores.keys import KEY_BYTES, canonical_json, fingerprint
+from ..stores.schema import LOGPS
 from ..stores.store import Store
+from .notices import say_once
+from .relevant_config import relevant_config, without_nulls
 
 PRECISIONS = ("float32", "bf16", "bf16-autocast", "float64")
 MASK_RULE = "a completion sees its prompt and itself; window by position"
-
-# What a config says of training, saving or generating, and what names no weights.
-IRRELEVANT = {
-    "_name_or_path", "_commit_hash", "architectures", "auto_map", "torch_dtype", "dtype",
-    "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
-    "initializer_range", "initializer_factor", "id2label", "label2id", "num_labels",
-    "problem_type", "output_attentions", "output_hidden_states", "return_dict", "torchscript",
-    "gradient_checkpointing", "use_bfloat16", "chunk_size_feed_forward", "task_specific_params",
-    "router_aux_loss_coef", "output_router_logits", "pretraining_tp", "finetuning_task",
-    "is_encoder_decoder", "cross_attention_hidden_size", "add_cross_attention",
-    "tie_encoder_decoder",
-}  # fmt: skip
-TRAINING_ENDINGS = ("dropout", "_pdrop", "_dropout_prob", "_dropout_rate", "dropout_p")
 
 
 def model_config(folder: Path) -> dict[str, Any]:
@@ -98,7 +89,7 @@ def scorer_spec(
         "kind": "scorer",
         "weights": weights_hash(folder, store),
         "adapter": None,
-        "config": _relevant(config),
+        "config": relevant_config(config, store),
         "vocabulary": vocabulary,
         "numerics": {"precision": precision, "logits": _logits_dtype(precision)},
         "mask": MASK_RULE,
@@ -108,6 +99,37 @@ def scorer_spec(
 def scorer_fingerprint(spec: Mapping[str, object]) -> str:
     """Return the fingerprint under which a scorer's scores lie."""
     return fingerprint(spec)
+
+
+def name_scorer(store: Store, spec: Mapping[str, object], folder: Path) -> None:
+    """Keep a scorer's spec, called after its folder as long as that holds what it holds now."""
+    files = [folder / "config.json", *weight_files(folder)]
+    store.write_spec(spec, name=folder.resolve().name, files=files)
+
+
+def is_ambiguous(spec: Mapping[str, Any], store: Store) -> bool:
+    """Whether a scorer's spec is of the former rule and could be that of two models.
+
+    That rule took null for absent; where the two are different models, nobody can say which of
+    them its scores are of.
+    """
+    config: Mapping[str, Any] = spec["config"]
+    return relevant_config(config, store) != config
+
+
+def say_former(store: Store, folder: Path, spec: Mapping[str, object]) -> None:
+    """Say once that a model has scores by the former rule which are not used."""
+    former = dict(spec) | {"config": without_nulls(model_config(folder))}
+    if former != spec and (name := scorer_fingerprint(former)) in store.partitions(LOGPS.name):
+        say_once(store, name, former_message(name))
+
+
+def former_message(fingerprint: str) -> str:
+    """Return what is said of scores by the former rule, which could be of either of two models."""
+    return (
+        f"scores under @{fingerprint[:12]} were made by a rule that did not tell null from absent "
+        "in config.json: they are kept and not used"
+    )
 
 
 def weights_hash(folder: Path, store: Store) -> str:
@@ -180,16 +202,6 @@ def _hash_tensors(data: memoryview) -> dict[str, str]:
                 hasher.update(values)
             hashes[name] = hasher.hexdigest(KEY_BYTES)
     return hashes
-
-
-def _relevant(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the part of a config that a forward pass depends on."""
-    kept: dict[str, object] = {}
-    for name, value in config.items():
-        if value is None or name in IRRELEVANT or name.endswith(TRAINING_ENDINGS):
-            continue
-        kept[name] = _relevant(value) if isinstance(value, dict) else value
-    return kept
 
 
 def _logits_dtype(precision: str) -> str:

@@ -35,7 +35,7 @@ class ImplicitRewards(RewardSource):
         command = f"offpref score {store.path} --pair-set {pair_set} --model"
         for fingerprint, folder in (
             (self._policy, str(settings.model)),
-            (self._reference, f"DIR (of {store.name_of(self._reference) or self._reference})"),
+            (self._reference, f"DIR (of {_shown(store, self._reference)})"),
         ):
             missing = np.asarray(
                 store.missing(LOGPS.name, fingerprint, key_array(self.completions.sequence_keys))
@@ -43,7 +43,7 @@ class ImplicitRewards(RewardSource):
             if missing.any():
                 raise ModelError(
                     f"{int(missing.sum()):,} of {len(missing):,} completions of {pair_set} have no "
-                    f"scores of {store.name_of(fingerprint) or fingerprint}; run: "
+                    f"scores of {_shown(store, fingerprint)}; run: "
                     f"{command} {folder}"
                 )
 
@@ -64,6 +64,10 @@ class ImplicitRewards(RewardSource):
             summed_logps(self.store, scorer, keys) for scorer in (self._policy, self._reference)
         )
         yield Rewards(keys, self.settings.implicit_beta * (policy - reference))
+
+
+def _shown(store: Store, fingerprint: str) -> str:
+    return f"{store.name_of(fingerprint) or ''}@{fingerprint[:12]}"
 
 
 def _scorer_of(store: Store, folder: Path, precision: str) -> str:

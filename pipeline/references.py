@@ -16,7 +16,8 @@ from ..stores.errors import PairSetError, StoreNotFoundError
 from ..stores.known import Keys
 from ..stores.schema import LOGPS
 from ..stores.store import Store
-from .fingerprints import scorer_spec
+from .fingerprints import former_message, is_ambiguous, scorer_spec
+from .notices import say_once
 from .pair_sets import PairSet
 from .training_pairs import key_array
 
@@ -26,14 +27,14 @@ class Reference:
     """A scorer whose stored scores stand for the reference."""
 
     fingerprint: str
-    name: str
-    """What a person calls it."""
+    name: str | None
+    """What a person calls it; None if no folder that was called so holds its weights now."""
     precision: str
     is_policy: bool
     """Whether its weights are those that the policy starts from."""
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.fingerprint[:12]}"
+        return f"{self.name or ''}@{self.fingerprint[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,13 +137,17 @@ def _default(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -
 
 
 def _scorers(store: Store) -> dict[str, Any]:
-    """Return the spec of each scorer that has left scores."""
+    """Return the spec of each scorer that has left scores of which it is known whose they are."""
     found = {}
     for fingerprint in store.partitions(LOGPS.name):
         try:
-            found[fingerprint] = store.read_spec(fingerprint)
+            spec = store.read_spec(fingerprint)
         except StoreNotFoundError:
             continue  # scores without a spec cannot be told apart, so nobody can mean them
+        if is_ambiguous(spec, store):
+            say_once(store, fingerprint, former_message(fingerprint))
+        else:
+            found[fingerprint] = spec
     return found
 
 
@@ -160,7 +165,7 @@ def _described(
     spec = scorers[fingerprint]
     return Reference(
         fingerprint=fingerprint,
-        name=store.name_of(fingerprint) or "reference",
+        name=store.name_of(fingerprint),
         precision=_precision(spec),
         is_policy=_is_of(store, spec, request.policy),
     )
@@ -176,11 +181,11 @@ def _num_missing(store: Store, fingerprint: str, sequence_keys: Keys) -> int:
 
 
 def _folder(request: ReferenceRequest, found: Reference) -> Path:
-    """Where the reference's weights are; its name where nobody knows the folder."""
+    """Where the reference's weights are; its name, or DIR, where nobody knows the folder."""
     if found.is_policy:
         return request.policy
     named = Path(request.named or "")
-    return named if request.named and named.is_dir() else Path(found.name)
+    return named if request.named and named.is_dir() else Path(found.name or "DIR")
 
 
 def _score_command(store: Store, request: ReferenceRequest, folder: Path) -> str:
@@ -195,6 +200,4 @@ def _score_command(store: Store, request: ReferenceRequest, folder: Path) -> str
 
 
 def _listed(store: Store, fingerprints: Any) -> str:
-    return ", ".join(
-        f"{store.name_of(each) or 'reference'}@{each[:12]}" for each in sorted(fingerprints)
-    )
+    return ", ".join(f"{store.name_of(each) or ''}@{each[:12]}" for each in sorted(fingerprints))

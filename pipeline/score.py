@@ -14,7 +14,7 @@ from ..stores.errors import ModelError
 from ..stores.store import Store
 from .config import ScoreSettings
 from .dry_run import DryRun, estimate
-from .fingerprints import model_config, scorer_spec
+from .fingerprints import model_config, name_scorer, say_former, scorer_spec
 from .pair_sets import PairSet
 from .progress import Progress
 from .scoring import Scorer
@@ -69,7 +69,7 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
     progress = progress or Progress()
     started = time.monotonic()
     spec, source, scorer = _prepared(store, settings, progress)
-    store.write_spec(spec, name=settings.model.resolve().name)
+    name_scorer(store, spec, settings.model)
     scorer.run()
     return ScoreSummary(
         pair_set=source.pair_set(),
@@ -110,6 +110,7 @@ def _prepared(
         vocabulary=model_tokenizer.vocabulary if model_tokenizer else None,
         store=store,
     )
+    say_former(store, settings.model, spec)
     worker = Worker.from_environment(is_sharded=settings.shard_model)
     if settings.shard_model and worker.world_size == 1:
         raise ValueError("shard_model takes no effect on one process; start several with torchrun")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from . import remembered, specs
+from . import remembered, shown_names, specs
 from .batch import Batch
 from .errors import ShardMissingError, StoreNotFoundError
 from .keys import KEY_BYTES, canonical_json, fingerprint
@@ -186,17 +186,25 @@ class Store(LiveStore):
         hasher.update(np.sort(to_hashes(hashes)).astype("<u8").tobytes())
         return hasher.hexdigest(KEY_BYTES)
 
-    def write_spec(self, spec: Mapping[str, object], name: str | None = None) -> str:
+    def write_spec(
+        self, spec: Mapping[str, object], name: str | None = None, files: Sequence[Path] = ()
+    ) -> str:
         """Keep what a fingerprint stands for, and return the fingerprint.
 
         Args:
             spec: The declared settings, as JSON knows them.
             name: What a person calls it, for listings; not hashed. None gives it no name.
+            files: What the name leads to: it is shown as long as they are as they are now, and
+                stays while they are.
         """
         spec_fingerprint = specs.write_spec(self.path, spec)
-        if name is not None and self.name_of(spec_fingerprint) != name:
-            self.remember_identity("name", {"fingerprint": spec_fingerprint}, name)
+        if name is not None:
+            shown_names.remember_name(self, spec_fingerprint, name, files)
         return spec_fingerprint
+
+    def name_of(self, fingerprint: str) -> str | None:
+        """Return what a person calls a fingerprint; None if nobody said, or it is so no more."""
+        return shown_names.shown_name(self, fingerprint)
 
     def remember(self, kind: str, path: Path, value: str) -> None:
         """Keep ``value`` for the file ``path`` as it is now; a file that is gone is skipped."""

@@ -1,0 +1,19 @@
+"""Lines that a person is told once for each store, on standard error."""
+
+import sys
+
+from ..stores.store import Store
+
+
+def say_once(store: Store, subject: str, message: str) -> None:
+    """Print ``message`` unless it was said of ``subject`` before.
+
+    Args:
+        store: Remembers what was said.
+        subject: What the message is about, a fingerprint say.
+        message: One line.
+    """
+    identity = {"of": subject, "message": message}
+    if store.recall_identity("said", identity) is None:
+        print(message, file=sys.stderr)
+        store.remember_identity("said", identity, "yes")

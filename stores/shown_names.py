@@ -1,0 +1,53 @@
+"""What a person calls a fingerprint: a name that leads to what it names, or none.
+
+A scorer is called after its folder. With the name go the states of the files that the fingerprint
+was taken from; when one of them has changed or is gone, the name is not shown any more.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import StoreError
+from .keys import canonical_json
+from .live import LiveStore
+from .remembered import file_identity, remember
+
+
+def remember_name(store: LiveStore, fingerprint: str, name: str, files: Sequence[Path]) -> None:
+    """Call a fingerprint ``name``; one that is called after other files that are there stays so.
+
+    Args:
+        store: The store.
+        fingerprint: Of a spec.
+        name: What a person calls it.
+        files: What it was taken from; none if the name names no folder.
+    """
+    known = shown_name(store, fingerprint)
+    if known == name or (files and known is not None):
+        return
+    remember(store.path, "name", {"fingerprint": fingerprint}, name)
+    if files:
+        states = canonical_json([file_identity(path) for path in files])
+        remember(store.path, "named files", {"fingerprint": fingerprint}, states)
+
+
+def shown_name(store: LiveStore, fingerprint: str) -> str | None:
+    """Return what a person calls a fingerprint; None if its files are not there as they were."""
+    name = store.recall_identity("name", {"fingerprint": fingerprint})
+    states = store.recall_identity("named files", {"fingerprint": fingerprint})
+    if name is None or states is None:
+        return None if _is_scorer(store, fingerprint) else name
+    is_there = all(
+        state is not None and file_identity(Path(state["path"])) == state
+        for state in json.loads(states)
+    )
+    return name if is_there else None
+
+
+def _is_scorer(store: LiveStore, fingerprint: str) -> bool:
+    """Whether a fingerprint is a scorer's: a name without files says nothing of its weights."""
+    try:
+        return store.read_spec(fingerprint).get("kind") == "scorer"
+    except StoreError:
+        return False
