@@ -8,6 +8,7 @@ Letters in shape comments: N pairs of a step.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,21 +38,25 @@ def score_values(scores: PairScores, ld_scores: PairScores | None) -> dict[str, 
     return values
 
 
-def coupled_losses(loss: TrainingLoss, values: Values) -> NDArray[np.float64]:  # [N]
+def coupled_losses(
+    loss: TrainingLoss, values: Values, tie_tolerance: float = 0.0
+) -> NDArray[np.float64]:  # [N]
     """Return the loss of each pair of a step.
 
     Args:
         loss: What the run minimises.
         values: As `score_values` has named them, of all pairs of the step.
+        tie_tolerance: Nats; log-ratios no further apart tie where pairs are ranked.
     """
-    losses = loss.losses(_scores(values, PLAIN), _ld_scores(values))
-    return losses.detach().numpy()
+    scores, ld_scores = _both_scores(values, tie_tolerance)
+    return loss.losses(scores, ld_scores).detach().numpy()
 
 
 def upstream_gradients(
     loss: TrainingLoss,
     values: Values,
     weights: NDArray[np.float64],  # [N]
+    tie_tolerance: float = 0.0,
 ) -> dict[str, NDArray[np.float64]]:  # [N] each
     """Return the derivatives of the loss of a step by the policy's log-probs of each pair.
 
@@ -59,11 +64,12 @@ def upstream_gradients(
         loss: What the run minimises.
         values: As `score_values` has named them, of all pairs of the step.
         weights: Of the pairs.
+        tie_tolerance: As for :func:`coupled_losses`.
 
     Returns:
         By the names of the values that have a derivative.
     """
-    scores, ld_scores = _scores(values, PLAIN), _ld_scores(values)
+    scores, ld_scores = _both_scores(values, tie_tolerance)
     leaves: dict[str, Tensor] = {}
     for prefix, each in ((PLAIN, scores), (SHORTENED, ld_scores)):
         if each is not None:
@@ -93,8 +99,12 @@ def surrogate(
     return torch.stack(terms).sum()
 
 
-def _ld_scores(values: Values) -> PairScores | None:
-    return _scores(values, SHORTENED) if any(n.startswith(SHORTENED) for n in values) else None
+def _both_scores(values: Values, tie_tolerance: float) -> tuple[PairScores, PairScores | None]:
+    """Return what a step has measured of its pairs, and the same with ``ld_alpha`` if it is set."""
+    plain = replace(_scores(values, PLAIN), tie_tolerance=tie_tolerance)
+    if not any(name.startswith(SHORTENED) for name in values):
+        return plain, None
+    return plain, replace(_scores(values, SHORTENED), tie_tolerance=tie_tolerance)
 
 
 def _scores(values: Values, prefix: str) -> PairScores:

@@ -66,6 +66,7 @@ def put_together(
     losses: Callable[[Values], NDArray[np.float64]] | None = None,
     *,
     kl_name: str = "forward_kl",
+    settle: Callable[[Values], Values] | None = None,
 ) -> Measured:
     """Put the shares of all ranks together, in the order of the pairs' numbers.
 
@@ -75,6 +76,7 @@ def put_together(
         losses: Returns the losses of all pairs, where the shares do not have them because they
             depend on each other.
         kl_name: What the metrics call a forward KL; a lower bound has a name of its own.
+        settle: Takes rounding out of what was measured of all pairs; None where there is none.
     """
     is_kept = ~np.concatenate([share.is_spare for share in shares])
     numbers = np.concatenate([share.pairs for share in shares])
@@ -89,6 +91,8 @@ def put_together(
         tokens = [every[i] for i in np.flatnonzero(is_kept)[order]]
     if losses is not None:
         values["loss"] = losses(values)
+    if settle is not None:
+        values = dict(settle(values))
     table = PairTable(pairs=numbers[is_kept][order], values=values, tokens=tokens)
     residuals = np.concatenate([share.residuals for share in shares])
     residual = None
@@ -108,6 +112,37 @@ def put_together(
         residual=residual,
         is_interrupted=any(share.is_interrupted for share in shares),
     )
+
+
+def largest_residual(values: Values) -> float:
+    """Return the largest difference of a completion between policy and reference, nats.
+
+    Where the policy still has the reference's weights, this is what rounding does.
+    """
+    found = [
+        np.abs(values[f"policy_{side}_logps"] - values[f"ref_{side}_logps"]).max()
+        for side in ("chosen", "rejected")
+        if f"ref_{side}_logps" in values and f"policy_{side}_logps" in values
+    ]
+    return float(max(found, default=0.0))
+
+
+def without_rounding(values: Values, tolerance: float) -> Values:
+    """Return the values with equal rewards where chosen and rejected are no further apart.
+
+    Args:
+        values: As measured.
+        tolerance: In units of the rewards.
+    """
+    if "chosen_rewards" not in values:
+        return values
+    chosen, rejected = values["chosen_rewards"], values["rejected_rewards"]
+    is_tie, mean = np.abs(chosen - rejected) <= tolerance, (chosen + rejected) / 2
+    return {
+        **values,
+        "chosen_rewards": np.where(is_tie, mean, chosen),
+        "rejected_rewards": np.where(is_tie, mean, rejected),
+    }
 
 
 def pair_metrics(

@@ -77,21 +77,24 @@ def aot(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor:  
     """AOT, paired (arXiv:2406.05882): a pair against the reference's of its own rank.
 
     Log-ratios of chosen to rejected are compared in sorted order, policy with reference. The loss
-    of a rank is that of the pair which has it in the policy. N are the pairs of a whole step.
+    of a rank is that of the pair which has it in the policy. N are the pairs of a whole step. What
+    ties keeps the pairs' order; such a log-ratio is a difference of two, so twice as much ties.
     """
     policy = scores.policy_chosen_logps - scores.policy_rejected_logps
     reference = present(scores.ref_chosen_logps) - present(scores.ref_rejected_logps)
-    return _smoothed(beta * (policy - _of_equal_rank(policy, reference)), label_smoothing)
+    opposite = _of_equal_rank(policy, reference, 2 * scores.tie_tolerance)
+    return _smoothed(beta * (policy - opposite), label_smoothing)
 
 
 def aot_unpaired(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor:  # [N]
     """AOT, unpaired (arXiv:2406.05882): Delta_w against the Delta_l of its rank.
 
     The loss of a rank is that of the pair whose chosen completion has it. N are the pairs of a
-    whole step.
+    whole step. What ties keeps the pairs' order.
     """
     chosen, rejected = scores.chosen_logratios, scores.rejected_logratios
-    return _smoothed(beta * (chosen - _of_equal_rank(chosen, rejected)), label_smoothing)
+    opposite = _of_equal_rank(chosen, rejected, scores.tie_tolerance)
+    return _smoothed(beta * (chosen - opposite), label_smoothing)
 
 
 def apo_zero(scores: PairScores, *, beta: float) -> Tensor:  # [N]
@@ -255,7 +258,33 @@ def _smoothed(margins: Tensor, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
 
 
-def _of_equal_rank(values: Tensor, others: Tensor) -> Tensor:  # [N], [N] -> [N]
+def _of_equal_rank(values: Tensor, others: Tensor, tolerance: float) -> Tensor:  # [N], [N] -> [N]
     """Return of ``others``, for each of ``values``, the one whose rank is the same."""
-    ranks = values.detach().argsort(stable=True).argsort()
-    return others.sort(stable=True).values[ranks]
+    ranks = ranking(values, tolerance).argsort()
+    return others[ranking(others, tolerance)][ranks]
+
+
+def ranking(values: Tensor, tolerance: float) -> Tensor:  # [N] -> [N] int64
+    """Return the places of the values from the smallest to the largest; ties keep their order.
+
+    The smallest value ties with all that are at most ``tolerance`` larger, the smallest of the rest
+    with those at most as much larger than it, and so on. So values further apart never tie, and a
+    chain of near ones does not tie its ends.
+
+    >>> ranking(torch.tensor([0.2, 0.1, 0.0, 5.0]), 0.15).tolist()
+    [1, 2, 0, 3]
+    """
+    order = values.detach().argsort(stable=True)
+    if not tolerance:
+        return order
+    groups: list[int] = []
+    first = float("-inf")
+    for value in values.detach()[order].tolist():
+        if not value - first <= tolerance:
+            first = value
+            groups.append(groups[-1] + 1 if groups else 0)
+        else:
+            groups.append(groups[-1])
+    by_place = torch.empty_like(order)
+    by_place[order] = order.new_tensor(groups)
+    return by_place.argsort(stable=True)

@@ -57,6 +57,8 @@ class PairScores:
     """w_0: weight of the pair set's own preference beside the other objectives."""
     objective_weights: tuple[float, ...] = ()
     """w_1 ...: weights of the K objectives."""
+    tie_tolerance: float = 0.0
+    """Nats: log-ratios no further apart than this tie where pairs are ranked."""
 
     @property
     def chosen_logratios(self) -> Tensor:  # [N]

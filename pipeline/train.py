@@ -101,13 +101,16 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         load_checkpoint(checkpoint, policy, optimizer, processes=processes)
     records = _open_records(plan, run, policy, num_done) if processes.is_first else None
     trainer = Trainer(plan, policy, optimizer, processes, records, progress)
+    if checkpoint is not None:
+        trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
     state = {"run_id": run["run_id"], "attempt": run["attempt"]}
 
     def save(step: int) -> None:
         if records is not None:
             records.flush()
         save_checkpoint(
-            plan.settings.output_dir, policy, optimizer, {**state, "step": step},
+            plan.settings.output_dir, policy, optimizer,
+            {**state, "step": step, "tie_tolerance": trainer.tie_tolerance},
             processes=processes, keep=plan.settings.keep,
         )  # fmt: skip
         if records is not None:

@@ -19,12 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.head import OutputHead
-from ..stores.errors import TrainingError
 from ..stores.schema import HIDDEN
 from ..stores.store import Store
 from .coupling import coupled_losses, score_values, surrogate, upstream_gradients
 from .devices import Processes
-from .measurements import Measured, Part, RankShare, by_pair, put_together
+from .measurements import (
+    Measured,
+    Part,
+    RankShare,
+    Values,
+    by_pair,
+    largest_residual,
+    put_together,
+    without_rounding,
+)
 from .microbatches import Cut, Microbatch, MicrobatchReader
 from .models import ScoringModel, TokenScores
 from .pair_scores import PairScores
@@ -34,6 +42,7 @@ from .random_states import RandomStates, measuring, random_states, restore_rando
 from .read_ahead import read_ahead
 from .reference_heads import read_head, shared_head
 from .run_records import RunRecords
+from .step_checks import check_finite, check_residual
 from .step_order import PairSizes, cut_microbatches, pair_sizes, share_microbatches
 from .training_pairs import TrainingPairs
 from .training_plan import TrainingPlan
@@ -41,16 +50,6 @@ from .training_plan import TrainingPlan
 READ_AHEAD_STEPS = {"cpu": 2, "cuda": 4}  # a step of a CPU takes seconds
 EVAL_CHUNK_PAIRS = 256
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-_NAMED_KEYS = 5
-
-# Per token, nats: mean and largest difference between a policy and the stored scores of the same
-# weights. Beyond the first batch of another shape it is rounding, beyond these it is not.
-TOLERANCES = {
-    "float64": (1e-5, 1e-3),  # stored scores are float32
-    "float32": (1e-4, 1e-2),
-    "bf16": (5e-2, 2.0),
-    "bf16-autocast": (5e-2, 2.0),
-}
 
 
 class Trainer:
@@ -71,6 +70,8 @@ class Trainer:
         """What its first and last evaluation measured of held-out pairs."""
         self.num_pairs = self.num_tokens = 0
         self.seconds = self.data_wait_seconds = 0.0
+        self.tie_tolerance: float | None = None
+        """Nats that log-ratios may be apart and tie, where a loss ranks pairs; found at step 1."""
         self.is_interrupted = False
         self._is_stopping = False
         self._plan = plan
@@ -102,6 +103,8 @@ class Trainer:
         """
         if num_done == 0:
             self._evaluate(0)
+        elif self.tie_tolerance is None:
+            self.tie_tolerance = 0.0  # the steps before were trained without it
         steps = read_ahead(self._steps(num_done + 1), self._num_ahead)
         try:
             for step in range(num_done + 1, self._plan.num_steps + 1):
@@ -139,20 +142,21 @@ class Trainer:
             parts.append(self._pass(microbatch, is_training=True))
         measured = None
         if self._loss.couples:
-            measured = self._gather(
-                self._plan.pairs, [self._share(self._plan.pairs, parts, microbatches)]
-            )
+            share = self._share(self._plan.pairs, parts, microbatches)
+            measured = self._gather(self._plan.pairs, [share], step=step)
+            if step == 1:
+                self.tie_tolerance = self._tolerance(measured.table.values)
             self._push_back(microbatches, measured, drawn_from)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
         if measured is None:
             share = self._share(self._plan.pairs, parts, microbatches)
-            measured = self._gather(self._plan.pairs, [share])
+            measured = self._gather(self._plan.pairs, [share], step=step)
         grad_norm = float(norm)
-        self._check_finite(step, measured, grad_norm)
+        check_finite(step, self._plan.pairs, measured, grad_norm)
         if step == 1:
-            self._check_residual(measured)
+            check_residual(self._plan, measured)
         rate = self._learning_rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -227,7 +231,8 @@ class Trainer:
         device = self._processes.device
         afterwards = random_states(device)
         table = measured.table
-        found = upstream_gradients(self._loss, table.values, self._plan.pairs.weights[table.pairs])
+        weights = self._plan.pairs.weights[table.pairs]
+        found = upstream_gradients(self._loss, table.values, weights, self._tolerance(table.values))
         for microbatch, states in zip(microbatches, drawn_from, strict=True):
             restore_random_states(states, device)
             here = microbatch.to(device)
@@ -337,42 +342,37 @@ class Trainer:
             is_interrupted=self._is_stopping,
         )
 
-    def _gather(self, pairs: TrainingPairs, shares: list[RankShare]) -> Measured:
+    def _gather(self, pairs: TrainingPairs, shares: list[RankShare], *, step: int) -> Measured:
         """Put the shares of all ranks together, on every rank."""
         every = [share for each in self._processes.gather(shares) for share in each]
         kl_name = "forward_kl" if self._kl is None else self._kl.metric
-        if not self._loss.couples:
-            return put_together(pairs, every, kl_name=kl_name)
+
+        def losses(values: Values) -> NDArray[np.float64]:
+            return coupled_losses(self._loss, values, self._tolerance(values))
+
+        is_start = step == (1 if pairs is self._plan.pairs else 0)  # held-out pairs come first
         return put_together(
-            pairs, every, lambda values: coupled_losses(self._loss, values), kl_name=kl_name
-        )
+            pairs, every, losses if self._loss.couples else None,
+            kl_name=kl_name, settle=self._settled if is_start else None,
+        )  # fmt: skip
 
-    def _check_finite(self, step: int, measured: Measured, grad_norm: float) -> None:
-        """Stop before the weights are spoilt, and say which pairs did it."""
-        losses = measured.table.values["loss"]
-        bad = measured.table.pairs[~np.isfinite(losses)]
-        if len(bad):
-            keys = [_hex(self._plan.pairs.keys[number]) for number in bad[:_NAMED_KEYS]]
-            more = f" and {len(bad) - _NAMED_KEYS} more" if len(bad) > _NAMED_KEYS else ""
-            raise TrainingError(
-                f"step {step}: expected finite losses, got others for pairs {', '.join(keys)}{more}"
-            )
-        if not np.isfinite(grad_norm):
-            raise TrainingError(f"step {step}: the losses are finite, their gradient is not")
+    def _tolerance(self, values: Values) -> float:
+        """Return how far apart log-ratios may be and tie, for all steps as rounding was at step 1.
 
-    def _check_residual(self, measured: Measured) -> None:
-        """Hold a policy that starts from the reference to the reference's stored scores."""
-        reference, residual = self._plan.reference, measured.residual
-        if reference is None or residual is None or not reference.is_policy:
-            return
-        mean, largest = TOLERANCES[self._settings.precision]
-        if not (residual[0] <= mean and residual[1] <= largest):
-            raise TrainingError(
-                f"the policy has the weights of reference {reference}, but differs from its "
-                f"stored scores by {residual[0]:.1e} nats a token (largest {residual[1]:.1e}), "
-                f"expected at most {mean:.0e} ({largest:.0e}): is it the right store, the same "
-                f"precision, and is dropout off? `offpref store verify` checks the store"
-            )
+        Two that are equal differ by at most twice what rounding does to one. A policy with other
+        weights than the reference's says nothing of rounding: there nothing ties but what is equal.
+        """
+        if self.tie_tolerance is not None:
+            return self.tie_tolerance
+        reference = self._plan.reference
+        return 2 * largest_residual(values) if reference and reference.is_policy else 0.0
+
+    def _settled(self, values: Values) -> Values:
+        """Take rounding out of rewards, while the policy has the reference's weights still."""
+        reference, scale = self._plan.reference, self._loss.reward_scale
+        if scale is None or reference is None or not reference.is_policy:
+            return values
+        return without_rounding(values, 2 * scale * largest_residual(values))
 
     def _keep(self, step: int, measured: Measured, seconds: float, waited: float) -> None:
         self.history = [*self.history[:1], (step, measured)]
@@ -461,7 +461,7 @@ class Trainer:
                 parts = [self._pass(each, is_training=False) for each in chunk]
                 shares.append(self._share(pairs, parts, chunk))
         reshard(self._policy)
-        measured = self._gather(pairs, shares)
+        measured = self._gather(pairs, shares, step=step)
         self.held_out = [*self.held_out[:1], measured]
         self._record(
             step, pairs, measured,
@@ -473,7 +473,3 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _hex(key: bytes) -> str:
-    return bytes(key).ljust(16, b"\0").hex()  # numpy drops trailing zeros

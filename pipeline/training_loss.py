@@ -85,6 +85,19 @@ class TrainingLoss:
         return None
 
     @property
+    def reward_scale(self) -> float | None:
+        """What a log-ratio is multiplied by in the logged rewards; None where they are other ones.
+
+        Under another divergence it is multiplied by at most as much where it is near 0.
+        """
+        for part in self.parts:
+            if part.loss.rewards is not None:
+                takes_ratios = part.loss.rewards in ("logratios", "forward_kl")
+                beta = float(part.options.get("beta", 1.0))
+                return abs(beta) / self.preference_weight if takes_ratios else None
+        return None
+
+    @property
     def needs_reference(self) -> bool:
         """Whether stored scores of a reference are needed."""
         return any(part.loss.needs_reference for part in self.parts)
