@@ -26,6 +26,7 @@ from .report_command import report
 from .sft_command import sft
 from .start import StageGroup
 from .store_commands import store_group
+from .terminal import say
 
 
 @click.group(cls=StageGroup)
@@ -324,10 +325,10 @@ def sweep(store: Path, config: Path, jobs: int) -> None:
         points = read_points(config)
         from .sweep import sweep as run  # brings torch: only for settings that can act
 
-        summary = run(store, points, jobs=jobs, say=click.echo)
+        summary = run(store, points, jobs=jobs, say=say)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(
+    say(
         f"done       {len(summary.trained):,} trained, {len(summary.skipped):,} skipped, "
         f"{len(summary.failed):,} failed in {summary.seconds:,.1f} s"
     )
@@ -361,7 +362,7 @@ def soup(output_dir: Path, runs: tuple[str, ...]) -> None:
         num_tensors = run(folders, weights, output_dir)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"soup       {output_dir}: {num_tensors:,} tensors of {len(folders)} models")
+    say(f"soup       {output_dir}: {num_tensors:,} tensors of {len(folders)} models")
 
 
 @main.command()
@@ -371,10 +372,10 @@ def demo(folder: Path) -> None:
     from .demo import run_demo
 
     def run(arguments: Sequence[str]) -> None:
-        click.echo(f"\n$ offpref {' '.join(arguments)}")
+        say(f"\n$ offpref {' '.join(arguments)}")
         main.main(list(arguments), standalone_mode=False)
 
-    run_demo(folder, run, click.echo)
+    run_demo(folder, run, say)
 
 
 for command in (sft, evaluate, export, query, report, store_group):
@@ -383,4 +384,4 @@ for command in (sft, evaluate, export, query, report, store_group):
 
 def _echo(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo(line)
+        say(line)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .options import PRECISIONS, config_option, store_argument
+from .terminal import say
 
 
 @click.command()
@@ -67,4 +68,4 @@ def evaluate(store: Path, **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     for line in evaluation_lines(summary):
-        click.echo(line)
+        say(line)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..kernels.distributions import HiddenReference, Reference, TopKReference
 from ..kernels.head import OutputHead
+from ..stores.errors import TrainingError
 from ..stores.known import Keys, find_keys
+from ..stores.lengths import check_lengths
 from ..stores.reader import RowReader
-from ..stores.schema import HIDDEN, LOGPS, SEQUENCES
+from ..stores.schema import HIDDEN, LOGPS, SEQUENCES, TOPK
 from ..stores.store import Store
 from .batches import PackedBatch
 from .hidden_states import HiddenReader
@@ -271,10 +273,11 @@ class MicrobatchReader:
         ids = lists(self._ids, keys, "ids")
         logps = None if self._logps is None else lists(self._logps, keys, "token_logps")
         top = None if self._top is None else self._top.read(keys)
+        rows = _Rows(keys, ids, logps, top)
+        rows.check(table, numbers, model.vocab_size)
         for cut in cuts:
             microbatches = [
-                self._microbatch(pairs, is_spare, _Rows(keys, ids, logps, top), model)
-                for pairs, is_spare in cut
+                self._microbatch(pairs, is_spare, rows, model) for pairs, is_spare in cut
             ]
             is_gpu = model.device.type == "cuda"
             yield [each.pin_memory() for each in microbatches] if is_gpu else microbatches
@@ -359,6 +362,53 @@ class _Rows:
         top: TopRows | None,
     ) -> None:
         self.keys, self._ids, self._logps, self._top = keys, ids, logps, top
+
+    def check(self, table: TrainingPairs, numbers: Indices, vocab_size: int) -> None:
+        """Check the lengths that sums and kernels take on trust, and that ids have embeddings.
+
+        Args:
+            table: The pairs of the split.
+            numbers: The pairs whose sequences these are.
+            vocab_size: Of the policy.
+
+        Raises:
+            ShardCorruptError: If a list is not as long as its completion.
+            TrainingError: If the policy has no embedding of an id.
+        """
+        prompts, completions = self._expected(table, numbers)
+        lengths = np.array([len(each) for each in self._ids])
+        check_lengths(SEQUENCES.name, self.keys, lengths - prompts, completions)
+        if self._logps is not None:
+            found = np.array([len(each) for each in self._logps])
+            check_lengths(LOGPS.name, self.keys, found, completions)
+        if self._top is not None:
+            for values, k in self._top.lists():
+                found = np.array([len(each) for each in values])
+                check_lengths(TOPK.name, self.keys, found, completions * k)
+        own = np.concatenate([np.empty(0, np.int32), *self._ids])
+        others = () if self._top is None else self._top.ids
+        lowest = min((int(each.min()) for each in (own, *others) if len(each)), default=0)
+        if lowest < 0 or own.max(initial=0) >= vocab_size:
+            raise TrainingError(
+                f"expected token ids from 0 to {vocab_size - 1:,}, the policy's vocabulary, found "
+                f"{min(lowest, 0)} to {own.max():,}; the pairs were added with another tokenizer"
+            )
+
+    def _expected(self, table: TrainingPairs, numbers: Indices) -> tuple[Indices, Indices]:
+        """Return the tokens of prompt and completion of each sequence, as the pairs have them."""
+        prompts = np.zeros(len(self.keys), np.int64)
+        completions = np.zeros(len(self.keys), np.int64)
+        sides = [
+            (table.chosen_keys, table.num_chosen_tokens),
+            (table.rejected_keys, table.num_rejected_tokens),
+        ]
+        if table.kl_keys is not None and table.num_kl_tokens is not None:
+            sides.append((table.kl_keys, table.num_kl_tokens))
+        for keys, counts in sides:
+            own = numbers[counts[numbers] > 0]
+            places = self.places(keys[own])
+            prompts[places], completions[places] = table.num_prompt_tokens[own], counts[own]
+        return prompts, completions
 
     def places(self, keys: Keys) -> Indices:
         """Return the number of each sequence; anything where the key is empty."""

@@ -1,5 +1,6 @@
 """Options that several commands share: where their values come from and what they become."""
 
+import os
 import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, fields
@@ -16,7 +17,38 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRECISIONS = ("float32", "bf16", "bf16-autocast")
 
-store_argument = click.argument("store", type=click.Path(file_okay=False, path_type=Path))
+VERIFY_POLICIES = ("once", "always", "never")
+"""As in ``stores.verified``, here so that help needs no more than click."""
+
+
+def store_argument(command: Command) -> Command:
+    """Add the argument ``STORE``, and ``--verify``, which says how far its bytes are trusted."""
+    verify = click.option(
+        "--verify",
+        type=click.Choice(VERIFY_POLICIES),
+        default="once",
+        show_default=True,
+        envvar="OFFPREF_VERIFY",
+        expose_value=False,
+        callback=_set_verify,
+        help="Hash files before their first use and when they have changed, in every process that "
+        "uses them, or not at all (docs/store.md).",
+    )
+    argument = click.argument("store", type=click.Path(file_okay=False, path_type=Path))
+    return argument(verify(command))
+
+
+def _set_verify(ctx: click.Context, parameter: click.Parameter, value: str) -> None:
+    """Set it for this command, its threads and the processes that it starts."""
+    before = os.environ.get("OFFPREF_VERIFY")
+    os.environ["OFFPREF_VERIFY"] = value
+
+    def put_back() -> None:
+        del os.environ["OFFPREF_VERIFY"]
+        if before is not None:
+            os.environ["OFFPREF_VERIFY"] = before
+
+    ctx.call_on_close(put_back)
 
 
 def config_option(command: Command) -> Command:

@@ -4,6 +4,8 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
+from ..stores.printable import printable
+
 
 class Progress:
     """What a caller may show while scoring goes on; this one shows nothing."""
@@ -65,7 +67,7 @@ class TokenBar(_Bar, Progress):
 
     def note(self, message: str) -> None:
         """Print a line that a person should see."""
-        print(message, file=sys.stderr)
+        print(printable(message, "\n"), file=sys.stderr)
 
     def advance(self, num_tokens: int, num_total: int) -> None:
         """Count tokens done since the last call."""

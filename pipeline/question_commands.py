@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import store_argument
+from .terminal import answer_stream, say
 
 if TYPE_CHECKING:
     from ..stores.catalog import Catalog
@@ -61,6 +62,17 @@ TABLE_ROWS = 20
     type=click.IntRange(min=0),
     help="Rows to write at most.  [default: 20 of a table, else all]",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that the answer may take.  [default: no limit]",
+)
+@click.option(
+    "--memory-limit",
+    default="1500MB",
+    show_default=True,
+    help="What DuckDB may hold in memory, like 4GB; beyond it spills to disk.",
+)
 @click.option("--list", "lists", is_flag=True, help="List the named questions instead.")
 @click.option(
     "--schema", "shows_schema", is_flag=True, help="List the views and their columns instead."
@@ -74,12 +86,19 @@ TABLE_ROWS = 20
 def query(store: Path, question: str | None, **options: Any) -> None:
     """Stage three: answer a named question, or one SELECT, on STORE."""
     from ..stores.catalog import open_catalog
+    from ..stores.query_limits import QueryLimits
 
+    try:
+        limits = QueryLimits(
+            memory=options["memory_limit"], timeout_seconds=options["timeout"], is_hard=True
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     instead = [name for name in ("lists", "shows_schema", "prints_setup") if options[name]]
     sql = _question(question, options["sql_file"], instead)
     _check_output(options, instead)
     _check_picture(sql, options)
-    with open_catalog(store) as catalog:
+    with open_catalog(store, limits) as catalog:
         if "lists" in instead:
             _list()
         elif "prints_setup" in instead:
@@ -132,12 +151,12 @@ def export(store: Path, kind: str, output: Path, views: tuple[str, ...], **optio
         try:
             if kind == "tensorboard":
                 num_runs = export_tensorboard(catalog, output, runs=runs, overwrite=overwrite)
-                click.echo(f"exported   {output}: {num_runs:,} runs")
+                say(f"exported   {output}: {num_runs:,} runs")
             else:
                 written = export_parquet(
                     catalog, output, runs=runs, views=views, overwrite=overwrite
                 )
-                click.echo(f"exported   {output}: {len(written):,} views")
+                say(f"exported   {output}: {len(written):,} views")
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
@@ -255,12 +274,12 @@ def _draw(
     with whole_file(options["plot"], overwrite=options["overwrite"]) as path:
         rows = catalog.select(name, parameters=parameters)
         plot(name, rows, path)
-    click.echo(f"plot       {options['plot']}: {name}, {rows.num_rows:,} rows")
+    say(f"plot       {options['plot']}: {name}, {rows.num_rows:,} rows")
 
 
 def _write(path: Path | None, write: Callable[[Any], object]) -> None:
     if path is None:
-        write(sys.stdout)
+        write(answer_stream())
         return
     with path.open("w", encoding="utf-8", newline="") as file:
         write(file)
@@ -272,7 +291,7 @@ def _list() -> None:
 
     for name in query_names():
         for line in question_lines(name):
-            click.echo(line)
+            say(line)
 
 
 def _show_schema(catalog: "Catalog") -> None:
@@ -284,6 +303,6 @@ def _show_schema(catalog: "Catalog") -> None:
         listed = list(columns)
         names = max(len(each.name) for each in listed)
         kinds = max(len(each.kind) for each in listed)
-        click.echo(f"{view}: {row_of(view)}")
+        say(f"{view}: {row_of(view)}")
         for each in listed:
-            click.echo(f"    {each.name:{names}}  {each.kind:{kinds}}  {each.meaning}")
+            say(f"    {each.name:{names}}  {each.kind:{kinds}}  {each.meaning}")

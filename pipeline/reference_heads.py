@@ -15,8 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..kernels.head import OutputHead
-from ..stores.errors import ShardCorruptError, ShardMissingError
+from ..stores.errors import ShardCorruptError, StoreReadError
 from ..stores.keys import canonical_json
+from ..stores.regular import unreadable
 from ..stores.store import Store
 
 _METADATA = "head"  # one entry only: safetensors writes several in no fixed order
@@ -34,22 +35,31 @@ def head_content(head: OutputHead) -> bytes:
 def read_head(store: Store, scorer: str, device: torch.device | str = "cpu") -> OutputHead:
     """Return the head of a scorer.
 
+    Its bytes are held against its commit before they are used.
+
     Raises:
         ShardMissingError: If the store has none.
-        ShardCorruptError: If it cannot be read.
+        ShardCorruptError: If its bytes are not those of its commit, or hold no head.
+        StoreReadError: If the file system refuses.
     """
-    path = store.head_path(scorer)
-    if not path.exists():
-        raise ShardMissingError(
-            f"{path} is gone, though rows of tier hidden need it; run `offpref store verify`"
-        )
+    path = store.verify_head(scorer)
     tensors, numbers = _read(path, str(device))
-    return OutputHead(
-        weight=tensors["weight"],
-        bias=tensors.get("bias"),
-        scale=float(numbers["scale"]),
-        softcap=numbers["softcap"],
+    weight, bias = tensors.get("weight"), tensors.get("bias")
+    scale, softcap = numbers.get("scale"), numbers.get("softcap")
+    is_head = (
+        weight is not None
+        and weight.ndim == 2
+        and weight.is_floating_point()
+        and (bias is None or bias.shape == weight.shape[:1])
+        and isinstance(softcap, int | float | None)
     )
+    if not is_head or not isinstance(scale, int | float):
+        raise ShardCorruptError(
+            f"{path}: expected weight [V, H], bias [V] or none, scale and softcap; offpref did not"
+            " write this"
+        )
+    assert weight is not None
+    return OutputHead(weight=weight, bias=bias, scale=float(scale), softcap=softcap)
 
 
 def shared_head(stored: OutputHead, policy: OutputHead) -> OutputHead:
@@ -84,8 +94,10 @@ def _read(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # theirs
-            return tensors, json.loads(file.metadata()[_METADATA])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            return tensors, dict(json.loads(file.metadata()[_METADATA]))
+    except OSError as error:
+        raise StoreReadError(unreadable(path, error)) from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ShardCorruptError(
             f"{path} cannot be read: {error}; run `offpref store verify`"
         ) from error

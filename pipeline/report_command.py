@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import config_option, store_argument
+from .terminal import say
 
 
 @click.command()
@@ -43,7 +44,7 @@ def report(
 
     settings = ReportSettings(title=title, run_names=runs, max_pairs=max_pairs, overwrite=overwrite)
     done = write_report(Store.open(store), output, settings)
-    click.echo(
+    say(
         f"report     {done.path}: {done.num_bytes:,} bytes, {done.num_runs:,} runs, "
         f"{done.num_pairs_shown:,} of {done.num_pairs:,} pairs, "
         f"{done.num_token_pairs:,} with token values"

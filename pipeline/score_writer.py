@@ -69,6 +69,13 @@ class ScoreWriter:
             self._begin()
         self._wait()
 
+    def write_head(self) -> None:
+        """Commit the output head alone: its rows are there, and it was lost."""
+        if self.head is not None:
+            head, self.head = self.head, None
+            self._commit = self._committer.submit(self._write, {}, head)
+            self._wait()
+
     def close(self) -> None:
         """End the thread."""
         self._committer.shutdown()

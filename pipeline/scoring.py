@@ -15,7 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..stores.errors import ModelError
+from ..stores.known import to_keys
+from ..stores.lengths import check_sequences
 from ..stores.reader import RowReader
+from ..stores.repair import damaged_shards, is_head_damaged, remove_shards
 from ..stores.schema import HIDDEN, SEQUENCES
 from ..stores.store import Store
 from .config import ScoreSettings
@@ -70,8 +73,9 @@ class Scorer:
         self._last_look = time.monotonic()
 
     def run(self) -> None:
-        """Work until every sequence of the pair set has scores."""
-        if self._source.is_complete and not len(self.missing()):
+        """Work until every sequence of the pair set has scores, and tier hidden its head."""
+        self._remove_damaged()
+        if self._source.is_complete and not len(self.missing()) and not self._lacks_head():
             return
         load = _import_models()  # before the other thread imports transformers, too
         self._source.begin()
@@ -86,6 +90,23 @@ class Scorer:
             # Ctrl-C as well: what is computed is kept.
             self._flush()
             self.writer.close()
+
+    def _remove_damaged(self) -> None:
+        """Let go of this scorer's damaged shards of the wanted tiers: their rows are missing."""
+        names = {tier.name for tier in self.tiers}
+        if damaged := damaged_shards(self._store, sorted(names), self.fingerprint):
+            num_rows = sum(shard.num_rows for shard in damaged)
+            self._progress.note(
+                f"{len(damaged):,} damaged shards of this scorer, {num_rows:,} rows, were removed:"
+                " what is asked for of them is scored again"
+            )
+            remove_shards(self._store, damaged)
+
+    def _lacks_head(self) -> bool:
+        """Whether rows of tier hidden are wanted and the head that they need is not whole."""
+        if _HIDDEN not in self.tiers or not self._store.shards(HIDDEN.name, self.fingerprint):
+            return False
+        return is_head_damaged(self._store, self.fingerprint)
 
     def _rounds(self) -> None:
         while True:
@@ -166,11 +187,12 @@ class Scorer:
 
     def _check_ids(self, ids: pa.ChunkedArray) -> None:
         """Refuse ids that the model has no embedding for: on a GPU they would be a device error."""
-        largest, size = pc.max(pc.list_flatten(ids)).as_py(), self._loaded().vocab_size
-        if largest >= size:
+        ends, size = pc.min_max(pc.list_flatten(ids)).as_py(), self._loaded().vocab_size
+        if ends["max"] >= size or ends["min"] < 0:
+            found = ends["max"] if ends["max"] >= size else ends["min"]
             raise ModelError(
                 f"{self._settings.model}: expected token ids below its vocabulary of {size}, "
-                f"{self._source.name} has {largest}; it was added with another tokenizer"
+                f"{self._source.name} has {found}; it was added with another tokenizer"
             )
 
     def _check_lengths(self, lengths: pa.ChunkedArray) -> None:
@@ -193,7 +215,7 @@ class Scorer:
             Store.open(self._store.path),
             SEQUENCES.name,
             self._source.tokenizer,
-            columns=["ids", "num_prompt_tokens"],
+            columns=["ids", "num_prompt_tokens", "num_completion_tokens"],
         )
         starts = range(0, todo.num_rows, WINDOW_SEQUENCES)
         within = self._start * len(starts) % 1.0  # where this worker begins inside a window
@@ -211,6 +233,7 @@ class Scorer:
             )
             rows = reader.rows(window["sequence_key"])
             self._check_ids(rows["ids"])
+            check_sequences(rows, to_keys(window["sequence_key"]))
             sequences = _id_slices(rows)
             batches = turned(cut_batches(plan, max_batch_tokens=budget), within)
             for batch, is_kept in self._worker.share(batches):
@@ -288,6 +311,8 @@ class Scorer:
     def _flush(self) -> None:
         self._take_in_flight()
         self.writer.flush()
+        if self._model is not None and self._lacks_head():
+            self.writer.write_head()
 
     def _load(self, load: "Callable[..., ScoringModel]") -> "ScoringModel":
         import torch
@@ -334,7 +359,7 @@ class Scorer:
                 f"{self._settings.model}: tier hidden needs an output head of a known form, its "
                 "own is another; --tier topk does without"
             )
-        is_there = self.fingerprint in {head.fingerprint for head in self._store.heads()}
+        is_there = not is_head_damaged(self._store, self.fingerprint)
         if not self._worker.agree(is_there):  # all ranks of a split model gather it together
             from .reference_heads import head_content
 

@@ -8,6 +8,7 @@ import click
 
 from .options import add_settings, config_option, data_options, store_argument, take_data_options
 from .options import train_options as options_of_train
+from .terminal import say
 
 _FIRST, _LAST = "loss_type", "kl_metrics"
 
@@ -70,7 +71,7 @@ def sft(
             with RowBar("add") as bar:
                 found, is_new = add_pairs(opened, plan_add(opened, settings), bar.advance)
             for line in pair_set_lines(opened, found, is_new=is_new):
-                click.echo(line)
+                say(line)
         opened = Store.open(store)
         from .train import train as run
         from .training_plan import plan_training
@@ -82,7 +83,7 @@ def sft(
         summary = run(plan, bar)
     if summary.is_first:
         for line in training_lines(summary):
-            click.echo(line)
+            say(line)
 
 
 def _make_start(
@@ -106,4 +107,4 @@ def _make_start(
     if make_model(
         options["model"], config, described, vocab_size=vocab_size or 512, seed=options["seed"]
     ):
-        click.echo(f"start      {options['model']}: random weights, a tokenizer of its own")
+        say(f"start      {options['model']}: random weights, a tokenizer of its own")

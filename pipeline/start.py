@@ -4,28 +4,44 @@ A question is asked often and answered in a fraction of a second: `offpref query
 options of all the other commands.
 """
 
+import os
+import signal
 import sys
+from contextlib import suppress
 
 import click
 
 from ..stores.errors import StoreError
+from ..stores.printable import printable
+from .terminal import open_closed_streams, say
+
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is computed is committed first."""
 
 
 def start() -> None:
     """Run the command line, all of it or the questions alone."""
-    if sys.argv[1:2] == ["query"]:
-        from .question_commands import query
+    open_closed_streams()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if sys.argv[1:2] == ["query"]:
+            from .question_commands import query
 
-        StageGroup(commands={"query": query}).main(prog_name="offpref")
-    from .cli import main
+            StageGroup(commands={"query": query}).main(prog_name="offpref")
+        from .cli import main
 
-    main(prog_name="offpref")
+        main(prog_name="offpref")
+    except SystemExit as error:
+        _end(error.code)
 
 
 class StageGroup(click.Group):
     """Shows the errors a user can fix as one line, and lets every other error through.
 
-    Exit codes: 0 done, 1 an error of files, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 an error of files, 2 wrong usage, 130 interrupted, 143 terminated.
     """
 
     def invoke(self, ctx: click.Context) -> object:
@@ -33,8 +49,59 @@ class StageGroup(click.Group):
         try:
             return super().invoke(ctx)
         except StoreError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error), "\n")) from error
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message, "\n")
+            raise
+        except OSError as error:
+            if (
+                error.errno is None
+                or error.filename is not None
+                or isinstance(error, BrokenPipeError)
+            ):
+                raise
+            # Files of ours are named by their errors; what has no name is a standard stream.
+            raise click.ClickException(_unwritable(error)) from error
         except KeyboardInterrupt as interrupt:
-            said = str(interrupt) or "interrupted: what was done is kept; the same command goes on"
-            click.echo(said, err=True)
-            raise SystemExit(130) from None
+            is_ours = isinstance(interrupt, Terminated)
+            said = str(interrupt) or (
+                f"{'terminated' if is_ours else 'interrupted'}: what was done is kept; the same"
+                " command goes on"
+            )
+            with suppress(OSError):
+                say(said, err=True)
+            if _is_stuck(interrupt):
+                os._exit(INTERRUPTED)  # a thread inside a library does not end
+            raise SystemExit(TERMINATED if is_ours else INTERRUPTED) from None
+
+
+def _is_stuck(interrupt: KeyboardInterrupt) -> bool:
+    limits = sys.modules.get("offpref.stores.query_limits")  # only where a question was asked
+    return limits is not None and isinstance(interrupt, limits.StuckQuery)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _end(code: object) -> None:
+    """Leave with a code, once it is known that what was printed has arrived."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or 1
+    except OSError as error:
+        with suppress(OSError):
+            click.echo(f"Error: {_unwritable(error)}", err=True)
+        code = code or 1
+    else:
+        raise SystemExit(code)
+    # Python would try again, and say so in many lines.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(code)
+
+
+def _unwritable(error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return f"standard output cannot be written: {reason}; what was committed is safe"

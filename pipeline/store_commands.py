@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import store_argument
+from .terminal import say
 
 GRACE_DAYS = 7.0
 
@@ -24,7 +25,7 @@ def list_store(store: Path) -> None:
 
     opened = Store.open(store)
     for line in [*list_contents(opened), *coverage(opened)]:
-        click.echo(line)
+        say(line)
 
 
 @store_group.command()
@@ -37,7 +38,7 @@ def list_store(store: Path) -> None:
 @click.option(
     "--drop-damaged",
     is_flag=True,
-    help="Let go of damaged scores and rewards first, so that they are computed again.",
+    help="Remove damaged scores and rewards first, so that they are computed again.",
 )
 def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
     """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
@@ -46,8 +47,8 @@ def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
     if drop_damaged:
         from ..stores.repair import drop_damaged as drop
 
-        for line in drop(store).lines:
-            click.echo(line)
+        for line in drop(store).lines or ["dropped nothing: scores, rewards and heads are whole"]:
+            say(line)
     report = verify_store(store)
     problems, summaries = report.problems, [report.summary]
     if deep:
@@ -57,13 +58,12 @@ def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
         recomputed = verify_hidden(Store.open(store))
         problems, summaries = [*problems, *recomputed.problems], [*summaries, recomputed.summary]
     for problem in problems:
-        click.echo(problem)
-    if problems and not drop_damaged:
-        click.echo(
-            "--drop-damaged lets go of damaged scores and rewards: they can be computed again"
-        )
+        say(problem)
+    can_help = any("is damaged" in each or "is missing" in each for each in problems)
+    if can_help and not drop_damaged:
+        say("--drop-damaged removes damaged scores and rewards: they can be computed again")
     for summary in summaries:
-        click.echo(summary, err=bool(problems))
+        say(summary, err=bool(problems))
     if problems:
         raise SystemExit(1)
 
@@ -75,7 +75,7 @@ def compact(store: Path) -> None:
     from ..stores.compact import compact_store
     from ..stores.store import Store
 
-    click.echo(compact_store(Store.open(store)))
+    say(compact_store(Store.open(store)))
 
 
 @store_group.command()
@@ -87,9 +87,22 @@ def compact(store: Path) -> None:
     show_default=True,
     help="How long a file that nothing names is kept for readers that still do.",
 )
-def gc(store: Path, grace_days: float) -> None:
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Accept a grace below the default: nobody may be writing, and readers may miss a file.",
+)
+def gc(store: Path, grace_days: float, force: bool) -> None:
     """Delete the files of STORE that no commit names, or that were removed, after a grace."""
     from ..stores.collect import collect_garbage
     from ..stores.store import Store
 
-    click.echo(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))
+    if grace_days < GRACE_DAYS and not force:
+        raise click.UsageError(
+            f"--grace-days {grace_days:g} is below {GRACE_DAYS:g}: rows that a writer has placed"
+            " and not yet committed could be lost, and readers may miss files; with --force it is"
+            " done, unless a writer is at work"
+        )
+    if force and grace_days >= GRACE_DAYS:
+        raise click.UsageError("--force has no effect with a grace that is not below the default")
+    say(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))

@@ -119,13 +119,14 @@ def _run_all(
 def _start(store_path: Path, point: Point, jobs: int, lock: int) -> subprocess.Popen[str]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
-    code = "from offpref.pipeline.cli import main; main()"
+    code = "from offpref.pipeline.start import start; start()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "train", str(store_path), *option_words(point.given),
          "--resume"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONSAFEPATH": "1", "TQDM_DISABLE": "1", **environment},
         pass_fds=(lock,), preexec_fn=_end_with_parent,
+        start_new_session=True,  # Ctrl-C is the sweep's: a run that is told twice saves nothing
     )  # fmt: skip
 
 

@@ -43,6 +43,10 @@ class TopRows:
     logps: list[NDArray[np.float32]]
     tail_logps: list[NDArray[np.float32]]
 
+    def lists(self) -> list[tuple[list[NDArray[Any]], int]]:
+        """Return each field with how many of its values a token has."""
+        return [(self.ids, self.k), (self.logps, self.k), (self.tail_logps, 1)]
+
     def tensors(self, sequences: list[int], vocab_size: int) -> dict[str, Tensor]:
         """Return the rows of some sequences, one after the other, by field of a microbatch.
 

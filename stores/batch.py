@@ -9,10 +9,13 @@ import pyarrow as pa
 from blake3 import blake3
 
 from .commits import Head, Record, write_record
-from .errors import StoreWriteError
+from .heartbeat import keep_alive
 from .keys import KEY_BYTES
 from .placing import place_bytes
-from .shards import Shard, check_name, check_schema, table_schema, write_shard
+from .regular import check_folder
+from .safe_names import check_name
+from .shards import Shard, check_schema, table_schema, write_shard
+from .verified import hash_regular
 
 
 class Batch:
@@ -80,6 +83,7 @@ class Batch:
             self._commit()
 
     def _commit(self) -> None:
+        keep_alive(self._root)  # before a file is placed that no commit names yet
         shards = self._write_shards()
         heads = [self._place_head(name, content) for name, content in self._heads.items()]
         write_record(
@@ -110,10 +114,10 @@ class Batch:
 
     def _place_head(self, fingerprint: str, content: bytes) -> Head:
         path = self._root / "heads" / f"{fingerprint}.safetensors"
-        if not place_bytes(content, path, self._root / "tmp") and path.read_bytes() != content:
-            raise StoreWriteError(f"{path} is there with other bytes; is it damaged?")
-        return Head(
-            fingerprint=fingerprint,
-            blake3=blake3(content).hexdigest(KEY_BYTES),
-            num_bytes=len(content),
-        )
+        digest = blake3(content).hexdigest(KEY_BYTES)
+        check_folder(self._root, path.parent)
+        is_placed = place_bytes(content, path, self._root / "tmp")
+        # The same head gives the same bytes: what is there with others is damaged.
+        if not is_placed and hash_regular(self._root, path)[0] != digest:
+            place_bytes(content, path, self._root / "tmp", overwrite=True)
+        return Head(fingerprint=fingerprint, blake3=digest, num_bytes=len(content))

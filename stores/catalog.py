@@ -1,11 +1,11 @@
 """Ask a store questions in SQL: an in-memory DuckDB over the live shards, with views.py's views.
 
 Only a SELECT and its like are accepted, and they read live shards and nothing else: no other file,
-no network, no extension, no Python variable. A catalog shows the store as it was when it was
-opened; a shard that was compacted since is found again.
+no network, no extension, no Python variable. The bytes of every shard that a question may read are
+held against its name before DuckDB sees them (verified.py). A catalog shows the store as it was
+when it was opened; a shard that was compacted since is found again.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 
+from .columns import TableSchema
 from .commits import Shard
-from .errors import QueryRefusedError, ShardMissingError
+from .connection import GuardedConnection
+from .errors import QueryRefusedError, ShardCorruptError, ShardMissingError
 from .live import LiveStore
+from .query_limits import QueryLimits
 from .questions import Parameter, Question, Value, parse_question, query_names, read_question
+from .repeats import Place, repeated_places
 from .schema import TABLES
+from .sql_check import check_reads, first_line
 from .texttable import text_table
+from .verified import identity_of
 from .views import (
     Span,
+    files_sql,
     full_path,
     needed_views,
     pattern,
@@ -41,32 +48,9 @@ __all__ = ["Answer", "Catalog", "named_query", "open_catalog", "query_names"]
 
 Found = TypeVar("Found")
 
-MEMORY_LIMIT = "1500MB"
-"""Of DuckDB; Python, the answer and the files' own buffers come on top."""
-
-# Since DuckDB 2.0 a CTE may be an INSERT or a COPY, and COPY writes even to files that are allowed
-# for reading only by our intent. So the parsed tree may hold these nodes and no others.
-_READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-# Table functions that look at nothing but their arguments, or at the views' own names. All others
-# are refused by name, before DuckDB's settings would refuse what most of them do.
-_TABLE_FUNCTIONS = {
-    "range", "generate_series", "unnest", "json_each", "json_tree", "duckdb_columns",
-    "duckdb_views", "duckdb_functions", "duckdb_keywords", "duckdb_types",
-}  # fmt: skip
-
-_SETTINGS = (
-    "set global timezone = 'UTC'",
-    "set temp_directory = ''",
-    f"set memory_limit = '{MEMORY_LIMIT}'",
-    "set global python_enable_replacements = false",
-    "set autoinstall_known_extensions = false",
-    "set autoload_known_extensions = false",
-    "set allow_community_extensions = false",
-    "set enable_external_access = false",
-    "set lock_configuration = true",
-)
 _LISTS_VIEWS = re.compile(r"\bshow\b|\bduckdb_|\binformation_schema\b|\bpg_|\bsqlite_", re.I)
 _CHUNK = 10_000
+_MANY_SHARDS = 8
 _WITH_TIME_ZONE = "TIMESTAMP WITH TIME ZONE"
 
 
@@ -81,13 +65,17 @@ class Answer:
     """Values as DuckDB hands them to Python; to be read before the next question."""
 
 
-def open_catalog(path: Path) -> "Catalog":
+def open_catalog(path: Path, limits: QueryLimits | None = None) -> "Catalog":
     """Return a catalog of the store at ``path``; a with-block closes it.
+
+    Args:
+        path: Folder of the store.
+        limits: What a question may take; None for the usual.
 
     Raises:
         StoreNotFoundError: If there is no store.
     """
-    return Catalog(LiveStore.open(path))
+    return Catalog(LiveStore.open(path), limits)
 
 
 def named_query(name: str) -> str:
@@ -102,10 +90,12 @@ def named_query(name: str) -> str:
 class Catalog:
     """A connection to the views of one store."""
 
-    def __init__(self, store: LiveStore) -> None:
+    def __init__(self, store: LiveStore, limits: QueryLimits | None = None) -> None:
         """Connect to what is live in ``store``."""
         self._store = store
+        self._limits = limits or QueryLimits()
         self._views = set[str]()
+        self._readable = set[str]()  # tables whose shards were held against their names
         self._connection = self._connect()
 
     def __enter__(self) -> Self:
@@ -154,9 +144,9 @@ class Catalog:
 
         def run(sql: str, values: Mapping[str, Value]) -> "pa.Table":
             text = sql if limit is None else _limited(sql, limit)
-            # A cursor: an answer that is not read to its end keeps a connection to itself.
-            relation = self._connection.cursor().sql(text, params=dict(values) or None)
-            return relation.to_arrow_table()
+            return self._connection.call(
+                lambda cursor: cursor.sql(text, params=dict(values) or None).to_arrow_table()
+            )
 
         return self._ask(question, parameters or {}, run)
 
@@ -188,8 +178,12 @@ class Catalog:
 
         def run(sql: str, values: Mapping[str, Value]) -> None:
             text = sql if limit is None else _limited(sql, limit)
-            relation = self._connection.cursor().sql(text, params=dict(values) or None)
-            read(pa.RecordBatchReader.from_stream(relation))
+
+            def hand_over(cursor: duckdb.DuckDBPyConnection) -> None:
+                relation = cursor.sql(text, params=dict(values) or None)
+                read(pa.RecordBatchReader.from_stream(relation))
+
+            self._connection.call(hand_over)
 
         self._ask(question, parameters or {}, run)
 
@@ -226,8 +220,9 @@ class Catalog:
             raise ValueError(f"no view is called {view!r}; there are: {known}")
 
         def find() -> duckdb.DuckDBPyRelation:
+            self._make_readable(needed_views(view))
             self._add_views(needed_views(view))
-            return self._connection.cursor().view(view)
+            return self._connection.duckdb.cursor().view(view)
 
         return self._with_shards(find)
 
@@ -242,12 +237,15 @@ class Catalog:
         asked = read_question(text) if is_name else parse_question("the query", text)
         sql = asked.sql
         if not is_name:
-            self._check(sql)
+            check_reads(self._connection.duckdb, sql)
         if is_name or asked.parameters:
             asked.check_parameters(given)
 
+        self._connection.start_clock()
+
         def ask() -> Found:
             code = asked.code if is_name else sql
+            self._make_readable(needed_views(code))
             has_all = _LISTS_VIEWS.search(code) is not None
             self._add_views(view_names() if has_all else needed_views(code))
             is_declared = is_name or asked.parameters
@@ -260,23 +258,40 @@ class Catalog:
         """Return what ``ask`` returns; once more where a shard it needs was compacted meanwhile."""
         try:
             return ask()
+        except ShardMissingError:
+            if not self._store.refresh():
+                raise
         except duckdb.Error as error:
             if not self._is_a_shard_gone():
-                raise QueryRefusedError(f"the query failed: {_first_line(error)}") from error
-        if not self._store.refresh():
-            gone = [shard.path for shard in self._shards() if not shard.path.exists()]
-            raise ShardMissingError(
-                f"{gone[0]} is gone, though a commit names it; run `offpref store verify`"
-            )
+                raise self._refused(error) from error
+            if not self._store.refresh():
+                gone = [shard.path for shard in self._shards() if not shard.path.exists()]
+                raise ShardMissingError(
+                    f"{gone[0]} is gone, though a commit names it; run `offpref store verify`"
+                ) from error
+        except MemoryError as error:
+            raise self._refused(error) from error
         self._connection.close()
         self._connection = self._connect()
         try:
             return ask()
-        except duckdb.Error as error:
-            raise QueryRefusedError(f"the query failed: {_first_line(error)}") from error
+        except (duckdb.Error, MemoryError) as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> QueryRefusedError:
+        """What to say of an error of DuckDB's; of too little memory, what may help."""
+        if not isinstance(error, MemoryError | duckdb.OutOfMemoryException):
+            return QueryRefusedError(f"the query failed: {first_line(error)}")
+        advice = "--memory-limit allows more"
+        counts = [len(self._store.shards(table)) for table in self._readable]
+        if max(counts, default=0) > _MANY_SHARDS:
+            advice += f", and `offpref store compact {self._store.path}` makes it need less"
+        return QueryRefusedError(
+            f"the query does not fit into a memory limit of {self._limits.memory}: {advice}"
+        )
 
     def _execute(self, sql: str, values: Mapping[str, Value]) -> duckdb.DuckDBPyConnection:
-        return self._connection.cursor().execute(sql, dict(values) or None)
+        return self._connection.call(lambda cursor: cursor.execute(sql, dict(values) or None))
 
     def _answer(self, sql: str, values: Mapping[str, Value]) -> Answer:
         result = self._execute(sql, values)
@@ -291,8 +306,21 @@ class Catalog:
             )
             result = self._execute(f"select * replace ({casts}) from ({_bare(sql)}\n)", values)
             kinds = [str(each[1]) for each in result.description or ()]
-        first = result.fetchmany(_CHUNK)  # here, where a shard that is gone is looked for again
-        more = chain.from_iterable(iter(lambda: result.fetchmany(_CHUNK), []))
+
+        def fetch() -> list[tuple[Any, ...]]:
+            rows: list[tuple[Any, ...]] = self._connection.go_on(
+                lambda: result.fetchmany(_CHUNK), result
+            )
+            return rows
+
+        def fetch_more() -> list[tuple[Any, ...]]:
+            try:
+                return fetch()
+            except (duckdb.Error, MemoryError) as error:
+                raise self._refused(error) from error
+
+        first = fetch()  # here, where a shard that is gone is looked for again
+        more = chain.from_iterable(iter(fetch_more, []))
         return Answer(columns=names, kinds=kinds, rows=chain(first, more))
 
     def _values(self, question: Question, given: Mapping[str, str]) -> dict[str, Value]:
@@ -306,8 +334,9 @@ class Catalog:
 
     def _run_ids(self, parameter: Parameter, names: str) -> list[str]:
         """Return the ids of the runs that are named, or whose ids begin so; commas between them."""
+        self._make_readable(needed_views("latest_runs"))
         self._add_views(needed_views("latest_runs"))
-        rows = self._connection.execute(
+        rows = self._connection.duckdb.execute(
             "select run, name, run_id::varchar from latest_runs order by started_at desc, run"
         ).fetchall()
         found: list[str] = []
@@ -327,41 +356,72 @@ class Catalog:
             found += ids
         return list(dict.fromkeys(found))
 
-    def _check(self, sql: str) -> None:
-        """Raise QueryRefusedError unless ``sql`` is one statement that only reads."""
-        try:
-            statements = self._connection.extract_statements(sql)
-        except duckdb.Error as error:
-            raise QueryRefusedError(f"the query is no SQL: {_first_line(error)}") from error
-        kinds = [_kind(statement) for statement in statements]
-        if kinds != ["SELECT"]:
-            raise QueryRefusedError(f"expected one SELECT, got {', '.join(kinds) or 'nothing'}")
-        found = self._connection.execute("select json_serialize_sql(?)", [sql]).fetchone()
-        assert found is not None
-        tree = json.loads(found[0])
-        if tree["error"]:
-            raise QueryRefusedError(f"expected one SELECT, got {tree['error_message']}")
-        for node in _nodes(tree):
-            _check_node(node)
-
     def _shards(self) -> list[Shard]:
         return [shard for table in TABLES for shard in self._store.shards(table)]
 
     def _is_a_shard_gone(self) -> bool:
         return any(not shard.path.exists() for shard in self._shards())
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect(":memory:")
+    def _connect(self) -> GuardedConnection:
         self._views.clear()
+        self._readable.clear()
         paths = {path for shard in self._shards() for path in (full_path(shard), pattern(shard))}
-        connection.execute(f"set allowed_paths = [{quoted(sorted(paths))}]")
-        for setting in _SETTINGS:
-            connection.execute(setting)
-        return connection
+        return GuardedConnection(self._limits, paths)
+
+    def _make_readable(self, views: Iterable[str]) -> None:
+        """Hold the shards that views read against their names, before DuckDB opens them."""
+        for view in views:
+            table = view.removesuffix("_of_all_attempts")
+            if table not in TABLES or table in self._readable:
+                continue
+            shards = self._store.shards(table)
+            self._store.verify_shards(shards)
+            self._check_places(shards)
+            self._readable.add(table)
+
+    def _check_places(self, shards: Sequence[Shard]) -> None:
+        """Hold table and partition in the files' own metadata against the commit.
+
+        Raises:
+            ShardCorruptError: If a file was written as another table or partition.
+        """
+        verified = self._store.verified
+        if verified.policy == "never":
+            return
+        unknown = {
+            full_path(shard): shard
+            for shard in shards
+            if not verified.holds(shard.root, shard.path, _place_label(shard))
+        }
+        if not unknown:
+            return
+        rows = self._connection.duckdb.execute(
+            "select file_name, decode(key), decode(value) from parquet_kv_metadata("
+            f"[{quoted(map(pattern, unknown.values()))}])"
+            " where decode(key) in ('offpref.table', 'offpref.partition')"
+        ).fetchall()
+        found = {(path, key): value for path, key, value in rows}
+        for path, shard in unknown.items():
+            for name, expected in (("table", shard.table), ("partition", shard.partition)):
+                if found.get((path, f"offpref.{name}")) != expected:
+                    raise ShardCorruptError(
+                        f"{shard.path}: it was written as another {name} than {expected}; run"
+                        " `offpref store verify`"
+                    )
+            verified.add(_place_label(shard), identity_of(shard.path))
+        verified.save(len(self._shards()))
+
+    def _places(self, shards: Sequence[Shard], table: TableSchema) -> Sequence[Place] | None:
+        """Return which rows of shards do not count, as `repeated_places` says."""
+
+        def execute(sql: str) -> list[tuple[Any, ...]]:
+            return self._connection.call(lambda cursor: cursor.execute(sql).fetchall())
+
+        return repeated_places(shards, table, files_sql, execute)
 
     def _spans(self, paths: Sequence[str], column: str) -> Mapping[str, Span]:
         """Return which steps, or times, files hold, as their Parquet footers say."""
-        rows = self._connection.cursor().execute(spans_sql(paths, column)).fetchall()
+        rows = self._connection.duckdb.cursor().execute(spans_sql(paths, column)).fetchall()
         return {
             path: ((attempt, step), (last_attempt, last_step))
             if attempt == last_attempt
@@ -372,50 +432,21 @@ class Catalog:
 
     def setup_sql(self) -> str:
         """Return the statements that make the views in any DuckDB."""
-        return setup_sql(self._store, self._spans)
+        self._make_readable(view_names())
+        return setup_sql(self._store, self._spans, self._places)
 
     def _add_views(self, names: Iterable[str]) -> None:
         """Make the views that are not there yet: a question pays for those that it may read."""
         for name in names:
             if name not in self._views:
-                self._connection.execute(
-                    f"create view {name} as {view_sql(self._store, name, self._spans)}"
-                )
+                sql = view_sql(self._store, name, self._spans, self._places)
+                self._connection.duckdb.execute(f"create view {name} as {sql}")
                 self._views.add(name)
 
 
-def _kind(statement: duckdb.Statement) -> str:
-    try:
-        return str(statement.type).removeprefix("StatementType.")
-    except ValueError:  # DuckDB has kinds of statements that its Python package has no name for
-        return "another statement"
-
-
-def _check_node(node: Mapping[str, Any]) -> None:
-    """Raise QueryRefusedError if a node of the parsed tree does more than read views."""
-    kind, function = str(node.get("type", "")), node.get("function_name")
-    if kind.endswith("_NODE") and kind not in _READING_NODES:
-        what = kind.removesuffix("_NODE").removesuffix("_QUERY")
-        raise QueryRefusedError(f"expected one SELECT, got {what} inside it")
-    if kind == "TABLE_FUNCTION":
-        name = str(node["function"]["function_name"]).lower()
-        if name not in _TABLE_FUNCTIONS:
-            raise QueryRefusedError(f"expected one SELECT over the views, got the function {name}")
-    if kind == "BASE_TABLE" and re.search(r"[/.:*]", str(node.get("table_name"))):
-        raise QueryRefusedError(f"expected one SELECT over the views, got {node['table_name']!r}")
-    if isinstance(function, str) and function.lower() == "json_execute_serialized_sql":
-        raise QueryRefusedError(f"expected one SELECT, got the function {function}")
-
-
-def _nodes(tree: object) -> Iterator[Mapping[str, Any]]:
-    """Every object in a JSON tree."""
-    if isinstance(tree, dict):
-        yield tree
-        for value in tree.values():
-            yield from _nodes(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _nodes(value)
+def _place_label(shard: Shard) -> str:
+    """What a mark says of a file whose metadata was looked at."""
+    return f"{shard.name}/{shard.table}/{shard.partition}"
 
 
 def _guessed(given: Mapping[str, str]) -> dict[str, Value]:
@@ -454,7 +485,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -3,7 +3,11 @@
 Taken are, each only when a grace has passed: shards that a commit removed, shards and heads that
 no commit names (a writer died between placing and committing), commit records that another one
 repeats in full, and what is left in ``tmp/``. The grace is what a slow reader or writer may take.
-A file that is no part of a store is never touched. Ages are measured by the file system's clock.
+A file that is no part of a store is never touched, and no link is followed. Ages are measured by
+the file system's clock.
+
+With less than the usual grace a shard could be taken whose writer is about to name it. Then nothing
+is deleted while a writer shows that it is alive (heartbeat.py).
 """
 
 from collections.abc import Iterator
@@ -12,8 +16,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from .commits import Record, read_record, record_names
-from .errors import CommitCorruptError
+from .errors import CommitCorruptError, StoreBusyError
+from .heartbeat import DEAD_SECONDS, youngest_heartbeat
 from .placing import clear_write_errors
+from .regular import check_regular, is_regular, list_folder
 from .shards import shard_files
 from .store import Store
 
@@ -40,37 +46,53 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS) -> Co
 
     Args:
         store: The store.
-        grace_seconds: How long a file must have been without use, at least 0. With less than a
-            commit takes (minutes), nobody may be writing.
+        grace_seconds: How long a file must have been without use, at least 0. With less than
+            `GRACE_SECONDS` nobody may be writing, and readers may miss a file.
 
     Raises:
+        StoreBusyError: If the grace is shorter than usual and a writer is at work.
         CommitCorruptError: If a commit record is damaged; then nothing is deleted.
+        UnsafeFileError: If a folder of the store is a link; then nothing is deleted.
         StoreWriteError: If the file system refuses.
     """
     if grace_seconds < 0:
         raise ValueError(f"grace must be at least 0 seconds, got {grace_seconds}")
     with clear_write_errors(store.path):
         now = _clock(store.path)
-        on_disk = list(shard_files(store.path))  # listed before the commits: what is placed and
-        store.refresh()  # committed in between counts as committed
+        # Listed before the heartbeats, and these before the commits: the writer of a file that is
+        # listed and not named has either gone, or its heartbeat is there.
+        on_disk = list(shard_files(store.path))
+        if grace_seconds < GRACE_SECONDS:
+            _check_nobody_writes(store, now)
+        store.refresh()
         records = _records_on_disk(store.path)
         taken = [
             *_old_shards(store, on_disk, records, now - grace_seconds),
             *_old_heads(store, now - grace_seconds),
             *_old_records(store, records, now - grace_seconds),
-            *_older(sorted((store.path / "tmp").iterdir()), now - grace_seconds),
+            *_older(list_folder(store.path, store.path / "tmp"), now - grace_seconds),
         ]
         num_bytes = 0
         num_files = 0
         for path in taken:
             try:
-                size = path.stat().st_size
+                size = check_regular(store.path, path).st_size
                 path.unlink()
             except FileNotFoundError:  # another collection was faster
                 continue
             num_files += 1
             num_bytes += size
     return Collected(num_files=num_files, num_bytes=num_bytes)
+
+
+def _check_nobody_writes(store: Store, now: float) -> None:
+    age = youngest_heartbeat(store.path, now)
+    if age is not None and age < DEAD_SECONDS:
+        raise StoreBusyError(
+            f"{store.path}: a writer was alive {max(age, 0):.0f} seconds ago, and with a grace of"
+            f" less than {GRACE_SECONDS / 86400:.0f} days its rows could be lost; nothing was"
+            f" deleted; wait until it ends, or {DEAD_SECONDS / 60:.0f} minutes if it was killed"
+        )
 
 
 def _clock(root: Path) -> float:
@@ -88,7 +110,7 @@ def _records_on_disk(root: Path) -> dict[str, tuple[float, Record]]:
     records = {}
     for name in record_names(root):
         try:
-            written = (root / "commits" / name).stat().st_mtime
+            written = check_regular(root, root / "commits" / name).st_mtime
             records[name] = (written, read_record(name, root))
         except (FileNotFoundError, CommitCorruptError):
             continue  # one that counts has been read by `refresh`; a merged one says nothing new
@@ -114,8 +136,9 @@ def _old_shards(
 
 def _old_heads(store: Store, before: float) -> Iterator[Path]:
     named = {store.head_path(head.fingerprint) for head in store.heads()}
-    files = sorted((store.path / "heads").glob("*.safetensors"))
-    yield from _older([path for path in files if path not in named], before)
+    found = list_folder(store.path, store.path / "heads")
+    files = [path for path in found if path.suffix == ".safetensors" and path not in named]
+    yield from _older(files, before)
 
 
 def _old_records(
@@ -131,7 +154,7 @@ def _old_records(
 def _older(paths: list[Path], before: float) -> Iterator[Path]:
     for path in paths:
         try:
-            is_old = path.stat().st_mtime <= before
+            is_old = is_regular(path) and path.lstat().st_mtime <= before
         except FileNotFoundError:
             continue
         if is_old:

@@ -71,6 +71,15 @@ class TableSchema:
     by what it would cost to read them."""
 
     @property
+    def is_read_singly(self) -> bool:
+        """Whether a row is so large that it is a group of its own, and checked when it is read.
+
+        Shards of such tables are not hashed before their first use: page checksums and
+        ``row_hash`` find what has changed, at the cost of the rows that are used.
+        """
+        return bool(self.plain)
+
+    @property
     def schema(self) -> "pa.Schema":
         """The columns in memory, without ``row_hash``; each field's ``doc`` says what it means."""
         return _arrow_schema(self.columns)

@@ -4,7 +4,8 @@ Safe beside any number of writers, readers and other compactors: a merged shard 
 what it merges become live in one commit, and rows that two compactors both copied are duplicates
 like any others. The replaced files stay until ``collect`` takes them.
 
-Cost: a merge reads and writes every row of the shards it merges, at most ``shard_bytes`` at once.
+Cost: a merge reads and writes every row of the shards it merges, at most ``shard_bytes`` of disk
+and ``UNPACKED_BYTES`` of memory at once (times three, for the copies that sorting makes).
 """
 
 import json
@@ -16,21 +17,24 @@ import pyarrow as pa
 
 from .commits import Record, merge, write_record
 from .errors import ShardCorruptError, ShardMissingError
+from .heartbeat import keep_alive
+from .regular import parse_object
 from .rowhash import row_hashes
 from .rows import to_hashes
 from .schema import ROW_HASH, TABLES
 from .shards import (
     Shard,
     clear_read_errors,
-    file_name,
-    open_parquet,
+    open_shard,
     read_shard,
     table_schema,
     write_shard,
 )
 from .store import Store
+from .unpacking import max_unpacked_bytes, unpacked_bytes
 
 SHARD_BYTES = 256 * 2**20
+UNPACKED_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +71,12 @@ def compact_store(store: Store, *, shard_bytes: int = SHARD_BYTES) -> Compacted:
         StoreWriteError: If the file system refuses; then the store is as it was.
     """
     store.refresh()
+    keep_alive(store.path)
     num_before = len(_live(store))
     for table in TABLES:
         for partition in store.partitions(table):
             for shards in _groups(store.shards(table, partition), shard_bytes):
+                store.verify_shards(shards)
                 try:
                     _merge_shards(store, shards)
                 except ShardMissingError:  # another compactor and a collection were faster
@@ -91,16 +97,27 @@ def _live(store: Store) -> list[Shard]:
 def _groups(shards: Sequence[Shard], shard_bytes: int) -> list[list[Shard]]:
     """Small shards in groups of two or more that are merged into one shard each."""
     groups: list[list[Shard]] = [[]]
-    num_bytes = 0
+    num_bytes = num_unpacked = 0
     for shard in sorted(shards, key=lambda shard: (shard.num_bytes, shard.name)):
         if shard.num_bytes > shard_bytes // 2:
             break
-        if num_bytes + shard.num_bytes > shard_bytes:
+        unpacked = _unpacked(shard)
+        is_full = num_bytes + shard.num_bytes > shard_bytes
+        if is_full or num_unpacked + unpacked > UNPACKED_BYTES:
             groups.append([])
-            num_bytes = 0
+            num_bytes = num_unpacked = 0
         groups[-1].append(shard)
         num_bytes += shard.num_bytes
+        num_unpacked += unpacked
     return [group for group in groups if len(group) > 1]
+
+
+def _unpacked(shard: Shard) -> int:
+    """What a shard takes in memory, as its footer says; the reader holds it to that."""
+    columns = [*table_schema(shard.table).schema.names, ROW_HASH.name]
+    with clear_read_errors(shard), open_shard(shard) as file:
+        limit = max_unpacked_bytes(shard.num_bytes)
+        return unpacked_bytes(file.metadata, range(file.num_row_groups), columns, limit)[0]
 
 
 def _merge_shards(store: Store, shards: Sequence[Shard]) -> None:
@@ -126,13 +143,9 @@ def _merge_shards(store: Store, shards: Sequence[Shard]) -> None:
 
 def _checked_rows(shard: Shard) -> pa.Table:
     """The rows of ``shard``, of which nothing may be damaged: a copy would look whole."""
-    with clear_read_errors(shard):
-        is_whole = file_name(shard.path) == shard.name
     names = table_schema(shard.table).schema.names
     rows = read_shard(shard, [*names, ROW_HASH.name])
-    if not is_whole or not np.array_equal(
-        row_hashes(rows.select(names)), to_hashes(rows.column(ROW_HASH.name))
-    ):
+    if not np.array_equal(row_hashes(rows.select(names)), to_hashes(rows.column(ROW_HASH.name))):
         raise ShardCorruptError(
             f"{shard.path} is damaged and not merged; run `offpref store verify`"
         )
@@ -141,9 +154,11 @@ def _checked_rows(shard: Shard) -> pa.Table:
 
 def _origins(shard: Shard) -> list[object]:
     """The provenance of every batch that the rows of ``shard`` came with."""
-    with clear_read_errors(shard), open_parquet(shard.path) as file:
-        provenance = json.loads(file.metadata.metadata[b"offpref.provenance"])
-    return list(provenance.get("compacted", [provenance]))
+    with clear_read_errors(shard), open_shard(shard) as file:
+        content = (file.metadata.metadata or {}).get(b"offpref.provenance", b"{}")
+    provenance = parse_object(content, shard.path)
+    compacted = provenance.get("compacted")
+    return compacted if isinstance(compacted, list) else [provenance]
 
 
 def _merge_records(store: Store) -> int:

@@ -4,6 +4,9 @@
   - StoreNotFoundError
   - StoreFormatError
   - StoreWriteError
+  - StoreReadError
+  - UnsafeFileError
+  - StoreBusyError
   - SchemaMismatchError
   - CommitCorruptError
   - ShardMissingError
@@ -35,6 +38,18 @@ class StoreFormatError(StoreError):
 
 class StoreWriteError(StoreError):
     """The file system refused a write: read-only, full, or out of quota."""
+
+
+class StoreReadError(StoreError):
+    """The file system refused a read (permission, an I/O error): nothing is called damaged."""
+
+
+class UnsafeFileError(StoreError):
+    """Below a store's root there is a link, a pipe, or anything else that is not expected there."""
+
+
+class StoreBusyError(StoreError):
+    """Somebody writes to the store, and what was asked could lose their rows."""
 
 
 class SchemaMismatchError(StoreError):

@@ -91,6 +91,10 @@ class KnownKeys:
         self._by_shard: dict[str, Keys] = {}
         self._all: Keys = np.empty(0, "S16")
 
+    def unread(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Return the shards that `update` would read."""
+        return [shard for shard in shards if shard.name not in self._by_shard]
+
     def update(self, shards: Sequence[Shard]) -> None:
         """Read the shards that are new, forget those that are gone.
 
@@ -98,7 +102,7 @@ class KnownKeys:
             ShardMissingError: If a file is gone.
             ShardCorruptError: If a file cannot be read.
         """
-        new = [shard for shard in shards if shard.name not in self._by_shard]
+        new = self.unread(shards)
         for shard in new:
             self._by_shard[shard.name] = self._read(shard)
         gone = self._by_shard.keys() - {shard.name for shard in shards}

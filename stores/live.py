@@ -3,18 +3,23 @@
 Neither pyarrow nor numpy is needed to find the shards that count; ``store.py`` reads and writes.
 """
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from . import remembered, specs
 from .commits import Head, Record, Shard, live_shards, read_record, record_names
-from .errors import StoreFormatError, StoreNotFoundError
+from .errors import ShardCorruptError, ShardMissingError, StoreFormatError, StoreNotFoundError
 from .keys import canonical_json, fingerprint
+from .regular import check_folder, list_folder, parse_object, read_regular
+from .safe_names import is_hash
 from .schema import FORMAT_VERSION, table_schema
+from .verified import VerifiedFiles, hash_regular
 
 STORE_FILE = "STORE.json"
+FOLDERS = ("commits", "data", "heads", "remembered", "specs", "tmp")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class LiveStore:
@@ -26,6 +31,8 @@ class LiveStore:
         self.uuid = uuid
         self._records: dict[str, Record] = {}
         self._live: dict[str, Shard] = {}
+        self.verified = VerifiedFiles(uuid)
+        """Which files were found to hold what they should."""
         self.refresh()
 
     @classmethod
@@ -35,14 +42,17 @@ class LiveStore:
         Raises:
             StoreNotFoundError: If there is none.
             StoreFormatError: If a later version of the format wrote it, or it is damaged.
+            UnsafeFileError: If one of its folders is a link, or STORE.json is no regular file.
+            StoreReadError: If the file system refuses.
         """
         file = path / STORE_FILE
         try:
-            content = file.read_bytes()
+            content = read_regular(path, file)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreNotFoundError(
                 f"{path} is no store: it has no {STORE_FILE}; `offpref add` creates one"
             ) from error
+        check_layout(path)
         return cls(path, check_store_file(content, file))
 
     def refresh(self) -> bool:
@@ -101,6 +111,80 @@ class LiveStore:
         """Return where the output head of a scorer is kept, if it is."""
         return self.path / "heads" / f"{fingerprint}.safetensors"
 
+    def verify_shards(self, shards: Iterable[Shard]) -> None:
+        """Hash the files of ``shards`` that were not yet found to be whole as they are now.
+
+        Raises:
+            ShardMissingError: If one is gone.
+            ShardCorruptError: If the bytes of one do not match its name, or its size its commit.
+            StoreReadError: If the file system refuses.
+            UnsafeFileError: If one is no regular file of the store.
+        """
+        if self.verified.policy == "never":
+            return
+        try:
+            for shard in shards:
+                try:
+                    self._verify(shard.path, shard.name, shard.num_bytes)
+                except FileNotFoundError as error:
+                    raise ShardMissingError(
+                        f"{shard.path} is gone, though a commit names it;"
+                        " run `offpref store verify`"
+                    ) from error
+        finally:
+            self.verified.save(len(self._live))
+
+    def verify_head(self, fingerprint: str) -> Path:
+        """Return where the output head of a scorer is, after its bytes were held to its commit.
+
+        Raises:
+            ShardMissingError: If no commit names one, or it is gone.
+            ShardCorruptError: If its bytes are not those of the commit.
+            StoreReadError: If the file system refuses.
+            UnsafeFileError: If it is no regular file of the store.
+        """
+        path = self.head_path(fingerprint)
+        recorded = [head for head in self.heads() if head.fingerprint == fingerprint]
+        try:
+            if not recorded:
+                raise FileNotFoundError(path)
+            if self.verified.policy != "never":
+                self._verify_head(path, recorded)
+        except FileNotFoundError as error:
+            raise ShardMissingError(
+                f"{path} is gone, though rows of tier hidden need it; run `offpref score` again"
+                " with --tier hidden"
+            ) from error
+        finally:
+            self.verified.save(len(self._live))
+        return path
+
+    def _verify_head(self, path: Path, recorded: Sequence[Head]) -> None:
+        if any(self.verified.holds(self.path, path, head.blake3) for head in recorded):
+            return
+        name, identity = hash_regular(self.path, path)
+        if name not in {head.blake3 for head in recorded}:
+            raise ShardCorruptError(
+                f"{path} is damaged: its bytes do not match its commit; run `offpref score` again"
+                " with --tier hidden"
+            )
+        self.verified.add(name, identity)
+
+    def _verify(self, path: Path, name: str, num_bytes: int) -> None:
+        if self.verified.holds(self.path, path, name):
+            return
+        found, identity = hash_regular(self.path, path)
+        if found != name:
+            raise ShardCorruptError(
+                f"{path} is damaged: its bytes do not match its name; run `offpref store verify`"
+            )
+        if path.stat().st_size != num_bytes:
+            raise ShardCorruptError(
+                f"{path}: its commit says {num_bytes:,} bytes, and it has others; run"
+                " `offpref store verify`"
+            )
+        self.verified.add(name, identity)
+
     def read_spec(self, fingerprint: str) -> dict[str, object]:
         """Return the spec of a fingerprint.
 
@@ -112,7 +196,8 @@ class LiveStore:
 
     def spec_fingerprints(self) -> list[str]:
         """Return the fingerprints that the store has specs of, sorted."""
-        return sorted(path.stem for path in (self.path / "specs").glob("*.json"))
+        found = list_folder(self.path, self.path / "specs")
+        return [path.stem for path in found if path.suffix == ".json" and is_hash(path.stem)]
 
     def name_of(self, fingerprint: str) -> str | None:
         """Return what a person calls the spec of a fingerprint; None if nobody said."""
@@ -123,25 +208,41 @@ class LiveStore:
         return remembered.recall(self.path, kind, identity)
 
 
+def check_layout(root: Path) -> None:
+    """Check that the store's own folders are folders, before anything is read or written in them.
+
+    Raises:
+        UnsafeFileError: If one is a link or a file.
+        StoreFormatError: If there is no folder of commits.
+    """
+    for name in FOLDERS:
+        try:
+            check_folder(root, root / name)
+        except FileNotFoundError as error:
+            if name == "commits":  # without it every row would be gone in silence
+                raise StoreFormatError(
+                    f"{root / name} is missing: the store is damaged; restore it from a copy"
+                ) from error
+
+
 def check_store_file(content: bytes, path: Path) -> str:
     """Return the uuid in the text of a STORE.json.
 
     Raises:
         StoreFormatError: If a later version of the format wrote it, or it is damaged.
     """
-    try:
-        entry = dict(json.loads(content))
-        checksum = entry.pop("checksum")
-        is_whole = checksum == fingerprint(entry) and content.decode() == canonical_json(
-            entry | {"checksum": checksum}
-        )
-    except (ValueError, KeyError, TypeError):
-        is_whole = False
+    entry = parse_object(content, path)
+    checksum = entry.pop("checksum", None)
+    is_whole = checksum == fingerprint(entry) and content == (
+        canonical_json(entry | {"checksum": checksum}).encode()
+    )
     if not is_whole:
         raise StoreFormatError(f"{path} is damaged: its checksum does not match")
-    if entry["format_version"] != FORMAT_VERSION:
+    version, uuid = entry.get("format_version"), entry.get("uuid")
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise StoreFormatError(
-            f"{path} has format version {entry['format_version']};"
-            f" this version of offpref reads {FORMAT_VERSION}"
+            f"{path} has format version {version!r}; this version of offpref reads {FORMAT_VERSION}"
         )
-    return str(entry["uuid"])
+    if not (isinstance(uuid, str) and _UUID.fullmatch(uuid)):
+        raise StoreFormatError(f"{path}: expected the store's uuid, got {uuid!r}"[:300])
+    return uuid

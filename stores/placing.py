@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .errors import StoreWriteError
+from .regular import check_folder
 
 
 def place_bytes(content: bytes, path: Path, beside: Path, *, overwrite: bool = False) -> bool:
@@ -73,6 +74,21 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def make_folder_inside(root: Path, folder: Path) -> None:
+    """Create ``folder`` below ``root`` as far as it is missing; no link on the way is followed.
+
+    Raises:
+        UnsafeFileError: If something on the way is no folder.
+    """
+    try:
+        check_folder(root, folder)
+    except FileNotFoundError:
+        make_folder_inside(root, folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+        check_folder(root, folder)
+
+
 def move_synced(source: Path, path: Path) -> None:
     """Rename the fsynced file ``source`` to ``path`` and fsync the folder it came into."""
     make_folder(path.parent)
@@ -103,7 +119,9 @@ def _link_synced(source: Path, path: Path) -> bool:
         os.link(source, path)
     except FileExistsError:
         return False
-    except PermissionError:  # a file system without hard links: the last of two equals wins
+    except OSError:
+        # A file system without hard links (SMB, some of FUSE): each says so in its own way, and
+        # what is wrong beyond that the rename finds, too. The last of two equals wins.
         source.rename(path)
     sync_folder(path.parent)
     return True

@@ -1,7 +1,11 @@
 """Random access: rows by key, from memory-mapped shards, touching only the row groups they lie in.
 
-Cost: 24 bytes of index a live row, built from the key columns alone; then one row group read for
-each that holds a wanted row. A table whose rows are large has one row per group (schema.py).
+Shards are hashed before their first use, as everywhere. A table whose rows are large has one row
+per group and is not hashed whole: of each row that is read, its pages are held against their
+checksums, and its bytes and key against the index.
+
+Cost: 24 bytes of index a live row, built from the key columns alone (32 where rows are checked one
+by one); then one row group read for each that holds a wanted row.
 """
 
 import threading
@@ -12,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import ShardMissingError, StoreError
+from .errors import ShardCorruptError, ShardMissingError, StoreError
 from .known import Keys, check_equal, find_keys, key_column, rows_equal, to_keys
+from .rowhash import row_hashes
 from .rows import to_arrow, to_hashes
 from .schema import ROW_HASH
-from .shards import Shard, clear_read_errors, empty_rows, open_parquet, table_schema, to_memory
+from .shards import Shard, clear_read_errors, empty_rows, open_shard, table_schema, to_memory
 from .store import Store
+from .unpacking import read_groups
 
 _MAX_OPEN_FILES = 64
 
@@ -91,7 +97,10 @@ class RowReader:
         parts = []
         for shard in np.unique(shards):
             chosen = order[shards[order] == shard]
-            parts.append(self._rows_of_shard(index.files[shard], positions[chosen]))
+            rows = self._rows_of_shard(index.files[shard], positions[chosen])
+            if self._table.is_read_singly:
+                self._check_rows(rows, index.files[shard], wanted[chosen], index, places[chosen])
+            parts.append(rows.select(self._columns))
         if len(wanted) == 1:
             return parts[0]
         back = np.empty(len(order), np.int64)
@@ -99,26 +108,44 @@ class RowReader:
         return pa.concat_tables(parts).take(to_arrow(back))
 
     def _rows_of_shard(self, shard: Shard, positions: NDArray[np.int64]) -> pa.Table:
-        """The rows at ascending ``positions`` of ``shard``."""
+        """The rows at ascending ``positions`` of ``shard``; whole ones where they are checked."""
+        columns = self._table.schema.names if self._table.is_read_singly else self._columns
         parts = []
         with clear_read_errors(shard):
             file = self._file(shard)
             size = file.metadata.row_group(0).num_rows  # all groups but the last are this long
             for group in np.unique(positions // size):
-                rows = file.read_row_group(int(group), columns=self._columns, use_threads=False)
                 inside = positions[positions // size == group] - group * size
-                rows = to_memory(rows.select(self._columns))
+                rows = to_memory(read_groups(file, shard.path, [int(group)], columns))
                 # A row that is a group of its own is large: it is not copied again.
                 is_whole = rows.num_rows == len(inside) == 1
                 parts.append(rows if is_whole else rows.take(to_arrow(inside)))
         return pa.concat_tables(parts)
+
+    def _check_rows(
+        self,
+        rows: pa.Table,
+        shard: Shard,
+        keys: Keys,
+        index: "_Index",
+        places: NDArray[np.int64],
+    ) -> None:
+        """Hold the keys and bytes of rows that are read singly against the index."""
+        if self._store.verified.policy == "never":
+            return
+        found = to_keys(rows.column(key_column(self._table)))
+        if (found != keys).any() or (row_hashes(rows) != index.hashes[places]).any():
+            raise ShardCorruptError(
+                f"{shard.path} is damaged: a row's bytes do not match its hash; run"
+                " `offpref store verify --drop-damaged`, and `offpref score` again"
+            )
 
     def _file(self, shard: Shard) -> pq.ParquetFile:
         files: dict[str, pq.ParquetFile] = self._open.__dict__.setdefault("files", {})
         if shard.name not in files:
             if len(files) >= _MAX_OPEN_FILES:
                 files.pop(next(iter(files))).close()
-            files[shard.name] = open_parquet(shard.path)
+            files[shard.name] = open_shard(shard)
         return files[shard.name]
 
     def _build_index(self) -> "_Index":
@@ -132,12 +159,15 @@ class RowReader:
     def _read_index(self) -> "_Index":
         column = key_column(self._table)
         shards = self._store.shards(self._table.name, self._partition)
+        if not self._table.is_read_singly:
+            self._store.verify_shards(shards)
         keys, hashes, numbers, positions = [np.empty(0, "S16")], [np.empty(0, np.uint64)], [], []
         for number, shard in enumerate(shards):
-            with clear_read_errors(shard):
-                names = [column, *self._equal, ROW_HASH.name]
-                with open_parquet(shard.path) as file:
-                    rows = to_memory(file.read(columns=names))
+            names = [column, *self._equal, ROW_HASH.name]
+            with clear_read_errors(shard), open_shard(shard) as file:
+                _check_groups(file, shard)
+                groups = range(file.num_row_groups)
+                rows = to_memory(read_groups(file, shard.path, groups, names))
             place = np.arange(rows.num_rows, dtype=np.int64)
             mask = rows_equal(rows, self._equal)
             if mask is not None:
@@ -147,6 +177,20 @@ class RowReader:
             numbers.append(np.full(rows.num_rows, number, np.int64))
             positions.append(place)
         return _Index(shards, np.concatenate(keys), np.concatenate(hashes), numbers, positions)
+
+
+def _check_groups(file: pq.ParquetFile, shard: Shard) -> None:
+    """Check that a row's group follows from its position: all groups but the last are as long.
+
+    Raises:
+        ShardCorruptError: If not.
+    """
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if any(size != sizes[0] for size in sizes[:-1]) or (sizes and sizes[-1] > sizes[0]):
+        raise ShardCorruptError(
+            f"{shard.path}: expected row groups of {sizes[0]:,} rows, found others; run"
+            " `offpref store verify`"
+        )
 
 
 class _Index:
@@ -168,5 +212,6 @@ class _Index:
         order = order[is_first]
         self.files = files
         self.keys = keys[is_first]
+        self.hashes = hashes[order]
         self.shards = np.concatenate(none + numbers)[order]
         self.positions = np.concatenate(none + positions)[order]

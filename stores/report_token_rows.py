@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from .errors import ShardMissingError
 from .rows import to_arrow
 from .schema import KEY, ROW_HASH, STEPS, TOKENS
-from .shards import Shard, clear_read_errors, open_parquet, to_memory
+from .shards import Shard, clear_read_errors, open_shard, to_memory
 from .store import Store
+from .unpacking import read_groups
 
 Found = TypeVar("Found")
 
@@ -39,7 +40,9 @@ def pairs_with_tokens(store: Store, run_ids: Sequence[str], limit: int) -> list[
     def find() -> list[str]:
         lowest = pa.array([], KEY)
         for run_id in run_ids:
-            for shard in store.shards(TOKENS.name, UUID(run_id).hex):
+            shards = store.shards(TOKENS.name, UUID(run_id).hex)
+            store.verify_shards(shards)
+            for shard in shards:
                 for _, rows in _row_groups(shard, ["pair_key"]):
                     found = pa.concat_arrays([lowest, *rows["pair_key"].chunks]).unique()
                     lowest = found.take(pc.sort_indices(found)[:limit])
@@ -66,6 +69,7 @@ def last_token_rows(store: Store, run_id: str, pair_keys: Sequence[str]) -> pa.T
 
 def _last_rows(store: Store, partition: str, pair_keys: Sequence[str]) -> pa.Table:
     shards = store.shards(TOKENS.name, partition)
+    store.verify_shards(shards)
     wanted = pa.array([UUID(key).bytes for key in pair_keys], KEY)
     places = [
         rows.append_column("shard", to_arrow(np.full(len(rows), number)))
@@ -124,18 +128,16 @@ def _last(places: pa.Table) -> pa.Table:
 
 def _rows_at(shard: Shard, places: pa.Table) -> Iterator[pa.Table]:
     columns = list(TOKENS.schema.names)
-    with clear_read_errors(shard), open_parquet(shard.path) as file:
+    with clear_read_errors(shard), open_shard(shard) as file:
         for group in places["group"].unique().to_pylist():
             inside = places.filter(pc.field("group") == group)["place"].combine_chunks()
-            rows = file.read_row_group(group, columns=columns, use_threads=False)
-            yield to_memory(rows.select(columns)).take(inside)
+            yield to_memory(read_groups(file, shard.path, [group], columns)).take(inside)
 
 
 def _row_groups(shard: Shard, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    with clear_read_errors(shard), open_parquet(shard.path) as file:
+    with clear_read_errors(shard), open_shard(shard) as file:
         for group in range(file.metadata.num_row_groups):
-            rows = file.read_row_group(group, columns=list(columns), use_threads=False)
-            yield group, to_memory(rows.select(list(columns)))
+            yield group, to_memory(read_groups(file, shard.path, [group], columns))
 
 
 def _once_more(store: Store, find: Callable[[], Found]) -> Found:

@@ -8,42 +8,48 @@ halves log-probs; ids are plain, so that every DuckDB reads them; pages carry ch
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from blake3 import blake3
 
 from .columns import TableSchema
 from .commits import Shard as Shard
 from .commits import shard_path as shard_path
 from .crash import crash_at
-from .errors import SchemaMismatchError, ShardCorruptError, ShardMissingError
-from .keys import KEY_BYTES
-from .placing import clear_write_errors, move_synced, sync_file
+from .errors import SchemaMismatchError, ShardCorruptError, ShardMissingError, StoreReadError
+from .placing import clear_write_errors, make_folder_inside, move_synced, sync_file
+from .regular import check_regular, is_regular, unreadable, walk
 from .rowhash import row_hashes
 from .rows import in_order, resolve_duplicates, to_arrow
+from .safe_names import check_name as check_name
+from .safe_names import is_hash
 from .schema import FORMAT_VERSION, KEY, ROW_HASH
 from .schema import table_schema as table_schema
-
-_SHARD_NAME = re.compile(r"[0-9a-f]{32}")
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
+from .unpacking import read_groups
+from .verified import hash_descriptor
 
 
 def shard_files(root: Path) -> Iterator[Path]:
-    """Yield the path of every shard of the store at ``root``, live or not."""
-    for path in (root / "data").glob("*/*/*/*.parquet"):
-        if _SHARD_NAME.fullmatch(path.stem):
+    """Yield the path of every shard of the store at ``root``, live or not; no link is followed."""
+    for path in walk(root, root / "data"):
+        depth = len(path.relative_to(root).parts)
+        if depth == 5 and path.suffix == ".parquet" and is_hash(path.stem) and is_regular(path):
             yield path
 
 
 def disk_schema(table: TableSchema) -> pa.Schema:
     """Return the columns of a shard of ``table``: keys as UUIDs, ``row_hash`` last."""
+    return _disk_schema(table)
+
+
+@cache
+def _disk_schema(table: TableSchema) -> pa.Schema:
     fields = [field.with_type(pa.uuid()) if field.type == KEY else field for field in table.schema]
     return pa.schema([*fields, ROW_HASH])
 
@@ -102,6 +108,7 @@ def write_shard(
             sync_file(partial)
             name, num_bytes = file_name(partial), partial.stat().st_size
             path = shard_path(root, table.name, partition, name)
+            make_folder_inside(root, path.parent)
             move_synced(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -117,17 +124,46 @@ def read_shard(shard: Shard, columns: Sequence[str]) -> pa.Table:
 
     Raises:
         ShardMissingError: If the file is gone.
-        ShardCorruptError: If it cannot be read.
+        ShardCorruptError: If it is not what its commit says, or unpacks to more than the limit.
+        StoreReadError: If the file system refuses.
+        UnsafeFileError: If it is no regular file of the store.
     """
-    with clear_read_errors(shard):
-        with open_parquet(shard.path) as file:
-            rows = file.read(columns=list(columns))
-        return to_memory(rows.select(columns))
+    with clear_read_errors(shard), open_shard(shard) as file:
+        groups = range(file.num_row_groups)
+        return to_memory(read_groups(file, shard.path, groups, columns))
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a shard, mapped into memory; pages are checked as they are read."""
-    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+def open_shard(shard: Shard) -> pq.ParquetFile:
+    """Open a shard, mapped into memory; pages are checked as they are read.
+
+    Its footer is held against the commit that names it: table, partition, columns, rows. Whoever
+    calls this does so inside `clear_read_errors`.
+
+    Raises:
+        ShardCorruptError: If they differ.
+        FileNotFoundError: If it is gone.
+        UnsafeFileError: If it is no regular file of the store.
+    """
+    check_regular(shard.root, shard.path)
+    file = pq.ParquetFile(shard.path, memory_map=True, page_checksum_verification=True)
+    problem = _footer_problem(file, shard)
+    if problem is not None:
+        file.close()
+        raise ShardCorruptError(f"{shard.path}: {problem}; run `offpref store verify`")
+    return file
+
+
+def _footer_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+    """What a footer says otherwise than the commit; None if nothing."""
+    metadata = file.metadata.metadata or {}
+    for name, expected in (("table", shard.table), ("partition", shard.partition)):
+        if metadata.get(f"offpref.{name}".encode()) != expected.encode():
+            return f"it was written as another {name} than {expected}"
+    if file.metadata.num_rows != shard.num_rows:
+        return f"expected {shard.num_rows:,} rows, found {file.metadata.num_rows:,}"
+    if not file.schema_arrow.equals(disk_schema(table_schema(shard.table))):
+        return f"its columns are not those of the table {shard.table}"
+    return None
 
 
 def to_memory(rows: pa.Table) -> pa.Table:
@@ -144,8 +180,9 @@ def empty_rows(table: TableSchema, columns: Sequence[str]) -> pa.Table:
 
 
 def file_name(path: Path) -> str:
-    """Return the name that a file's bytes give it: BLAKE3, 32 hexadecimal digits."""
-    return blake3().update_mmap(path).hexdigest(KEY_BYTES)
+    """Return the name that the bytes of a file of ours give it: BLAKE3, 32 hexadecimal digits."""
+    with path.open("rb", buffering=0) as file:
+        return hash_descriptor(file.fileno())
 
 
 @contextmanager
@@ -154,7 +191,8 @@ def clear_read_errors(shard: Shard) -> Iterator[None]:
 
     Raises:
         ShardMissingError: If the file is gone.
-        ShardCorruptError: If it cannot be read.
+        ShardCorruptError: If its bytes are no Parquet.
+        StoreReadError: If the file system refuses, or memory runs out: it may be whole.
     """
     try:
         yield
@@ -162,8 +200,12 @@ def clear_read_errors(shard: Shard) -> Iterator[None]:
         raise ShardMissingError(
             f"{shard.path} is gone, though a commit names it; run `offpref store verify`"
         ) from error
+    except MemoryError as error:
+        raise StoreReadError(f"{shard.path} cannot be read: too little memory") from error
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        if isinstance(error, OSError) and error.errno:  # pyarrow's own OSErrors have no number
+            raise StoreReadError(unreadable(shard.path, error)) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ShardCorruptError(
             f"{shard.path} cannot be read: {reason}; run `offpref store verify`"
         ) from error
@@ -213,15 +255,3 @@ def _leaves(table: TableSchema, is_wanted: Callable[[pa.DataType], bool]) -> lis
         elif is_wanted(field.type):
             paths.append(field.name)
     return paths
-
-
-def check_name(name: str) -> None:
-    """Check that ``name`` can be a folder's or a file's name everywhere.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if not _SAFE_NAME.fullmatch(name):
-        raise ValueError(
-            f"expected 1 to 120 letters, digits, '.', '_' and '-', no '.' first, got {name!r}"
-        )

@@ -23,16 +23,15 @@ from blake3 import blake3
 
 from . import remembered, shown_names, specs
 from .batch import Batch
+from .columns import TableSchema
 from .errors import ShardMissingError, StoreNotFoundError
 from .keys import KEY_BYTES, canonical_json, fingerprint
 from .known import KnownKeys, check_equal, to_keys
-from .live import STORE_FILE, LiveStore
+from .live import FOLDERS, STORE_FILE, LiveStore
 from .placing import clear_write_errors, make_folder, place_bytes
 from .rows import in_order, resolve_duplicates, to_arrow, to_hashes
 from .schema import FORMAT_VERSION, ROW_HASH, table_schema
 from .shards import empty_rows, read_shard
-
-FOLDERS = ("commits", "data", "heads", "remembered", "specs", "tmp")
 
 Filters: TypeAlias = pc.Expression | list[tuple[str, str, object]]
 """Which rows to keep: an expression, or conditions that must all hold, ``("split", "=", "train")``;
@@ -132,6 +131,8 @@ class Store(LiveStore):
         for name in names:
             shards = self.shards(table, name)
             num_shards += len(shards)
+            if not schema.is_read_singly or set(schema.plain) & set(columns):
+                self.verify_shards(shards)
             rows = [read_shard(shard, columns).cast(parts[0].schema) for shard in shards]
             if len(shards) == 1:  # a shard has no duplicates and is in order
                 parts += rows
@@ -163,15 +164,21 @@ class Store(LiveStore):
             (table, partition, *sorted(equal.items())), KnownKeys(schema, equal)
         )
         try:
-            known.update(self.shards(table, partition))
+            self._update(known, schema, partition)
         except ShardMissingError:
             if not self.refresh():
                 raise
-            known.update(self.shards(table, partition))
+            self._update(known, schema, partition)
         if not keys.null_count:
             return to_arrow(~known.has(to_keys(keys)))
         is_null = np.asarray(pc.is_null(keys))
         return to_arrow(~known.has(to_keys(pc.fill_null(keys, bytes(KEY_BYTES)))) & ~is_null)
+
+    def _update(self, known: KnownKeys, table: TableSchema, partition: str) -> None:
+        shards = self.shards(table.name, partition)
+        if not table.is_read_singly:
+            self.verify_shards(known.unread(shards))
+        known.update(shards)
 
     def digest(
         self, table: str, partition: str | None = None, filters: Filters | None = None

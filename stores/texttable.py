@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
+from .printable import printable
+
 MAX_CELL = 80
 MAX_MAP = 400
 MIN_COLUMN = 12
@@ -31,7 +33,7 @@ def text_table(
     >>> text_table(["name", "loss"], ["VARCHAR", "DOUBLE"], [("a", 0.5), ("bb", None)])
     ['name  loss', 'a      0.5', 'bb']
     """
-    cells = [[_cut(_shown(name), MAX_CELL) for name in columns]]
+    cells = [[_cut(printable(name), MAX_CELL) for name in columns]]
     cells += [
         [_cut(cell_text(v), MAX_MAP if isinstance(v, Mapping) else MAX_CELL) for v in row]
         for row in rows
@@ -56,12 +58,12 @@ def cell_text(value: object) -> str:
     if isinstance(value, float | Decimal):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return " ".join(f"{_shown(str(key))}={cell_text(each)}" for key, each in value.items())
+        return " ".join(f"{printable(str(key))}={cell_text(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(cell_text, value))}]"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ")
-    return _shown(str(value))
+    return printable(str(value))
 
 
 def is_number(kind: str) -> bool:
@@ -70,15 +72,6 @@ def is_number(kind: str) -> bool:
         "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
         "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
     } and not kind.endswith("]")  # fmt: skip
-
-
-def _shown(text: str) -> str:
-    """What data holds is shown, not obeyed: control characters would move the cursor."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    )
 
 
 def _cut(text: str, size: int) -> str:

@@ -3,32 +3,38 @@
 A file's bytes are checked against the hash in its name (shards, commits, specs), in the record
 that names it (heads) or inside it (STORE.json, remembered); a shard's rows against their hashes,
 its pages against their checksums, its columns, place, order and counts against schema and record.
-A missing file is a problem. A file that nobody names, as a killed writer leaves it, is a note.
+A missing file is a problem, and so is whatever is neither a folder nor a regular file, and a list
+whose length does not fit the sequence it belongs to. A file that nobody names, as a killed writer
+leaves it, is a note. What cannot be read is told apart from what is damaged, and the rest is
+looked at all the same.
 
-Cost: everything is read once and hashed twice.
+Cost: everything is read once and hashed twice; at most a row group is unpacked at a time.
 """
 
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from blake3 import blake3
 
-from .commits import Head, Record, live_shards, read_record
-from .errors import CommitCorruptError, StoreError, StoreFormatError, StoreNotFoundError
-from .keys import KEY_BYTES
-from .live import STORE_FILE, check_store_file
+from .commits import Head, Record, Shard, is_record_name, read_record
+from .errors import StoreError, StoreNotFoundError
+from .heartbeat import is_alive
+from .lengths import length_problems
+from .live import FOLDERS, STORE_FILE, check_store_file
+from .regular import check_folder, check_regular, is_regular, list_folder, read_regular, walk
 from .remembered import check_entry
 from .rowhash import row_hashes
 from .rows import in_order, resolve_duplicates, to_hashes
+from .safe_names import is_hash
 from .schema import ROW_HASH, TABLES
-from .shards import Shard, clear_read_errors, disk_schema, file_name, open_parquet, to_memory
-from .store import FOLDERS
+from .shards import clear_read_errors, open_shard, to_memory
+from .specs import read_spec
+from .unpacking import read_groups
+from .verified import hash_regular
 
-_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _UNNAMED = ("run", "evaluation")  # what partitions are called whose names are random
 
 
@@ -67,8 +73,9 @@ def verify_store(root: Path) -> Verified:
         StoreNotFoundError: If there is no folder that looks like a store.
     """
     if not (root / "commits").is_dir() and not (root / STORE_FILE).exists():
-        raise StoreNotFoundError(f"{root} is no store: it has no {STORE_FILE}")
+        raise StoreNotFoundError(f"{root} is not a store: it has no {STORE_FILE}")
     check = _Check(root)
+    check.folders()
     check.store_file()
     records = check.records()
     check.shards(records)
@@ -96,42 +103,69 @@ class _Check:
         self.problems: list[str] = []
         self.notes: list[str] = []
 
+    def folders(self) -> None:
+        for name in FOLDERS:
+            try:
+                check_folder(self.root, self.root / name)
+            except FileNotFoundError:
+                self.problems.append(f"{self.root / name} is missing")
+            except StoreError as error:
+                self.problems.append(str(error))
+
     def store_file(self) -> None:
         path = self.root / STORE_FILE
-        if not path.exists():
-            self.problems.append(f"{path} is missing")
-            return
-        try:
+        with self._collected(path):
             check_store_file(self._read(path), path)
-        except StoreFormatError as error:
-            self.problems.append(str(error))
 
     def records(self) -> dict[str, Record]:
         records = {}
         for path in self._files("commits"):
+            if not is_record_name(path.name):
+                self.problems.append(f"{path} is not part of a store")
+                continue
             try:
+                self._count(path)
                 records[path.name] = read_record(path.name, self.root)
-                self._read(path)
             except FileNotFoundError:
                 self.notes.append(f"{path} was merged and collected meanwhile")
-            except (CommitCorruptError, StoreFormatError) as error:
+            except StoreError as error:
                 self.problems.append(str(error))
         return records
 
     def shards(self, records: dict[str, Record]) -> None:
-        live = live_shards(records.values())
+        live = self._live(records)
         removed = {name for record in records.values() for name in record.removes}
-        on_disk = {path for path in (self.root / "data").rglob("*") if not path.is_dir()}
-        for shard in sorted(live.values(), key=lambda shard: shard.path):
-            if shard.path in on_disk:
-                self._shard(shard)
-            else:
-                self.problems.append(f"{shard.path} is missing, though a commit names it")
-        for path in sorted(on_disk - {shard.path for shard in live.values()}):
+        whole = [shard for shard in live.values() if self._shard(shard)]
+        self.problems += length_problems(whole)
+        named = {shard.path for shard in live.values()}
+        with self._collected(self.root / "data"):
+            for path in walk(self.root, self.root / "data"):
+                if path not in named:
+                    self._unnamed_shard(path, removed)
+
+    def _live(self, records: dict[str, Record]) -> dict[str, Shard]:
+        """The live shards by name; of what two commits say otherwise the first counts here."""
+        removed = {name for record in records.values() for name in record.removes}
+        live: dict[str, Shard] = {}
+        for _, record in sorted(records.items()):
+            for shard in sorted(record.adds, key=lambda shard: shard.path):
+                if shard.name in removed:
+                    continue
+                if live.setdefault(shard.name, shard) != shard:
+                    self.problems.append(
+                        f"{shard.path}: two commits say different things of this shard"
+                    )
+        return dict(sorted(live.items(), key=lambda item: item[1].path))
+
+    def _unnamed_shard(self, path: Path, removed: set[str]) -> None:
+        if not is_regular(path):
+            self.problems.append(f"{path} is not part of a store: expected a file")
+            return
+        with self._collected(path):
             self._count(path)
-            if path.suffix != ".parquet" or not _FINGERPRINT.fullmatch(path.stem):
-                self.problems.append(f"{path} is no part of a store")
-            elif file_name(path) != path.stem:
+            if path.suffix != ".parquet" or not is_hash(path.stem):
+                self.problems.append(f"{path} is not part of a store")
+            elif hash_regular(self.root, path)[0] != path.stem:
                 self.problems.append(f"{path} is damaged: its bytes do not match its name")
             elif path.stem in removed:
                 self.notes.append(f"{path} was removed by a compaction and waits for collection")
@@ -139,95 +173,119 @@ class _Check:
                 self.notes.append(f"{path} is named by no commit and waits for collection")
 
     def heads(self, records: dict[str, Record]) -> None:
-        known = frozenset[Head]().union(*(record.heads for record in records.values()))
+        known: dict[str, set[str]] = {}
+        for head in frozenset[Head]().union(*(record.heads for record in records.values())):
+            known.setdefault(head.fingerprint, set()).add(head.blake3)
         on_disk = {path.name: path for path in self._files("heads")}
-        for head in sorted(known, key=lambda head: (head.fingerprint, head.blake3)):
-            path = on_disk.pop(f"{head.fingerprint}.safetensors", None)
-            if path is None:
-                self.problems.append(f"{self.root}/heads/{head.fingerprint}.safetensors is missing")
-            elif blake3(self._read(path)).hexdigest(KEY_BYTES) != head.blake3:
-                self.problems.append(f"{path} is damaged: its bytes do not match its commit")
+        for fingerprint in sorted(known):
+            path = self.root / "heads" / f"{fingerprint}.safetensors"
+            on_disk.pop(path.name, None)
+            with self._collected(path):
+                self._count(path)
+                if hash_regular(self.root, path)[0] not in known[fingerprint]:
+                    self.problems.append(f"{path} is damaged: its bytes do not match its commit")
         for path in on_disk.values():
-            self.notes.append(f"{path} is named by no commit and waits for collection")
+            if is_regular(path):
+                self.notes.append(f"{path} is named by no commit and waits for collection")
+            else:
+                self.problems.append(f"{path} is not part of a store: expected a file")
 
     def specs(self, records: dict[str, Record]) -> None:
         on_disk = {path.stem: path for path in self._files("specs")}
         for name, path in on_disk.items():
-            content = self._read(path)
-            if path.suffix != ".json" or blake3(content).hexdigest(KEY_BYTES) != name:
-                self.problems.append(f"{path} is damaged: its bytes do not match its name")
+            if path.suffix != ".json" or not is_hash(name):
+                self.problems.append(f"{path} is not part of a store")
+                continue
+            with self._collected(path):
+                self._count(path)
+                read_spec(self.root, name)
         partitions = {
             shard.partition
-            for shard in live_shards(records.values()).values()
+            for record in records.values()
+            for shard in record.adds
             # A run's or an evaluation's id is random: it stands for nothing but itself.
-            if shard.table not in TABLES or TABLES[shard.table].partition not in _UNNAMED
+            if TABLES[shard.table].partition not in _UNNAMED
         }
         for partition in sorted(partitions - on_disk.keys()):
-            if _FINGERPRINT.fullmatch(partition):
+            if is_hash(partition):
                 self.problems.append(
                     f"{self.root}/specs/{partition}.json is missing, though rows depend on it"
                 )
 
     def remembered(self) -> None:
         for path in self._files("remembered"):
-            try:
-                check_entry(self._read(path), path.name)
-            except StoreFormatError as error:
-                self.problems.append(f"{self.root}/{error}; it recalls nothing and may be deleted")
+            with self._collected(path):
+                content = self._read(path)
+                try:
+                    check_entry(content, path.name)
+                except StoreError as error:
+                    self.problems.append(
+                        f"{self.root}/{error}; it recalls nothing and may be deleted"
+                    )
 
     def strangers(self) -> None:
-        for path in sorted(self.root.iterdir()):
+        for path in list_folder(self.root, self.root):
             if path.name not in (*FOLDERS, STORE_FILE):
-                self.problems.append(f"{path} is no part of a store")
+                self.problems.append(f"{path} is not part of a store")
         for path in self._files("tmp"):
-            self.notes.append(f"{path} is being written, or was left by a writer that died")
+            if is_regular(path):
+                if not is_alive(path):
+                    self.notes.append(f"{path} is being written, or was left by a writer that died")
+            else:
+                self.problems.append(f"{path} is not part of a store: expected a file")
 
-    def _shard(self, shard: Shard) -> None:
-        self._count(shard.path)
-        if file_name(shard.path) != shard.name:
-            self.problems.append(f"{shard.path} is damaged: its bytes do not match its name")
-            return
+    def _shard(self, shard: Shard) -> bool:
+        """Look at a live shard; return whether it is whole."""
+        before = len(self.problems)
         try:
-            found = list(_shard_problems(shard))
+            self._count(shard.path)
+            if hash_regular(self.root, shard.path)[0] != shard.name:
+                self.problems.append(f"{shard.path} is damaged: its bytes do not match its name")
+            else:
+                self.problems += [f"{shard.path}: {each}" for each in _shard_problems(shard)]
+                self.num_rows += shard.num_rows
+        except FileNotFoundError:
+            self.problems.append(f"{shard.path} is missing, though a commit names it")
         except StoreError as error:
-            found = [str(error)]
-        self.problems += [f"{shard.path}: {problem}" for problem in found]
-        self.num_rows += shard.num_rows
+            self.problems.append(str(error))
+        return len(self.problems) == before
 
     def _files(self, folder: str) -> list[Path]:
-        if not (self.root / folder).is_dir():
-            self.problems.append(f"{self.root / folder} is missing")
-            return []
-        return sorted((self.root / folder).iterdir())
+        try:
+            return list_folder(self.root, self.root / folder)
+        except StoreError:
+            return []  # said when the folders were looked at
 
     def _read(self, path: Path) -> bytes:
         self._count(path)
-        return path.read_bytes()
+        return read_regular(self.root, path)
 
     def _count(self, path: Path) -> None:
+        status = check_regular(self.root, path)
         self.num_files += 1
-        self.num_bytes += path.stat().st_size
+        self.num_bytes += status.st_size
+
+    @contextmanager
+    def _collected(self, path: Path) -> Iterator[None]:
+        """Keep what the body finds wrong, and go on."""
+        try:
+            yield
+        except FileNotFoundError:
+            self.problems.append(f"{path} is missing")
+        except StoreError as error:
+            self.problems.append(str(error))
 
 
 def _shard_problems(shard: Shard) -> Iterator[str]:
     """What is wrong in a shard whose bytes are those that were written: a writer's mistake."""
-    table = TABLES.get(shard.table)
-    if table is None:
-        yield f"this version knows no table called {shard.table}"
-        return
-    with clear_read_errors(shard), open_parquet(shard.path) as file:
-        metadata = file.metadata.metadata or {}
-        for name, expected in (("table", shard.table), ("partition", shard.partition)):
-            if metadata.get(f"offpref.{name}".encode()) != expected.encode():
-                yield f"it was written as another {name} than {expected}"
-        if not file.schema_arrow.equals(disk_schema(table)):
-            yield f"its columns are not those of the table {table.name}"
-            return
-        if (shard.num_rows, shard.num_bytes) != (file.metadata.num_rows, shard.path.stat().st_size):
-            yield "its commit names other numbers of rows or bytes"
+    table = TABLES[shard.table]
+    with clear_read_errors(shard), open_shard(shard) as file:
+        if shard.num_bytes != shard.path.stat().st_size:
+            yield "its commit names another number of bytes"
         key_parts = []
+        columns = [*table.schema.names, ROW_HASH.name]
         for group in range(file.num_row_groups):
-            rows = to_memory(file.read_row_group(group))
+            rows = to_memory(read_groups(file, shard.path, [group], columns))
             stored = to_hashes(rows.column(ROW_HASH.name))
             num_wrong = int(np.sum(row_hashes(rows.drop_columns(ROW_HASH.name)) != stored))
             if num_wrong:

@@ -28,7 +28,6 @@ from .columns import (
     INT64,
     LARGE_BINARY,
     NUMBERS,
-    ROW_HASH_NAME,
     STRING,
     TIMESTAMP,
     UUID,
@@ -37,6 +36,7 @@ from .columns import (
 from .commits import Shard
 from .keys import canonical_json
 from .live import LiveStore
+from .repeats import Place, places_sql
 from .schema import TABLES
 
 SQL = Path(__file__).parent / "sql"
@@ -50,6 +50,9 @@ PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint":
 
 Span: TypeAlias = "tuple[tuple[int, int], tuple[int, int]]"
 """First and last (attempt, step) of a file, or what encloses them; microseconds of a time."""
+FindPlaces: TypeAlias = Callable[[Sequence[Shard], TableSchema], "Sequence[Place] | None"]
+"""Returns the rows of shards that do not count, since another row of their key does; None if they
+are too many to be listed."""
 FindSpans: TypeAlias = Callable[[Sequence[str], str], Mapping[str, Span]]
 """Returns the spans of files by path, for a column; one that is not known is left out."""
 
@@ -71,7 +74,7 @@ def view_names() -> list[str]:
     return list(_needed())
 
 
-def view_sql(store: LiveStore, name: str, find_spans: FindSpans) -> str:
+def view_sql(store: LiveStore, name: str, find_spans: FindSpans, find_places: FindPlaces) -> str:
     """Return the SELECT that the view ``name`` stands for, over the shards live in ``store``.
 
     Args:
@@ -79,6 +82,7 @@ def view_sql(store: LiveStore, name: str, find_spans: FindSpans) -> str:
         name: Name of the view.
         find_spans: Looks up which steps, or times, each of some files holds: where no two files of
             a run share one, no row can be in both, and none has to be looked for.
+        find_places: Looks up which rows do not count.
     """
     table = name.removesuffix("_of_all_attempts")
     if table in TABLES and (name != table or table not in OF_STEPS):
@@ -87,7 +91,8 @@ def view_sql(store: LiveStore, name: str, find_spans: FindSpans) -> str:
         if table in _ORDERS and repeated:
             paths = [full_path(each) for each in repeated]
             repeated = _overlapping(repeated, find_spans(paths, _ORDERS[table]))
-        return _table_sql(shards, repeated, TABLES[table])
+        places = find_places(repeated, TABLES[table]) if repeated else ()
+        return _table_sql(shards, repeated, TABLES[table], places)
     if table in OF_STEPS:
         return _newest_attempts_sql(table)
     if name in _OF_THE_STORE:
@@ -114,10 +119,10 @@ def needed_views(text: str) -> list[str]:
     return list(wanted)
 
 
-def setup_sql(store: LiveStore, find_spans: FindSpans) -> str:
+def setup_sql(store: LiveStore, find_spans: FindSpans, find_places: FindPlaces) -> str:
     """Return the statements that make the views in any DuckDB, run where the shards are found."""
     statements = [
-        f"create or replace view {name} as\n{view_sql(store, name, find_spans)};"
+        f"create or replace view {name} as\n{view_sql(store, name, find_spans, find_places)};"
         for name in view_names()
     ]
     return "set timezone = 'UTC';\n\n" + "\n\n".join(statements) + "\n"
@@ -189,19 +194,36 @@ def _overlapping(shards: Sequence[Shard], spans: Mapping[str, Span]) -> list[Sha
     return list(found.values())
 
 
-def _table_sql(shards: Sequence[Shard], repeated: Sequence[Shard], table: TableSchema) -> str:
+def _table_sql(
+    shards: Sequence[Shard],
+    repeated: Sequence[Shard],
+    table: TableSchema,
+    places: Sequence[Place] | None,
+) -> str:
+    """SQL for the rows that count; without a filter where every row of the shards does."""
     partition = PARTITION_COLUMNS.get(table.partition)
     if not shards:
         return _no_rows(table, partition)
     columns = ", ".join(f'"{each.name}"' for each in table.columns)
     first = "" if partition is None else f"{_partition_of('row')} as {partition}, "
-    sql = f"select {first}{columns} from {_files(shards)} as row"
-    if repeated:
-        same = " and ".join(f'other."{name}" = row."{name}"' for name in table.key)
+    sql = f"select {first}{columns} from {files_sql(shards)} as row"
+    if places is None:
+        by_partition: dict[str, list[Shard]] = {}
+        for shard in repeated:
+            by_partition.setdefault(shard.partition, []).append(shard)
+        gone = " union all ".join(
+            f"({places_sql(own, table, files_sql)})"
+            for own in by_partition.values()
+            if len(own) > 1
+        )
+        is_gone = "gone.filename = row.filename and gone.file_row_number = row.file_row_number"
+        return f"{sql} where not exists (select 1 from ({gone}) as gone where {is_gone})"
+    if places:
+        listed = ", ".join(f"({_literal(name)}, {number})" for name, number in places)
         sql += (
-            f" where not exists (select 1 from {_files(repeated)} as other"
-            f" where {same} and {_partition_of('other')} = {_partition_of('row')}"
-            f" and {_rank('other')} < {_rank('row')})"
+            f" where not exists (select 1 from (values {listed}) as gone(file, number)"
+            f" where gone.file = split_part(row.filename, '/', -1)"
+            f" and gone.number = row.file_row_number)"
         )
     return sql
 
@@ -266,12 +288,8 @@ def _partition_of(alias: str) -> str:
     return f"split_part({alias}.filename, '/', -3)"
 
 
-def _rank(alias: str) -> str:
-    """SQL for the order in which of duplicates the first counts; equal rows differ in place."""
-    return f"({alias}.{ROW_HASH_NAME}, {alias}.filename, {alias}.file_row_number)"
-
-
-def _files(shards: Iterable[Shard]) -> str:
+def files_sql(shards: Iterable[Shard]) -> str:
+    """Return SQL for the rows of shards, with columns ``filename`` and ``file_row_number``."""
     paths = quoted(pattern(shard) for shard in shards)
     return f"read_parquet([{paths}], filename = true, file_row_number = true)"
 
