@@ -59,7 +59,10 @@ def add(store: Path, data: tuple[str, ...], pair_set: str, tokenizer: Path, **op
     settings = add_settings(data, pair_set, tokenizer, options)
     check_sources(settings)
     opened = Store.create(store)
-    planned = plan_add(opened, settings)
+    try:
+        planned = plan_add(opened, settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     with RowBar("add") as bar:
         found, is_new = add_pairs(opened, planned, bar.advance)
     _echo(pair_set_lines(opened, found, is_new=is_new))

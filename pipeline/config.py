@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,10 @@ class AddSettings:
 
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns by part, where they are not called as usual."""
+
+    template_date: date | None = None
+    """Day that a chat template is told if it asks; None for that of the versions that are there,
+    else today."""
 
     def __post_init__(self) -> None:
         if not self.pair_set or "@" in self.pair_set:

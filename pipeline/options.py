@@ -4,6 +4,7 @@ import os
 import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, fields
+from datetime import date
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -87,6 +88,12 @@ def data_options(command: Command) -> Command:
             show_default=True,
             help="Reject a longer row, or cut its completion's end off.",
         ),
+        click.option(
+            "--template-date",
+            metavar="YYYY-MM-DD",
+            help="Day that the chat template is told, if it asks.  [default: that of the versions "
+            "that are there, else today]",
+        ),
         *(
             click.option(f"--{part}-column", help=f"Column of the {part}, if not called as usual.")
             for part in ("prompt", "chosen", "rejected", "completion", "label", "weight")
@@ -140,7 +147,7 @@ def _train_option(each: Field[Any], hint: Any, is_optional: bool) -> Callable[[C
 
 def take_data_options(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of `data_options` out of ``options``."""
-    names = ["split_column", "eval_fraction", "max_length", "truncation"]
+    names = ["split_column", "eval_fraction", "max_length", "truncation", "template_date"]
     names += [name for name in options if name.endswith("_column") and name not in names]
     return {name: options.pop(name) for name in names}
 
@@ -173,9 +180,17 @@ def add_settings(
             split_column=options["split_column"],
             eval_fraction=options["eval_fraction"],
             columns=columns,
+            template_date=_day(options["template_date"]),
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"template_date must be a day as YYYY-MM-DD, got {text!r}") from error
 
 
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:

@@ -5,6 +5,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import date
 
 from ..stores.errors import PairSetError
 from ..stores.schema import PAIR_SETS, REJECTS
@@ -25,6 +26,13 @@ class PairSet:
     num_eos_lost: int
     num_merges: int
     settings: str
+    created_on: date
+    """Day on which it was made, in UTC."""
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether its completions were given as messages, which a chat template renders."""
+        return "(messages)" in self.form
 
     def __str__(self) -> str:
         return f"{self.name}@{self.fingerprint[:12]}"
@@ -42,6 +50,7 @@ def pair_sets(store: Store) -> list[PairSet]:
                 tokenizer=tokenizer,
                 form=row["form"],
                 settings=row["settings"],
+                created_on=row["created_at"].date(),
                 **counts,
             )
             found.append((row["created_at"], described))

@@ -8,9 +8,9 @@ nothing. Chunks are committed as they are ready, so that scoring can start on th
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,8 +31,10 @@ from ..stores.store import Store
 from .columns import Examples, Form, as_text, find_form, read_examples, widened
 from .config import AddSettings
 from .encoding import Encoder, Sequence, sequence_table
+from .former_pair_sets import remember_right
 from .pair_sets import PairSet, pair_sets
 from .read_ahead import read_ahead
+from .template_days import DAY, settled_spec
 from .tokenization import Tokenizer, TokenizerSpec, tokenizer_files, tokenizer_spec
 
 CHUNK_ROWS = 1024
@@ -49,6 +51,12 @@ class PlannedAdd:
     tokenizer: TokenizerSpec
     spec: Mapping[str, object]
     fingerprint: str
+
+    @property
+    def day(self) -> date | None:
+        """Day that the chat template is told; None if it does not ask."""
+        day = self.spec.get(DAY)
+        return None if day is None else date.fromisoformat(str(day))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +88,7 @@ def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
     Raises:
         SourceError: If a source is not there.
         ModelError: If the tokenizer is not there.
+        ValueError: If a day for the chat template is given that it does not ask for.
     """
     files = tuple(file for address in settings.data for file in source_files(address))
     tokenizer = tokenizer_spec(settings.tokenizer, store)
@@ -95,6 +104,9 @@ def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
         "eval_fraction": settings.eval_fraction,
         "columns": dict(settings.columns),
     }
+    spec = settled_spec(
+        store, spec, settings, tokenizer, has_messages=lambda: _has_messages(files, settings)
+    )
     return PlannedAdd(
         settings=settings,
         files=files,
@@ -123,7 +135,7 @@ def add_pairs(
     for known in pair_sets(store):
         if known.fingerprint == planned.fingerprint:
             return known, False
-    tokenizer = Tokenizer(planned.settings.tokenizer)
+    tokenizer = Tokenizer(planned.settings.tokenizer, planned.day)
     store.write_spec(dict(planned.spec))
     _add_vocabulary(store, tokenizer)
     adder = _Adder(store, planned)
@@ -131,7 +143,19 @@ def add_pairs(
     for chunk in read_ahead(_encoded(planned, tokenizer), READ_AHEAD_CHUNKS):
         adder.add(chunk)
         on_rows(len(chunk.examples.row))
-    return adder.finish(), True
+    found = adder.finish()
+    remember_right(store, found.fingerprint)
+    return found, True
+
+
+def _has_messages(files: Iterable[SourceFile], settings: AddSettings) -> bool:
+    """Whether the sources' first rows are messages."""
+    named = _named_columns(settings)
+    for file in files:
+        for rows in read_rows(file):
+            if rows.num_rows:
+                return find_form(rows, named).value == "messages"
+    return False
 
 
 def _hash_of(file: SourceFile, store: Store) -> str:
@@ -151,9 +175,7 @@ def _hash_of(file: SourceFile, store: Store) -> str:
 
 def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, int]]:
     """Yield the sources' rows in chunks, with the number of the file each came from."""
-    named = dict(planned.settings.columns)
-    if planned.settings.split_column:
-        named["split"] = planned.settings.split_column
+    named = _named_columns(planned.settings)
     for number, file in enumerate(planned.files):
         form: Form | None = None
         for rows in read_rows(file):
@@ -162,6 +184,11 @@ def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, int]]:
             form = find_form(rows, named) if form is None else widened(form, rows)
             for start in range(0, rows.num_rows, CHUNK_ROWS):
                 yield read_examples(rows.slice(start, CHUNK_ROWS), form), number
+
+
+def _named_columns(settings: AddSettings) -> dict[str, str]:
+    split = {"split": settings.split_column} if settings.split_column else {}
+    return {**settings.columns, **split}
 
 
 def _encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[_Chunk]:
@@ -223,10 +250,11 @@ class _Adder:
         form = "; ".join(self._forms)
         name, partition = self._planned.settings.pair_set, self._planned.tokenizer.fingerprint
         settings = keys.canonical_json(dict(self._planned.spec))
+        now = datetime.now(UTC)
         row = {
             "pair_set": name,
             "pair_set_fingerprint": self._planned.fingerprint,
-            "created_at": datetime.now(UTC),
+            "created_at": now,
             "form": form,
             "settings": settings,
             **self._counts,
@@ -240,6 +268,7 @@ class _Adder:
             tokenizer=partition,
             form=form,
             settings=settings,
+            created_on=now.date(),
             **self._counts,
         )
 

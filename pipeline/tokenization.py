@@ -3,13 +3,15 @@
 Prompt and completion are tokenised apart. A beginning-of-sequence token is there if the tokenizer
 adds one to the prompt, and if the prompt has no ids at all; the end-of-sequence token is appended
 to a text unless it is there, and stands in messages as the chat template has it (the generation
-prompt belongs to the prompt).
+prompt belongs to the prompt). A template that asks for the day is given one: the same messages are
+the same ids on every day.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +29,9 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja", "chat_template.json", "config.json",
 )  # fmt: skip
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+"""Endings of files beside a tokenizer that it is never read from."""
+_ASKS_FOR_DAY = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
 MERGE_WINDOW = 32  # characters looked at on each side of the boundary
 
 
@@ -49,6 +54,9 @@ class TokenizerSpec:
     template: str | None
     """Hash of the chat template. Only data of messages depends on it."""
 
+    is_dated: bool = False
+    """Whether the chat template asks for the day."""
+
     @property
     def fingerprint(self) -> str:
         """Return the fingerprint under which sequences lie: of all but the template."""
@@ -57,7 +65,7 @@ class TokenizerSpec:
     def without_template(self) -> dict[str, object]:
         """Return the fields that ids of texts depend on."""
         fields = asdict(self)
-        del fields["template"]
+        del fields["template"], fields["is_dated"]
         return fields
 
 
@@ -68,9 +76,9 @@ def tokenizer_spec(folder: Path, store: "Store") -> TokenizerSpec:
         ModelError: If the folder holds no tokenizer.
     """
     files = {"folder": str(folder.resolve()), "files": _file_states(folder)}
-    if (known := store.recall_identity("tokenizer", files)) is None:
+    if (known := store.recall_identity("tokenizer spec", files)) is None:
         known = canonical_json(asdict(Tokenizer(folder).spec))
-        store.remember_identity("tokenizer", files, known)
+        store.remember_identity("tokenizer spec", files, known)
     return TokenizerSpec(**json.loads(known))
 
 
@@ -89,16 +97,29 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _file_states(folder: Path) -> list[list[object]]:
-    """Return name, size, time of change and inode of each of the tokenizer's files."""
-    stats = [(path.name, path.stat()) for path in tokenizer_files(folder)]
-    return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
+    """Return name, size, times of change and inode of each file that a tokenizer may be read from.
+
+    That is any file but weights: each class of tokenizers has names of its own for its files.
+    """
+    tokenizer_files(folder)  # says so if there is none
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    kept = sorted(path for path in files if path.suffix not in WEIGHTS and path.is_file())
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in kept]
+    return [
+        [name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        for name, stat in stats
+    ]
 
 
 class Tokenizer:
     """A tokenizer of transformers, behind the rule above."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, day: date | None = None) -> None:
         """Load the tokenizer in ``folder``; nothing is fetched and no code in it is run.
+
+        Args:
+            folder: The tokenizer's, or a model's with one.
+            day: What a chat template that asks is told; None tells it today's.
 
         Raises:
             ModelError: If the folder holds no tokenizer, or one that needs its own code.
@@ -118,6 +139,7 @@ class Tokenizer:
         if self._backend is not None:
             self._backend.no_padding()
             self._backend.no_truncation()
+        self._folder, self._day = folder, day
         self.bos_token_id: int | None = self._tokenizer.bos_token_id
         self.eos_token_id: int | None = self._tokenizer.eos_token_id
         self.spec = self._spec()
@@ -167,10 +189,13 @@ class Tokenizer:
         from jinja2 import TemplateError
 
         try:
+            template = template_on(self._tokenizer, self._day)
             before = self._tokenizer.apply_chat_template(
-                list(prompt), tokenize=False, add_generation_prompt=True
+                list(prompt), tokenize=False, add_generation_prompt=True, chat_template=template
             )
-            whole = self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+            whole = self._tokenizer.apply_chat_template(
+                [*prompt, *completion], tokenize=False, chat_template=template
+            )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"chat template: {' '.join(str(error).split())[:100]}") from error
         if not whole.startswith(before):
@@ -215,28 +240,101 @@ class Tokenizer:
         first = self.bos_token_id if self.bos_token_id is not None else self.eos_token_id
         return [cast(int, first)]
 
+    def special_tokens(self) -> list[str]:
+        """Return the contents of added tokens that options may have split where a text has them."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        return sorted({each.content for each in added if each.content})
+
     def _spec(self) -> TokenizerSpec:
-        if self._backend is not None:
-            parts = json.loads(self._backend.to_str())
-            parts = {
-                k: v for k, v in parts.items() if k not in ("truncation", "padding", "version")
-            }
-        else:
-            parts = {"class": type(self._tokenizer).__name__}
         template = self._tokenizer.chat_template
         return TokenizerSpec(
             vocabulary=_hash(self._tokenizer.get_vocab()),
-            algorithm=_hash(parts),
+            algorithm=_hash(self._algorithm()),
             bos_token_id=self.bos_token_id,
             eos_token_id=self.eos_token_id,
-            template=None if template is None else _hash(template),
+            template=None if template is None else template_hash(self._tokenizer),
+            is_dated=template is not None and "strftime_now" in json.dumps(template),
         )
+
+    def _algorithm(self) -> dict[str, Any]:
+        """Return all that ids depend on beside the vocabulary; options at their default add none.
+
+        The file of a fast tokenizer holds everything but one option of its backend. A slow one is
+        its class, its files and the options that it was made with.
+        """
+        if self._backend is None:
+            return _slow_algorithm(self._tokenizer, self._folder)
+        parts: dict[str, Any] = json.loads(self._backend.to_str())
+        kept = {k: v for k, v in parts.items() if k not in ("truncation", "padding", "version")}
+        if self._backend.encode_special_tokens:
+            kept["encode_special_tokens"] = True
+        return kept
 
     def _is_byte_level(self) -> bool:
         if self._backend is None:
             return False
         parts = json.loads(self._backend.to_str())
         return '"ByteLevel"' in json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")])
+
+
+def template_on(tokenizer: Any, day: date | None) -> str | None:
+    """Return a tokenizer's chat template as it reads on a day; None if it asks for none.
+
+    Args:
+        tokenizer: Of transformers, with a template.
+        day: None for today.
+
+    Raises:
+        ModelError: If it asks for the day in a form that is not written out in it.
+    """
+    template: str = tokenizer.get_chat_template()
+    if "strftime_now" not in template:
+        return None
+    now = datetime.combine(day or date.today(), time())
+    told = _ASKS_FOR_DAY.sub(lambda call: json.dumps(now.strftime(call[1][1:-1])), template)
+    if re.search(r"strftime_now\s*\(", told):
+        raise ModelError(
+            "the chat template asks for the day in a form that is not written out: expected "
+            "strftime_now and a text in parentheses; write the form there"
+        )
+    return told
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Return the hash of a chat template and of the tokens that it writes by name.
+
+    Two of them are in a tokenizer's spec by their ids: where the template names no other, it is
+    the template's hash alone.
+    """
+    template = tokenizer.chat_template
+    text = json.dumps(template)
+    named = {
+        name: str(token)
+        for name, token in tokenizer.special_tokens_map.items()
+        if name not in ("bos_token", "eos_token") and name in text
+    }
+    return _hash({"template": template, "tokens": named} if named else template)
+
+
+def _slow_algorithm(tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Return what the ids of a tokenizer without a backend of its own depend on."""
+    places = {*tokenizer.vocab_files_names, "name_or_path", "special_tokens_map_file"}
+    files = [folder / name for name in tokenizer.vocab_files_names.values()]
+    options = {
+        name: str(value)
+        for name, value in tokenizer.init_kwargs.items()
+        if name not in places | {"chat_template"}
+    }
+    return {
+        "class": type(tokenizer).__name__,
+        "files": {
+            path.name: blake3(path.read_bytes()).hexdigest(KEY_BYTES)
+            for path in files
+            if path.is_file()
+        },
+        "options": options,
+        "added": {str(key): repr(token) for key, token in tokenizer.added_tokens_decoder.items()},
+    }
 
 
 def _hash(value: object) -> str:

@@ -29,14 +29,16 @@ def remember_name(store: LiveStore, fingerprint: str, name: str, files: Sequence
     remember(store.path, "name", {"fingerprint": fingerprint}, name)
     if files:
         states = canonical_json([file_identity(path) for path in files])
-        remember(store.path, "named files", {"fingerprint": fingerprint}, states)
+        remember(store.path, "named files", {"fingerprint": fingerprint, "name": name}, states)
 
 
 def shown_name(store: LiveStore, fingerprint: str) -> str | None:
     """Return what a person calls a fingerprint; None if its files are not there as they were."""
     name = store.recall_identity("name", {"fingerprint": fingerprint})
-    states = store.recall_identity("named files", {"fingerprint": fingerprint})
-    if name is None or states is None:
+    if name is None:
+        return None
+    states = store.recall_identity("named files", {"fingerprint": fingerprint, "name": name})
+    if states is None:
         return None if _is_scorer(store, fingerprint) else name
     is_there = all(
         state is not None and file_identity(Path(state["path"])) == state

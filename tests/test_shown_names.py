@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -57,14 +58,13 @@ def test_a_name_whose_folder_holds_other_weights_is_not_shown(
     assert scored.name_of(scorer) == "copy"
 
 
-def test_a_name_that_nobody_can_check_is_not_shown(scored: Store, model_dir: Path) -> None:
-    scorer = look(scored, model_dir)
-    for entry in (scored.path / "remembered").iterdir():
-        if '"named files"' in entry.read_text():
-            entry.unlink()  # as the version before wrote it
+def test_a_name_that_nobody_can_check_is_not_shown(store: Store) -> None:
+    spec = {"kind": "scorer", "weights": uuid4().hex, "config": {}, "numerics": {"precision": "x"}}
+    scorer = store.write_spec(spec, name="sft")  # as the version before wrote it
+    reward = store.write_spec({"kind": "reward", "from": "brevity"}, name="short (brevity)")
 
-    assert scored.name_of(scorer) is None
-    assert scored.name_of("0" * 32) is None
+    assert store.name_of(scorer) is None
+    assert store.name_of(reward) == "short (brevity)"
 
 
 def test_a_reference_without_a_name_is_shown_by_its_fingerprint() -> None:

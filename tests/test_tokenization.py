@@ -1,9 +1,13 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer
 
+import offpref.pipeline.pairs as pairs
+from offpref.pipeline.config import AddSettings
+from offpref.pipeline.pairs import add_pairs, plan_add
 from offpref.pipeline.tokenization import Tokenizer, tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
@@ -160,3 +164,79 @@ def test_missing_tokenizer_is_a_clear_error(tmp_path: Path, store: Store) -> Non
         Tokenizer(tmp_path / "no")
     with pytest.raises(ModelError, match="found no file of one"):
         tokenizer_spec(tmp_path, store)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_option_that_splits_special_tokens_counts_and_its_default_does_not(
+    chat_dir: Path, tmp_path: Path, store: Store
+) -> None:
+    plain = tokenizer_spec(chat_dir, store)
+    copy = Path(shutil.copytree(chat_dir, tmp_path / "copy"))
+    change_config(copy, split_special_tokens=False)
+    default = tokenizer_spec(copy, store)
+    change_config(copy, split_special_tokens=True)
+
+    split = tokenizer_spec(copy, store)
+
+    assert Tokenizer(copy).completion_ids(["good</s>"]) != Tokenizer(chat_dir).completion_ids(
+        ["good</s>"]
+    )
+    assert default.fingerprint == plain.fingerprint != split.fingerprint
+
+
+def test_a_token_that_the_template_writes_by_name_counts(
+    chat_dir: Path, tmp_path: Path, store: Store
+) -> None:
+    copy = Path(shutil.copytree(chat_dir, tmp_path / "copy"))
+    change_config(copy, pad_token="film")
+    assert tokenizer_spec(copy, store).template == tokenizer_spec(chat_dir, store).template
+
+    for folder in (copy, other := Path(shutil.copytree(copy, tmp_path / "other"))):
+        (folder / "chat_template.jinja").write_text("{{ pad_token }}")
+    change_config(other, pad_token="book")
+
+    assert tokenizer_spec(copy, store).template != tokenizer_spec(other, store).template
+
+
+def test_a_former_pair_set_whose_special_tokens_were_split_is_made_again(
+    chat_dir: Path, tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The former version gave both tokenizers one fingerprint, so either may have made it."""
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": "how ?", "chosen": "good</s> good", "rejected": "bad"}]
+    data.write_text(json.dumps(rows[0]))
+    split = Path(shutil.copytree(chat_dir, tmp_path / "split"))
+    change_config(split, split_special_tokens=True)
+    settings = AddSettings(data=(str(data),), pair_set="p", tokenizer=chat_dir)
+    planned = plan_add(store, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "remember_right", lambda store, fingerprint: None)
+        patch.setattr(pairs, "Tokenizer", lambda folder, day: Tokenizer(split))
+        former, _ = add_pairs(store, planned)
+    store.refresh()
+
+    found = [add_pairs(store, plan_add(store, settings)) for _ in range(2)]
+
+    assert [is_new for _, is_new in found] == [True, False]
+    assert found[0][0].fingerprint == found[1][0].fingerprint != former.fingerprint
+    assert capsys.readouterr().err.count("whether special tokens in a text are split") == 1
+
+
+def test_a_former_pair_set_is_known_where_its_ids_are_right(
+    chat_dir: Path, tmp_path: Path, store: Store
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "how ?", "chosen": "good</s> good", "rejected": "bad"}))
+    settings = AddSettings(data=(str(data),), pair_set="p", tokenizer=chat_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "remember_right", lambda store, fingerprint: None)
+        former, _ = add_pairs(store, plan_add(store, settings))
+    store.refresh()
+
+    found, is_new = add_pairs(store, plan_add(store, settings))
+
+    assert (found.fingerprint, is_new) == (former.fingerprint, False)
