@@ -1,6 +1,6 @@
 """A batch: rows of any tables that become live together, by one commit record, or not at all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,6 +9,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from .commits import Head, Record, write_record
+from .errors import StoreWriteError
 from .heartbeat import keep_alive
 from .keys import KEY_BYTES
 from .placing import place_bytes
@@ -25,7 +26,12 @@ class Batch:
     """
 
     def __init__(
-        self, root: Path, provenance: Mapping[str, object], *, on_commit: Callable[[], object]
+        self,
+        root: Path,
+        provenance: Mapping[str, object],
+        *,
+        heads: Iterable[Head],
+        on_commit: Callable[[], object],
     ) -> None:
         """Start empty; see ``Store.batch``."""
         self.num_rows = 0
@@ -37,6 +43,7 @@ class Batch:
         self._on_commit = on_commit
         self._rows: dict[tuple[str, str], list[pa.Table]] = {}
         self._heads: dict[str, bytes] = {}
+        self._heads_there = {(head.fingerprint, head.blake3) for head in heads}
 
     def add(self, table: str, partition: str, rows: pa.Table) -> None:
         """Add rows; all rows of one table and partition become one shard.
@@ -117,7 +124,12 @@ class Batch:
         digest = blake3(content).hexdigest(KEY_BYTES)
         check_folder(self._root, path.parent)
         is_placed = place_bytes(content, path, self._root / "tmp")
-        # The same head gives the same bytes: what is there with others is damaged.
-        if not is_placed and hash_regular(self._root, path)[0] != digest:
-            place_bytes(content, path, self._root / "tmp", overwrite=True)
+        found = digest if is_placed else hash_regular(self._root, path)[0]
+        if found != digest:
+            if (fingerprint, found) in self._heads_there:
+                raise StoreWriteError(
+                    f"{path} is there with other bytes, which are whole: expected the same head"
+                    " under one fingerprint"
+                )
+            place_bytes(content, path, self._root / "tmp", overwrite=True)  # it is damaged
         return Head(fingerprint=fingerprint, blake3=digest, num_bytes=len(content))

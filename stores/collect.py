@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from .commits import Record, read_record, record_names
 from .errors import CommitCorruptError, StoreBusyError
-from .heartbeat import DEAD_SECONDS, youngest_heartbeat
+from .heartbeat import DEAD_SECONDS, is_alive, youngest_heartbeat
 from .placing import clear_write_errors
 from .regular import check_regular, is_regular, list_folder
 from .shards import shard_files
@@ -70,7 +70,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS) -> Co
             *_old_shards(store, on_disk, records, now - grace_seconds),
             *_old_heads(store, now - grace_seconds),
             *_old_records(store, records, now - grace_seconds),
-            *_older(list_folder(store.path, store.path / "tmp"), now - grace_seconds),
+            *_older(_left_behind(store.path, now), now - grace_seconds),
         ]
         num_bytes = 0
         num_files = 0
@@ -149,6 +149,11 @@ def _old_records(
     }
     for name in sorted(covered & set(record_names(store.path))):
         yield store.path / "commits" / name
+
+
+def _left_behind(root: Path, now: float) -> list[Path]:
+    """What is in ``tmp``, without the heartbeats of writers that are at work, this one's too."""
+    return [path for path in list_folder(root, root / "tmp") if not is_alive(path, now)]
 
 
 def _older(paths: list[Path], before: float) -> Iterator[Path]:

@@ -65,12 +65,12 @@ def youngest_heartbeat(root: Path, now: float) -> float | None:
     return min(ages, default=None)
 
 
-def is_alive(path: Path) -> bool:
+def is_alive(path: Path, now: float) -> bool:
     """Return whether a file of ``tmp`` is the heartbeat of a writer that is at work."""
     if path.suffix != _SUFFIX:
         return False
     with suppress(FileNotFoundError):
-        return time.time() - path.lstat().st_mtime < DEAD_SECONDS
+        return now - path.lstat().st_mtime < DEAD_SECONDS
     return True  # it ended meanwhile
 
 

@@ -75,7 +75,7 @@ class Store(LiveStore):
             provenance: What to keep of how the rows came to be (device, versions, batch shape),
                 in the files' metadata and the commit record; not hashed. None keeps nothing.
         """
-        return Batch(self.path, provenance or {}, on_commit=self.refresh)
+        return Batch(self.path, provenance or {}, heads=self.heads(), on_commit=self.refresh)
 
     def read(
         self,

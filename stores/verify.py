@@ -11,6 +11,7 @@ looked at all the same.
 Cost: everything is read once and hashed twice; at most a row group is unpacked at a time.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ class _Check:
                 self.problems.append(f"{path} is not part of a store")
         for path in self._files("tmp"):
             if is_regular(path):
-                if not is_alive(path):
+                if not is_alive(path, time.time()):
                     self.notes.append(f"{path} is being written, or was left by a writer that died")
             else:
                 self.problems.append(f"{path} is not part of a store: expected a file")

@@ -217,7 +217,10 @@ def test_store_commands(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
     assert "sequences" in invoke("store", "ls", store).stdout
     assert invoke("store", "verify", store).exit_code == 0
     assert "shards became" in invoke("store", "compact", store).stdout
-    assert "files deleted" in invoke("store", "gc", store, "--grace-days", "0").stdout
+    hasty = invoke("store", "gc", store, "--grace-days", "0")
+    assert hasty.exit_code == 2
+    assert "with --force it is done, unless a writer is at work" in hasty.stderr
+    assert "files deleted" in invoke("store", "gc", store, "--grace-days", "0", "--force").stdout
     assert invoke("store", "verify", store).exit_code == 0
     assert ": 0 new," in invoke("score", store, "--pair-set", "p", "--model", model_dir).stdout
 

@@ -81,7 +81,11 @@ def test_disk_gives_the_live_set_of_the_records_in_any_order_of_writing(
 
 def test_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
-    record = Record(removes=frozenset(["a"]), merges=frozenset(["b"]), provenance={"device": "x"})
+    record = Record(
+        removes=frozenset(["a" * 32]),
+        merges=frozenset([f"20260101T000000000000Z-{'b' * 16}-{'c' * 32}.json"]),
+        provenance={"device": "x"},
+    )
 
     name = write_record(record, store.path)
 

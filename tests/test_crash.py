@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from heartbeats import let_heartbeats_age
 
 from offpref.stores.collect import collect_garbage
 from offpref.stores.compact import compact_store
@@ -118,6 +119,7 @@ def test_writer_killed_at_a_point_leaves_all_of_its_batch_or_nothing(
     assert process.exitcode == -signal.SIGKILL
     assert batches(store) == {1: whole} | ({2: whole} if is_there else {})
     assert verify_store(store.path).problems == []
+    let_heartbeats_age(store)
     collect_garbage(store, grace_seconds=0)
     assert verify_store(store.path).notes == []
     assert batches(Store.open(store.path)) == batches(store)
@@ -143,6 +145,7 @@ def test_compactor_killed_at_a_point_changes_nothing(store: Store, point: str) -
     assert process.exitcode == (0 if point == "shard-placed:2" else -signal.SIGKILL)
     assert (again.digest("logps", "fp"), again.digest("topk", "fp"), batches(again)) == before
     assert verify_store(store.path).problems == []
+    let_heartbeats_age(again)
     collect_garbage(again, grace_seconds=0)
     assert batches(Store.open(store.path)) == before[2]
 
@@ -176,6 +179,7 @@ def test_nothing_acknowledged_is_lost_when_writers_and_a_compactor_are_killed_at
     assert len(acknowledged) > 100
     before = (store.digest("logps", "fp"), batches(store))
     compact_store(store)
+    let_heartbeats_age(store)
     collect_garbage(store, grace_seconds=0)
     again = Store.open(store.path)
     assert (again.digest("logps", "fp"), batches(again)) == before

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,14 @@ from offpref.stores.store import Store
 
 
 @pytest.fixture
-def source(tmp_path: Path, store: Store) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("OFFPREF_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(cache: Path, tmp_path: Path, store: Store) -> Path:
     """A file for which the store remembers a value."""
     path = tmp_path / "pairs.jsonl"
     path.write_text("one")
@@ -57,8 +65,10 @@ def test_changed_file_recalls_nothing(store: Store, source: Path, change: object
     assert store.recall("source", source) is None
 
 
-def test_every_flipped_byte_of_an_entry_recalls_nothing(store: Store, source: Path) -> None:
-    (entry,) = (store.path / "remembered").iterdir()
+def test_every_flipped_byte_of_an_entry_recalls_nothing(
+    cache: Path, store: Store, source: Path
+) -> None:
+    (entry,) = (cache / "remembered").iterdir()
     whole = entry.read_bytes()
 
     recalled = set()
@@ -80,3 +90,24 @@ def test_identity_need_not_be_a_file(store: Store) -> None:
 
     assert store.recall_identity("source", {"etag": "1", "url": "hf://x"}) == "value"
     assert store.recall_identity("source", {"etag": "2", "url": "hf://x"}) is None
+
+
+def test_a_store_from_elsewhere_cannot_say_what_a_users_file_holds(
+    cache: Path, store: Store, source: Path
+) -> None:
+    (entry,) = (cache / "remembered").iterdir()
+    shutil.copy(entry, store.path / "remembered" / entry.name)
+    shutil.rmtree(cache)
+
+    assert store.recall("source", source) is None
+
+
+def test_cache_that_cannot_be_written_only_costs_time(
+    cache: Path, store: Store, source: Path
+) -> None:
+    shutil.rmtree(cache)
+    cache.write_text("a file, where a folder should be")
+
+    store.remember("source", source, "value")
+
+    assert store.recall("source", source) is None

@@ -49,7 +49,7 @@ def test_what_is_whole_is_kept(scored: Store) -> None:
     done = cli("store", "verify", scored.path, "--drop-damaged")
 
     assert done.exit_code == 0
-    assert "dropped nothing: scores and rewards are whole" in done.output
+    assert "dropped nothing: scores, rewards and heads are whole" in done.output
     assert Store.open(scored.path).read("logps").num_rows > 0
 
 
@@ -67,4 +67,4 @@ def test_pairs_cannot_be_computed_and_stay_named(scored: Store) -> None:
 def test_the_way_out_is_named_where_the_damage_is(scored: Store) -> None:
     damage(scored.shards("logps")[0].path)
 
-    assert "--drop-damaged lets go of damaged scores" in cli("store", "verify", scored.path).output
+    assert "--drop-damaged removes damaged scores" in cli("store", "verify", scored.path).output
