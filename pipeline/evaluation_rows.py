@@ -51,7 +51,7 @@ class Measured:
         """Take the samples from the store."""
         self.keys = sample_keys(store, samples.pair_set)
         self.num_without_room = samples.num_without_room
-        columns = ["ids", "num_prompt_tokens", "prompt_key", "text_key", "eos_lost"]
+        columns = ["ids", "num_prompt_tokens", "prompt_key", "text_key"]
         reader = RowReader(store, SEQUENCES.name, samples.pair_set.tokenizer, columns=columns)
         rows = reader.rows(key_array(self.keys))
         splits = rows["num_prompt_tokens"].to_pylist()
@@ -59,7 +59,8 @@ class Measured:
         self.completions = [each[split:] for each, split in zip(ids, splits, strict=True)]
         self.prompt_keys = rows["prompt_key"].to_pylist()
         self.text_keys = rows["text_key"].to_pylist()
-        self.has_ended = ~np.asarray(rows["eos_lost"])
+        # Not by `eos_lost`: samples of other end tokens share a row with the same ids.
+        self.has_ended = np.isin([each[-1] for each in ids], samples.end_token_ids)
 
 
 def evaluation_row(found: Measured) -> dict[str, Any]:

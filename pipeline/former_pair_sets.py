@@ -23,14 +23,14 @@ from .tokenization import Tokenizer
 _RIGHT, _WRONG = "right", "wrong"
 
 
-def remember_right(store: Store, fingerprint: str) -> None:
+def remember_right(store: Store, found: PairSet) -> None:
     """Keep that a version's ids are what its fingerprint says: this version of offpref made it."""
-    store.remember_identity("ids", _identity(store, fingerprint, None), _RIGHT)
+    store.remember_identity("ids", _identity(found, None), _RIGHT)
 
 
 def ids_are_right(store: Store, found: PairSet, folder: Path) -> bool:
     """Whether special tokens in the texts of a version are the ids that they are now."""
-    identity = _identity(store, found.fingerprint, None)
+    identity = _identity(found, None)
     known = store.recall_identity("ids", identity)
     if known is None:
         tokenizer = Tokenizer(folder)
@@ -45,10 +45,10 @@ def found_day(store: Store, found: PairSet, folder: Path) -> date | None:
 
     Looked for around the day on which the version was made, in any time zone.
     """
-    identity = _identity(store, found.fingerprint, "day")
+    identity = _identity(found, "day")
     known = store.recall_identity("ids", identity)
     if known is None:
-        days = [found.created_on + timedelta(days=days) for days in (0, 1, -1)]
+        days = [found.created_at.date() + timedelta(days=days) for days in (0, 1, -1)]
         tokenizers = {day: Tokenizer(folder, day) for day in days}
         for row in _rows(store, found, containing=None):
             tokenizers = {day: each for day, each in tokenizers.items() if _fits(each, *row)}
@@ -57,8 +57,10 @@ def found_day(store: Store, found: PairSet, folder: Path) -> date | None:
     return None if known == _WRONG else date.fromisoformat(known)
 
 
-def _identity(store: Store, fingerprint: str, what: str | None) -> dict[str, object]:
-    return {"store": store.uuid, "pair_set": fingerprint, "what": what}
+def _identity(found: PairSet, what: str | None) -> dict[str, object]:
+    """Return what names a version as it was made: a copy of a store may have made its own."""
+    made = found.created_at.isoformat()
+    return {"pair_set": found.fingerprint, "created_at": made, "what": what}
 
 
 def _rows(

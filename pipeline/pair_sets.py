@@ -5,7 +5,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 
 from ..stores.errors import PairSetError
 from ..stores.schema import PAIR_SETS, REJECTS
@@ -26,8 +26,7 @@ class PairSet:
     num_eos_lost: int
     num_merges: int
     settings: str
-    created_on: date
-    """Day on which it was made, in UTC."""
+    created_at: datetime
 
     @property
     def has_messages(self) -> bool:
@@ -50,7 +49,7 @@ def pair_sets(store: Store) -> list[PairSet]:
                 tokenizer=tokenizer,
                 form=row["form"],
                 settings=row["settings"],
-                created_on=row["created_at"].date(),
+                created_at=row["created_at"],
                 **counts,
             )
             found.append((row["created_at"], described))

@@ -144,7 +144,7 @@ def add_pairs(
         adder.add(chunk)
         on_rows(len(chunk.examples.row))
     found = adder.finish()
-    remember_right(store, found.fingerprint)
+    remember_right(store, found)
     return found, True
 
 
@@ -268,7 +268,7 @@ class _Adder:
             tokenizer=partition,
             form=form,
             settings=settings,
-            created_on=now.date(),
+            created_at=now,
             **self._counts,
         )
 

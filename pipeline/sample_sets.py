@@ -5,8 +5,9 @@ that serves pairs serves them: scores are cached, rewards are written once, SQL 
 The ids are kept as they were drawn; text tokenised again could be other ids.
 
 A sample set is named by what its samples depend on (the model's weights, the prompts, the
-settings). Each batch has a seed of its own and is kept whole, so a run that was killed draws what
-is missing and nothing else, and the samples are those of a run that was not.
+settings, the tokens that end one where they are not just the tokenizer's own). Each batch has a
+seed of its own and is kept whole, so a run that was killed draws what is missing and nothing else,
+and the samples are those of a run that was not.
 """
 
 import time
@@ -25,10 +26,13 @@ from ..stores.known import Keys, to_keys
 from ..stores.schema import PAIR_SETS, PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
 from ..stores.store import Store
 from .encoding import Ids, Sequence, sequence_table
+from .end_tokens import known_end_tokens
 from .fingerprints import max_positions, model_config
+from .former_samples import settled_spec
 from .pair_sets import PairSet, pair_sets
 from .progress import Progress
 from .prompts import Prompt, prompts_of
+from .tokenization import tokenizer_spec
 
 COMMIT_SECONDS = 10.0
 
@@ -72,6 +76,8 @@ class SampleSet:
     num_without_room: int
     """Prompts that fill the model's positions, of which there are no samples."""
     seconds: float
+    end_token_ids: tuple[int, ...]
+    """Ids that end a sample; one that was cut off has none at its end."""
 
 
 def draw_samples(
@@ -115,7 +121,14 @@ def draw_samples(
     if not prompts:
         raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
     name = model.resolve().name
-    drawn = _SampleRows(store, source, settings, name, weights, prompts, split)
+    ends = known_end_tokens(model, eos := tokenizer_spec(model, store).eos_token_id, store)
+    most = settings.max_new_tokens
+    spec = settled_spec(
+        store, _spec(weights, source, settings, prompts),
+        ends=ends, usual=[] if eos is None else [eos],
+        room=lambda length: most if limit is None else min(most, limit - length),
+    )  # fmt: skip
+    drawn = _SampleRows(store, source, settings, name, spec, prompts, split)
     known = drawn.find()
     num_new = 0
     if known is None:
@@ -128,6 +141,7 @@ def draw_samples(
         num_new=num_new,
         num_without_room=len(found) - len(prompts),
         seconds=time.monotonic() - started,
+        end_token_ids=tuple(ends),
     )
 
 
@@ -140,6 +154,19 @@ def sample_keys(store: Store, samples: PairSet) -> Keys:  # [P N]
     # Processes that draw at once on devices that round otherwise leave several: the first counts.
     _, places = np.unique(np.asarray(rows["source_row"]), return_index=True)
     return to_keys(rows["chosen_key"])[places]
+
+
+def _spec(
+    weights: str, source: PairSet, settings: SampleSettings, prompts: list[Prompt]
+) -> dict[str, object]:
+    """Return what a sample set is named by beside the tokens that end a sample."""
+    return {
+        "kind": "samples",
+        "policy": weights,
+        "tokenizer": source.tokenizer,
+        "prompts": keys.content_key(*(each.key for each in prompts)).hex(),
+        "settings": asdict(settings),
+    }
 
 
 def _draw(
@@ -174,20 +201,14 @@ class _SampleRows:
         source: PairSet,
         settings: SampleSettings,
         model_name: str,
-        weights: str,
+        spec: Mapping[str, object],
         prompts: list[Prompt],
         split: str,
     ) -> None:
         self.prompts = prompts
         self._store, self._source, self._settings, self._split = store, source, settings, split
         self._name = f"{source.name}/samples/{model_name}"
-        self.spec: Mapping[str, object] = {
-            "kind": "samples",
-            "policy": weights,
-            "tokenizer": source.tokenizer,
-            "prompts": keys.content_key(*(each.key for each in prompts)).hex(),
-            "settings": asdict(settings),
-        }
+        self.spec = spec
         self.fingerprint = keys.fingerprint(self.spec)
         self._pending: list[dict[str, object]] = []
         self._sequences: dict[bytes, Sequence] = {}
@@ -213,7 +234,12 @@ class _SampleRows:
 
     def keep(self, rows: range, samples: list[tuple[Ids, bool]], tokenizer: Any) -> None:
         """Take a batch: of each row its completion's ids, and whether it ended itself."""
-        texts = tokenizer.batch_decode([ids for ids, _ in samples], skip_special_tokens=True)
+        # Never cleaned up: the text says what the ids are, whatever the tokenizer's options.
+        texts = tokenizer.batch_decode(
+            [ids for ids, _ in samples],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
         for row, (ids, has_ended), text in zip(rows, samples, texts, strict=True):
             prompt = self.prompts[row // self._settings.num_samples]
             sequence = _sequence(prompt, ids, text, has_ended=has_ended)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoding import Ids
+from .end_tokens import end_tokens
 
 if TYPE_CHECKING:
     from .sample_sets import SampleSettings
@@ -54,7 +55,7 @@ class Sampler:
             check=False,
         )
         self._model = loaded.model
-        self._ends = self._end_ids()
+        self._ends = end_tokens(model_dir, tokenizer.eos_token_id)
         # What else its file asks for (a repetition penalty, banned tokens) is not the policy's.
         self._model.generation_config = type(self._model.generation_config)()
 
@@ -108,12 +109,6 @@ class Sampler:
         """Return a completion up to the token that ends it, that token included."""
         ends = np.flatnonzero(np.isin(ids, self._ends))
         return (ids[: ends[0] + 1], True) if len(ends) else (ids, False)
-
-    def _end_ids(self) -> list[int]:
-        """Return the tokens that end a completion, as the model and its tokenizer name them."""
-        named = self._model.generation_config.eos_token_id
-        found = [self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-        return list(dict.fromkeys(int(each) for each in found if each is not None))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         import torch

@@ -69,7 +69,7 @@ def settled_spec(
 def template_day(found: PairSet) -> date:
     """Return the day that templates are told for the texts of a version: that of its own."""
     day = json.loads(found.settings).get(DAY)
-    return found.created_on if day is None else date.fromisoformat(day)
+    return found.created_at.date() if day is None else date.fromisoformat(day)
 
 
 def _without_day(found: PairSet) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def make_former(store: Store, data: Path, folder: Path, day: date) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "settled_spec", lambda store, spec, *others, **more: spec)
         patch.setattr(pairs, "Tokenizer", OnThatDay)
-        patch.setattr(pairs, "remember_right", lambda store, fingerprint: None)
+        patch.setattr(pairs, "remember_right", lambda store, found: None)
         return add(store, data, folder)[0].fingerprint
 
 

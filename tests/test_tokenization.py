@@ -214,7 +214,7 @@ def test_a_former_pair_set_whose_special_tokens_were_split_is_made_again(
     settings = AddSettings(data=(str(data),), pair_set="p", tokenizer=chat_dir)
     planned = plan_add(store, settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "remember_right", lambda store, fingerprint: None)
+        patch.setattr(pairs, "remember_right", lambda store, found: None)
         patch.setattr(pairs, "Tokenizer", lambda folder, day: Tokenizer(split))
         former, _ = add_pairs(store, planned)
     store.refresh()
@@ -233,7 +233,7 @@ def test_a_former_pair_set_is_known_where_its_ids_are_right(
     data.write_text(json.dumps({"prompt": "how ?", "chosen": "good</s> good", "rejected": "bad"}))
     settings = AddSettings(data=(str(data),), pair_set="p", tokenizer=chat_dir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "remember_right", lambda store, fingerprint: None)
+        patch.setattr(pairs, "remember_right", lambda store, found: None)
         former, _ = add_pairs(store, plan_add(store, settings))
     store.refresh()
 
