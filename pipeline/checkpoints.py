@@ -38,6 +38,7 @@ from .devices import Processes
 from .models import ScoringModel
 from .policies import trainable
 from .random_states import random_states, restore_random_states
+from .tensor_files import tensor_errors
 
 FOLDER, STATE_FILE = "checkpoints", "state.json"
 
@@ -59,7 +60,7 @@ def save_checkpoint(
     folder = output_dir / FOLDER
     path = folder / f"step-{state['step']:08d}"
     partial = folder / f".partial-{path.name}"
-    with clear_write_errors(path):
+    with clear_write_errors(path), tensor_errors():
         if processes.is_first:
             make_folder(folder)
             shutil.rmtree(partial, ignore_errors=True)
@@ -117,10 +118,11 @@ def load_checkpoint(
             "resume in the same way"
         )
     try:
-        if is_split:
-            _load_split(checkpoint, policy, optimizer, processes.rank)
-        else:
-            _load_whole(checkpoint, policy, optimizer)
+        with tensor_errors():
+            if is_split:
+                _load_split(checkpoint, policy, optimizer, processes.rank)
+            else:
+                _load_whole(checkpoint, policy, optimizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StoreFormatError(f"{checkpoint} cannot be loaded: {error}") from error
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,13 @@ def join_processes(device: str | None) -> Processes:
         return Processes(device=place)
     mesh = init_device_mesh(place.type, (world_size,))
     return Processes(device=place, rank=rank, world_size=world_size, mesh=mesh)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held: of its GPU, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ copies of its tokenizer's files.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,14 @@ def make_optimizer(policy: nn.Module, settings: TrainSettings) -> torch.optim.Ad
     )
 
 
-def learning_rates(settings: TrainSettings, num_steps: int) -> Callable[[int], float]:
+def num_warmup_steps(settings: TrainSettings, num_steps: int) -> int:
+    """Return the steps that warm up; a share of the steps is rounded up, as transformers does."""
+    return settings.warmup_steps or math.ceil(num_steps * (settings.warmup_ratio or 0.0))
+
+
+def learning_rates(
+    settings: TrainSettings, num_steps: int, num_warmup: int
+) -> Callable[[int], float]:
     """Return the learning rate of each step, from 1 on: a pure function, so nothing to save.
 
     Raises:
@@ -97,8 +105,6 @@ def learning_rates(settings: TrainSettings, num_steps: int) -> Callable[[int], f
     """
     from transformers.optimization import get_scheduler
 
-    ratio = settings.warmup_ratio or 0.0
-    num_warmup = settings.warmup_steps or round(ratio * num_steps)
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
     schedule: Any = get_scheduler(settings.lr_scheduler_type, unused, num_warmup, num_steps)
     factor = schedule.lr_lambdas[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..stores.errors import ModelError
 from .batches import PackedBatch, collate_rows, separate_rows
 from .heads import head_conventions
+from .out_of_memory import is_out_of_memory
 from .packing import PackedRow
 
 if TYPE_CHECKING:
@@ -144,9 +145,9 @@ def _scores(
     model.route = route
     try:
         scores = model(batch.to(model.device), want=("token_logps", "logits"))
-    except torch.OutOfMemoryError:
-        raise
-    except (ModelError, AttributeError, TypeError, ValueError, IndexError, RuntimeError):
+    except (ModelError, AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return None  # Another way of running it may do; with none left the caller raises.
     return scores.token_logps.double().cpu(), scores.logits.double().cpu()
 

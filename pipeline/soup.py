@@ -21,6 +21,7 @@ from ..stores.placing import clear_write_errors, make_folder
 from .checkpoints import place_folder
 from .fingerprints import model_config, weight_files
 from .policies import COPIED
+from .tensor_files import tensor_errors
 
 
 def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) -> int:
@@ -48,7 +49,7 @@ def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) ->
         raise ValueError(f"output_dir {output_dir} is not empty")
     tensors = _mean([_Tensors(folder) for folder in folders], [w / total for w in weights])
     partial = output_dir.parent / f".{output_dir.name}-{uuid4().hex}"
-    with clear_write_errors(output_dir):
+    with clear_write_errors(output_dir), tensor_errors():
         make_folder(partial)
         try:
             save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})

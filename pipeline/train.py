@@ -9,14 +9,15 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from ..stores.errors import StoreError, TrainingError
+import torch
+
+from ..stores.errors import StoreError, StoreWriteError
 from ..stores.placing import clear_write_errors, move_synced, sync_file, sync_folder
 from .boards import FOLDER as BOARD_FOLDER
 from .boards import Board
@@ -30,12 +31,17 @@ from .checkpoints import (
 from .devices import Processes, join_processes, keep_freed_memory
 from .measurements import Measured
 from .models import ScoringModel
-from .policies import load_policy, make_optimizer, write_policy
+from .out_of_memory import LOAD_ADVICE, OutOfMemoryError, clear_memory_errors
+from .policies import load_policy, make_optimizer, trainable, write_policy
 from .progress import Progress
 from .run_files import read_run, write_run
 from .run_records import RunRecords
+from .run_start import begin_run, resumed_run, rounding_changes, write_begin
+from .tensor_files import tensor_errors
 from .training import Trainer
 from .training_plan import TrainingPlan
+
+PARTIAL = ".partial-policy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +93,14 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     if processes.device.type == "cpu":
         keep_freed_memory()
     progress = progress if processes.is_first else Progress()
-    run = _begin(plan, processes)
+    run = begin_run(plan, processes)
     if run["is_finished"]:
         return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
-    policy = load_policy(plan.settings, processes)
-    _write_begin(plan, run, processes)  # a policy that cannot be loaded leaves the folder as it is
+    plan = replace(plan, num_warmup_steps=int(run["num_warmup_steps"]))
+    with clear_memory_errors(LOAD_ADVICE):
+        policy = load_policy(plan.settings, processes)
     _say(plan, policy, progress)
+    write_begin(plan, run, processes)  # a policy that cannot be loaded leaves the folder as it is
     optimizer = make_optimizer(policy, plan.settings)
     num_done = 0
     checkpoint = newest_checkpoint(plan.settings.output_dir) if plan.settings.resume else None
@@ -118,13 +126,14 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
 
     try:
         with _stopping(trainer):
-            done = _run(trainer, records, num_done, save)
+            done = _run(trainer, records, num_done, save, plan)
         if trainer.is_interrupted:
             raise Interrupted(
                 f"interrupted: step {done} of {plan.num_steps} is saved in "
                 f"{plan.settings.output_dir}; --resume goes on"
             )
-        _write_result(policy, plan, processes)
+        with _recorded(records, lambda: done):
+            _write_result(policy, plan, processes, lambda: save(done))
         if records is not None:
             records.add_event("finished", done)
         if processes.is_first:
@@ -135,26 +144,67 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     return _summary(plan, run, processes, trainer, num_resumed=num_done)
 
 
-def _run(trainer: Trainer, records: RunRecords | None, num_done: int, save: Any) -> int:
-    """Run the steps and write down how it ended."""
+def _run(
+    trainer: Trainer,
+    records: RunRecords | None,
+    num_done: int,
+    save: Callable[[int], None],
+    plan: TrainingPlan,
+) -> int:
+    """Run the steps and write down how it ended; where memory ends, keep the steps before."""
     if records is not None:
         records.add_event("started", num_done)
-    try:
-        done = trainer.run(num_done, save)
-    except BaseException as error:  # raised again; the store shall say how the run ended
-        step = trainer.history[-1][0] if trainer.history else num_done
-        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        if records is not None:
-            with suppress(StoreError):  # the store itself may be what failed
-                records.add_event(event, step, str(error) or type(error).__name__)
-        raise
+    with _recorded(records, lambda: trainer.history[-1][0] if trainer.history else num_done):
+        try:
+            done = trainer.run(num_done, save)
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(f"{error}; {_kept(trainer, save, plan)}") from error
     if trainer.is_interrupted and records is not None:
         records.add_event("interrupted", done)
     return done
 
 
+@contextmanager
+def _recorded(records: RunRecords | None, step: Callable[[], int]) -> Iterator[None]:
+    """Let the store say how a run ended that ends with an error."""
+    try:
+        yield
+    except BaseException as error:  # raised again
+        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if records is not None:
+            with suppress(StoreError):  # the store itself may be what failed
+                records.add_event(event, step(), str(error) or type(error).__name__)
+        raise
+
+
+def _kept(trainer: Trainer, save: Callable[[int], None], plan: TrainingPlan) -> str:
+    """Save the steps before one that failed, if they are still whole; return where it stands."""
+    step = trainer.put_back()
+    if step:
+        with suppress(StoreError, MemoryError, RuntimeError):
+            save(step)
+    return _state_of(plan)
+
+
+def _state_of(plan: TrainingPlan) -> str:
+    """Return what --resume would do, in words."""
+    checkpoint = newest_checkpoint(plan.settings.output_dir)
+    if checkpoint is None:
+        return "no step is saved, --resume starts again"
+    return f"step {int(read_state(checkpoint)['step'])} is saved, --resume goes on from there"
+
+
 def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
     """Tell what a person should know before the first step."""
+    for line in rounding_changes(plan):
+        progress.note(line)
+    if any(parameter.dtype == torch.bfloat16 for parameter in trainable(policy).values()):
+        what = "weights" if plan.settings.lora_r is None else "the adapter's weights"
+        progress.note(
+            f"note: --precision bf16 keeps {what} and the optimizer's state in bf16: an update "
+            "smaller than half the last bit of a weight is lost; --precision bf16-autocast, in "
+            "score and train, keeps them in float32"
+        )
     if policy.report is not None and policy.report.message:
         progress.note(policy.report.message)
     if plan.pairs.num_left_out:
@@ -164,57 +214,13 @@ def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
         )
 
 
-def _begin(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
-    """Return what ``run.json`` shall say, as the first rank sees it; nothing is written yet."""
-    run = None
-    if processes.is_first:
-        has_run = plan.settings.resume and read_run(plan.settings.output_dir) is not None
-        run = _resumed(plan) if has_run else _fresh(plan)
-    return dict(processes.gather(run)[0])
-
-
-def _write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> None:
-    """Write ``run.json`` on the first rank, into an empty folder if an earlier run goes."""
-    output = plan.settings.output_dir
-    processes.wait()  # all have looked at the folder, before one of them writes into it
-    if not processes.is_first:
-        return
-    if plan.settings.overwrite and output.is_dir():
-        with clear_write_errors(output):
-            shutil.rmtree(output)
-    write_run(output, run)
-
-
-def _fresh(plan: TrainingPlan) -> dict[str, Any]:
-    return {
-        "run_id": uuid4().hex,
-        "attempt": 0,
-        "is_finished": False,
-        "depends_on": plan.depends_on,
-    }
-
-
-def _resumed(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the run to go on with, or that is finished; refuse if what it depends on changed."""
-    run = read_run(plan.settings.output_dir)
-    assert run is not None  # the caller has looked
-    before = dict(run["depends_on"])
-    for name, value in plan.depends_on.items():
-        if before.get(name) != value:
-            raise TrainingError(
-                f"{plan.settings.output_dir} cannot be resumed: {name} was "
-                f"{before.get(name)!r} and is {value!r}; --overwrite starts again"
-            )
-    return run if run["is_finished"] else {**run, "attempt": int(run["attempt"]) + 1}
-
-
 def is_trained(plan: TrainingPlan) -> bool:
     """Return whether the plan's output folder holds its finished run.
 
     Raises:
         TrainingError: If it holds a run that depends on something else.
     """
-    return read_run(plan.settings.output_dir) is not None and bool(_resumed(plan)["is_finished"])
+    return read_run(plan.settings.output_dir) is not None and bool(resumed_run(plan)["is_finished"])
 
 
 def _summary(
@@ -260,7 +266,6 @@ def _open_board(plan: TrainingPlan, num_done: int) -> Board | None:
 def _open_records(
     plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel, num_done: int
 ) -> RunRecords:
-    import torch
     import transformers
 
     name = torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu"
@@ -322,23 +327,39 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def _write_result(policy: ScoringModel, plan: TrainingPlan, processes: Processes) -> None:
+def _write_result(
+    policy: ScoringModel, plan: TrainingPlan, processes: Processes, save: Callable[[], None]
+) -> None:
     """Write the trained policy into the output folder: weights first, what makes it a model last.
 
     A kill in between leaves a folder that nobody takes for a model, and the checkpoint to resume.
+    Where the file system refuses, the last step is saved if it takes that.
     """
     weights = whole_state(policy) if processes.mesh is not None else None
     if processes.is_first:
         output = plan.settings.output_dir
-        partial = output / ".partial-policy"
-        with clear_write_errors(output):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            write_policy(policy, plan.settings, partial, weights)
-            files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-            for path in sorted(files, key=lambda path: path.name.endswith("config.json")):
-                sync_file(path)
-                move_synced(path, output / path.relative_to(partial))
-            shutil.rmtree(partial)
-            sync_folder(output)
+        try:
+            with clear_write_errors(output), tensor_errors():
+                _place_policy(policy, plan, weights)
+        except StoreWriteError as error:
+            shutil.rmtree(output / PARTIAL, ignore_errors=True)
+            if processes.mesh is None:
+                with suppress(StoreError):
+                    save()
+            raise StoreWriteError(f"{error}; {_state_of(plan)}") from error
     processes.wait()
+
+
+def _place_policy(policy: ScoringModel, plan: TrainingPlan, weights: dict[str, Any] | None) -> None:
+    """Write the policy beside, and move its files into the output folder one after the other."""
+    output = plan.settings.output_dir
+    partial = output / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write_policy(policy, plan.settings, partial, weights)
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name.endswith("config.json")):
+        sync_file(path)
+        move_synced(path, output / path.relative_to(partial))
+    shutil.rmtree(partial)
+    sync_folder(output)

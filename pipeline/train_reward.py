@@ -48,6 +48,7 @@ from .random_states import measuring
 from .reward_subjects import load_completions, load_texts
 from .reward_texts import TextReader, padded
 from .step_order import epoch_steps
+from .tensor_files import tensor_errors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,7 +288,7 @@ def _load(settings: RewardTrainSettings, device: torch.device, reader: TextReade
 def _write(model: nn.Module, settings: RewardTrainSettings, accuracies: dict[str, float]) -> None:
     output = settings.output_dir
     partial = output.parent / f".{output.name}-{uuid4().hex}"
-    with clear_write_errors(output):
+    with clear_write_errors(output), tensor_errors():
         make_folder(partial)
         try:
             with quiet_transformers():

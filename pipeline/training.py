@@ -6,7 +6,6 @@ pass; what was measured of all of them is fetched from the device once a step. A
 the pairs of a step takes another forward pass first, see :mod:`coupling`.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -22,7 +21,7 @@ from ..kernels.head import OutputHead
 from ..stores.schema import HIDDEN
 from ..stores.store import Store
 from .coupling import coupled_losses, score_values, surrogate, upstream_gradients
-from .devices import Processes
+from .devices import Processes, peak_memory_bytes
 from .measurements import (
     Measured,
     Part,
@@ -35,8 +34,9 @@ from .measurements import (
 )
 from .microbatches import Cut, Microbatch, MicrobatchReader
 from .models import ScoringModel, TokenScores
+from .out_of_memory import clear_memory_errors
 from .pair_scores import PairScores
-from .policies import learning_rates, reshard, trainable
+from .policies import learning_rates, num_warmup_steps, reshard, trainable
 from .progress import Progress
 from .random_states import RandomStates, measuring, random_states, restore_random_states
 from .read_ahead import read_ahead
@@ -74,6 +74,7 @@ class Trainer:
         """Nats that log-ratios may be apart and tie, where a loss ranks pairs; found at step 1."""
         self.is_interrupted = False
         self._is_stopping = False
+        self._before: tuple[int, RandomStates] | None = None  # until weights change
         self._plan = plan
         self._settings = plan.settings
         self._loss = plan.loss
@@ -83,7 +84,10 @@ class Trainer:
         self._records = records
         self._progress = progress
         self._parameters = list(trainable(policy).values())
-        self._learning_rate = learning_rates(plan.settings, plan.num_steps)
+        num_warmup = plan.num_warmup_steps
+        if num_warmup is None:
+            num_warmup = num_warmup_steps(plan.settings, plan.num_steps)
+        self._learning_rate = learning_rates(plan.settings, plan.num_steps, num_warmup)
         self._kl = plan.kl
         self._head = self._reference_head()
         self._budget = plan.settings.max_batch_tokens or BATCH_TOKENS[processes.device.type]
@@ -109,9 +113,11 @@ class Trainer:
         try:
             for step in range(num_done + 1, self._plan.num_steps + 1):
                 started = time.perf_counter()
-                microbatches = next(steps)
-                waited = time.perf_counter() - started
-                is_interrupted = self._step(step, microbatches, started, waited)
+                with clear_memory_errors(self._memory_advice(step)):
+                    self._before = step - 1, random_states(self._processes.device)
+                    microbatches = next(steps)
+                    waited = time.perf_counter() - started
+                    is_interrupted = self._step(step, microbatches, started, waited)
                 is_last = step == self._plan.num_steps
                 if is_last or self._is_due(step, self._settings.eval_every):
                     self._evaluate(step)
@@ -124,6 +130,23 @@ class Trainer:
         finally:
             steps.close()
         return self._plan.num_steps
+
+    def put_back(self) -> int | None:
+        """Undo what a failed step has done by now, and return the step whose weights these are.
+
+        Returns None if the weights may have changed already.
+        """
+        if self._before is None or self._processes.world_size > 1:
+            return None
+        step, states = self._before
+        self._optimizer.zero_grad(set_to_none=True)
+        restore_random_states(states, self._processes.device)
+        return step
+
+    def _memory_advice(self, step: int) -> str:
+        """Return what to lower where memory ends in a step."""
+        more = "" if self._settings.gradient_checkpointing else ", or take --gradient-checkpointing"
+        return f"in step {step}: lower --max-batch-tokens below {self._budget:,}{more}"
 
     def interrupt(self) -> None:
         """End after the step that is running."""
@@ -157,6 +180,7 @@ class Trainer:
         check_finite(step, self._plan.pairs, measured, grad_norm)
         if step == 1:
             check_residual(self._plan, measured)
+        self._before = None
         rate = self._learning_rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -400,7 +424,7 @@ class Trainer:
                 "metrics": metrics,
                 "num_pairs": len(measured.table.pairs),
                 "num_tokens": measured.num_tokens,
-                "peak_memory_bytes": _peak_memory_bytes(self._processes.device),
+                "peak_memory_bytes": peak_memory_bytes(self._processes.device),
                 **columns,
             }
         )
@@ -449,6 +473,10 @@ class Trainer:
         pairs = self._plan.eval_pairs
         if pairs is None:
             return
+        with clear_memory_errors(self._memory_advice(step)):
+            self._evaluate_pairs(step, pairs)
+
+    def _evaluate_pairs(self, step: int, pairs: TrainingPairs) -> None:
         started = time.perf_counter()
         reader, sizes = self._reader(pairs)
         order = np.argsort(pairs.num_tokens, kind="stable")
@@ -467,9 +495,3 @@ class Trainer:
             step, pairs, measured,
             seconds=time.perf_counter() - started, data_wait_seconds=0.0,
         )  # fmt: skip
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

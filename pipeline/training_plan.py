@@ -45,6 +45,8 @@ class TrainingPlan:
     """What KLs are taken against; None where the run takes none."""
     digests: dict[str, str | None]
     """What the run reads, hashed, by a name that a person understands."""
+    num_warmup_steps: int | None = None
+    """Steps that warm up, as the run says that is resumed; None for what the settings say."""
 
     @property
     def name(self) -> str:

@@ -566,17 +566,17 @@ def test_changed_reference_scores_are_named_on_resume(
 def test_run_that_breaks_is_marked_failed(
     scored: Store, train_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(*_: object, **__: object) -> None:
-        raise RuntimeError("out of memory")
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(Trainer, "_gather", out_of_memory)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    monkeypatch.setattr(Trainer, "_gather", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
         run(scored, train_settings())
 
     scored.refresh()
     (own,) = scored.partitions("runs")
     last = scored.read("run_events", own).to_pylist()[-1]
-    assert (last["event"], last["message"]) == ("failed", "out of memory")
+    assert (last["event"], last["message"]) == ("failed", "the device is gone")
 
 
 @pytest.mark.parametrize(
