@@ -19,7 +19,7 @@ from ..stores.keys import KEY_BYTES, canonical_json, fingerprint
 from ..stores.schema import LOGPS
 from ..stores.store import Store
 from .notices import say_once
-from .relevant_config import relevant_config, without_nulls
+from .relevant_config import former_config, relevant_config
 
 PRECISIONS = ("float32", "bf16", "bf16-autocast", "float64")
 MASK_RULE = "a completion sees its prompt and itself; window by position"
@@ -119,7 +119,7 @@ def is_ambiguous(spec: Mapping[str, Any], store: Store) -> bool:
 
 def say_former(store: Store, folder: Path, spec: Mapping[str, object]) -> None:
     """Say once that a model has scores by the former rule which are not used."""
-    former = dict(spec) | {"config": without_nulls(model_config(folder))}
+    former = dict(spec) | {"config": former_config(model_config(folder))}
     if former != spec and (name := scorer_fingerprint(former)) in store.partitions(LOGPS.name):
         say_once(store, name, former_message(name))
 

@@ -9,7 +9,7 @@ from ..stores.errors import ModelError
 from ..stores.known import Keys
 from ..stores.schema import LOGPS, RUNS
 from ..stores.store import Store
-from .fingerprints import scorer_fingerprint, scorer_spec
+from .fingerprints import former_message, is_ambiguous, scorer_fingerprint, scorer_spec
 from .pair_sets import PairSet
 from .progress import Progress
 from .reward_settings import RewardSettings
@@ -32,6 +32,11 @@ class ImplicitRewards(RewardSource):
         self.name = f"implicit reward of {settings.model.name}"
         self._policy = _scorer_of(store, settings.model, settings.precision or "float32")
         self._reference = _reference_of(store, settings)
+        if is_ambiguous(store.read_spec(self._reference), store):
+            raise ModelError(
+                f"{former_message(self._reference)}; score the reference again with offpref score "
+                "and name it with --reference FINGERPRINT"
+            )
         command = f"offpref score {store.path} --pair-set {pair_set} --model"
         for fingerprint, folder in (
             (self._policy, str(settings.model)),

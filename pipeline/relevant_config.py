@@ -32,6 +32,12 @@ IRRELEVANT = {
 }  # fmt: skip
 TRAINING_ENDINGS = ("dropout", "_pdrop", "_dropout_prob", "_dropout_rate", "dropout_p")
 
+POSITIONS_BY_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xglm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""Kinds of models whose positions are counted from ``pad_token_id``, or differ at it."""
+
 
 def relevant_config(config: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """Return what a forward pass depends on; null only where it differs from the default.
@@ -46,24 +52,42 @@ def relevant_config(config: Mapping[str, Any], store: Store) -> dict[str, Any]:
     if known is None:
         known = canonical_json(_null_or_absent(told))
         store.remember_identity("null or absent", identity, known)
-    return _merged(without_nulls(config), json.loads(known))
+    return _merged(_without_nulls(told), json.loads(known))
 
 
-def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a forward pass depends on, by the former rule: null is absent."""
+def former_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a forward pass depends on by the former rule: null is absent, padding nothing."""
     return {
-        name: without_nulls(value) if isinstance(value, dict) else value
-        for name, value in _without_irrelevant(config).items()
-        if value is not None
+        name: former_config(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if value is not None and _is_always_relevant(name)
     }
 
 
 def _without_irrelevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = config.get("model_type")
     return {
         name: _without_irrelevant(value) if isinstance(value, dict) else value
         for name, value in config.items()
-        if name not in IRRELEVANT and not name.endswith(TRAINING_ENDINGS)
+        if _is_relevant(name, kind)
     }
+
+
+def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nulls(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if value is not None
+    }
+
+
+def _is_always_relevant(name: str) -> bool:
+    return name not in IRRELEVANT and not name.endswith(TRAINING_ENDINGS)
+
+
+def _is_relevant(name: str, kind: object) -> bool:
+    is_counted = name == "pad_token_id" and kind in POSITIONS_BY_PADDING
+    return is_counted or _is_always_relevant(name)
 
 
 def _null_or_absent(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +119,7 @@ def _fields(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         is_told = config.get(name) is not None or name in parts
         if is_told or parameter.default in (None, parameter.empty):
             continue
-        if not _without_irrelevant({name: None}):
+        if not _is_relevant(name, config.get("model_type")):
             continue
         absent = _built(kind, {key: value for key, value in config.items() if key != name})
         null = _built(kind, {**config, name: None})

@@ -1,12 +1,16 @@
 """Rewards from outside the store: a Python function of the user's, or a file computed elsewhere."""
 
+import ast
 import hashlib
 import importlib
 import inspect
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import resolve_name
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,12 +35,22 @@ class FunctionRewards(TextRewards):
 
     def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
         super().__init__(store, settings, pair_set)
-        self._function, self._source_hash = _load_function(str(settings.function))
+        self._function, path = _load_function(str(settings.function))
+        module = str(settings.function).partition(":")[0]
+        self._source_hash, self._imported = _file_hash(path), imported_files(module)
         self.name = str(settings.function)
 
     def details(self) -> dict[str, object]:
-        """Return the function's name and the hash of the file it stands in."""
-        return {"function": self.settings.function, "source": self._source_hash}
+        """Return the function's name and the hash of the file it stands in, and of its own imports.
+
+        What a library does, and what the function reads when it is called, is not in it.
+        """
+        own: dict[str, object] = {
+            "function": self.settings.function,
+            "source": self._source_hash,
+        }
+        imported = {name: _file_hash(path) for name, path in self._imported.items()}
+        return {**own, "imported": imported} if imported else own
 
     def rewards(self, subject: str, keys: Keys, progress: Progress) -> Iterator[Rewards]:
         """Yield the rewards of some texts."""
@@ -118,7 +132,45 @@ def _checked(values: object, count: int, name: str) -> Numbers:
     return numbers
 
 
-def _load_function(name: str) -> tuple[Callable[[list[Any], list[Any]], object], str]:
+def imported_files(module_name: str) -> dict[str, Path]:
+    """Return the files of the user's own modules that a module imports, and those import, by name.
+
+    A module is the user's own if it is not installed, as libraries and Python's own modules are.
+    """
+    found: dict[str, Path] = {}
+    waiting = [module_name]
+    while waiting:
+        module = sys.modules[waiting.pop()]
+        for name in _imported_names(module):
+            source = getattr(sys.modules.get(name), "__file__", None)
+            if source and name != module_name and name not in found and _is_own(Path(source)):
+                found[name] = Path(source)
+                waiting.append(name)
+    return dict(sorted(found.items()))
+
+
+def _imported_names(module: ModuleType) -> set[str]:
+    """Return the full names of all that a module's source imports, and of the packages around."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(Path(str(module.__file__)).read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            base = resolve_name(base, module.__package__ or "") if node.level else base
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names]
+    return {".".join(each[: end + 1]) for each in parts for end in range(len(each))}
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a module's file belongs to no installation of Python, and is text."""
+    installed = {Path(each).resolve() for each in sysconfig.get_paths().values()}
+    place = path.resolve()
+    return place.suffix == ".py" and not any(place.is_relative_to(each) for each in installed)
+
+
+def _load_function(name: str) -> tuple[Callable[[list[Any], list[Any]], object], Path]:
     module_name, _, function_name = name.partition(":")
     # Last in line: a folder here that is called like a library hides nothing.
     if os.getcwd() not in sys.path:
@@ -136,7 +188,7 @@ def _load_function(name: str) -> tuple[Callable[[list[Any], list[Any]], object],
     path = inspect.getsourcefile(module)
     if path is None:
         raise ValueError(f"function {name!r}: the source of {module_name} is not at hand")
-    return function, _file_hash(Path(path))
+    return function, Path(path)
 
 
 def _file_hash(path: Path) -> str:

@@ -17,17 +17,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..stores.errors import ModelError
-from ..stores.known import Keys
+from ..stores.known import Keys, find_keys
 from ..stores.store import Store
 from .devices import default_device
-from .fingerprints import max_positions, model_config, scorer_spec
+from .fingerprints import max_positions, model_config, scorer_spec, weight_files
+from .former_rewards import remember_rewards, settled_spec
 from .model_files import check_tensors, language_head, quiet_transformers
 from .pair_sets import PairSet
 from .progress import Progress
 from .reward_settings import RewardSettings
 from .reward_sources import Rewards, TextRewards
 from .reward_subjects import load_texts
-from .reward_texts import TextReader, padded
+from .reward_texts import Padding, TextReader, code_hash, known_padding, padded
+from .template_days import template_day
 from .tokenization import tokenizer_spec
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -66,6 +68,46 @@ class ModelRewards(TextRewards):
             "precision": self._precision,
             "head": self._head,
         }
+
+    def settled_spec(self) -> dict[str, object]:
+        """Return the spec with what else the rewards depend on, where they do."""
+        return settled_spec(
+            self.store, self.spec(), own=self._own(), usual=self._usual(), compute=self._again
+        )
+
+    def remember(self, fingerprint: str) -> None:
+        """Keep that the rewards are those of the model as it is now."""
+        remember_rewards(self.store, fingerprint, self._own())
+
+    def files(self) -> list[Path]:
+        """Return configuration and weights."""
+        return [self._folder / "config.json", *weight_files(self._folder)]
+
+    def _own(self) -> dict[str, object]:
+        """Return what rewards may depend on beside what a former version named them by."""
+        day = template_day(self.pair_set).isoformat() if self._is_dated() else None
+        code = code_hash(self._folder) if self.settings.trust_remote_code else None
+        return {"pad_token_id": self._padding().id, "template_date": day, "code": code}
+
+    def _usual(self) -> dict[str, object]:
+        """Return the same where no reward depends on it: padding that can end no text."""
+        padding = self._padding()
+        ends = padding.ends_messages if self.pair_set.has_messages else padding.ends_text
+        pad_token_id = None if ends else padding.id
+        return {"pad_token_id": pad_token_id, "template_date": None, "code": None}
+
+    def _padding(self) -> Padding:
+        trust = self.settings.trust_remote_code
+        return known_padding(self._folder, self.store, trust_remote_code=trust)
+
+    def _is_dated(self) -> bool:
+        return self.pair_set.has_messages and tokenizer_spec(self._folder, self.store).is_dated
+
+    def _again(self, keys: Keys) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the rewards of some texts as the model gives them now."""
+        found = Rewards.together(list(self.rewards("text", keys, Progress())))
+        order = np.argsort(found.keys)
+        return found.rewards[order][find_keys(keys, found.keys[order])[0]]
 
     def provenance(self) -> dict[str, object]:
         """Return what is recorded of how the rewards were made, but names none of them."""
@@ -125,7 +167,9 @@ class ModelRewards(TextRewards):
             "trust_remote_code": self.settings.trust_remote_code,
         }
         remote = self.settings.trust_remote_code
-        self._reader = TextReader(self._folder, trust_remote_code=remote)
+        self._reader = TextReader(
+            self._folder, trust_remote_code=remote, day=template_day(self.pair_set)
+        )
         try:
             with quiet_transformers():
                 model, found = auto.from_pretrained(

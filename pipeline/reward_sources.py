@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -60,6 +61,17 @@ class RewardSource(ABC):
     def details(self) -> dict[str, object]:
         """Return the part of the spec that is the source's own."""
         return {}
+
+    def settled_spec(self) -> dict[str, object]:
+        """Return the spec, after the store's rewards of a former version were held against it."""
+        return self.spec()
+
+    def remember(self, fingerprint: str) -> None:  # noqa: B027 # most have nothing to remember
+        """Take that rewards were written under the fingerprint of the settled spec."""
+
+    def files(self) -> list[Path]:
+        """Return the files that the source's name leads to; none if it leads to no folder."""
+        return []
 
     def provenance(self) -> dict[str, object]:
         """Return what is recorded of how the rewards were made, but names none of them."""

@@ -66,7 +66,8 @@ def reward(
     started = time.monotonic()
     pair_set = find_pair_set(store, settings.pair_set)
     source = _source(store, settings, pair_set)
-    fingerprint = store.write_spec(source.spec(), name=f"{settings.objective} ({source.name})")
+    named = f"{settings.objective} ({source.name})"
+    fingerprint = store.write_spec(source.settled_spec(), named, source.files())
     # What is standardized keeps its raw rewards under a name of their own: NAME stays unambiguous.
     objective = f"{settings.objective}:raw" if settings.standardize else settings.objective
     num_new, reasons = 0, source.reasons
@@ -79,6 +80,8 @@ def reward(
                 batch.add(REWARDS.name, fingerprint, rows)
             num_new += rows.num_rows
     store.refresh()
+    if num_new:
+        source.remember(fingerprint)
     if settings.standardize:
         fingerprint = _standardize(store, settings, source, fingerprint, pair_set)
     return _summary(
@@ -182,7 +185,8 @@ def _standardize(
         "kind": "standardized reward", "of": raw, "pair_set": pair_set.fingerprint,
         "mean": mean, "std": std,
     }  # fmt: skip
-    fingerprint = store.write_spec(spec, name=f"{settings.objective} ({source.name}, standardized)")
+    named = f"{settings.objective} ({source.name}, standardized)"
+    fingerprint = store.write_spec(spec, named, source.files())
     with store.batch(provenance=source.provenance()) as batch:
         for subject, keys in source.subjects().items():
             is_new = _missing(store, settings.objective, fingerprint, subject, keys)

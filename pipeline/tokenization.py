@@ -10,8 +10,9 @@ the same ids on every day.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,9 +65,9 @@ class TokenizerSpec:
 
     def without_template(self) -> dict[str, object]:
         """Return the fields that ids of texts depend on."""
-        fields = asdict(self)
-        del fields["template"], fields["is_dated"]
-        return fields
+        kept = asdict(self)
+        del kept["template"], kept["is_dated"]
+        return kept
 
 
 def tokenizer_spec(folder: Path, store: "Store") -> TokenizerSpec:
@@ -75,7 +76,12 @@ def tokenizer_spec(folder: Path, store: "Store") -> TokenizerSpec:
     Raises:
         ModelError: If the folder holds no tokenizer.
     """
-    files = {"folder": str(folder.resolve()), "files": _file_states(folder)}
+    files = {
+        "folder": str(folder.resolve()),
+        "files": file_states(folder),
+        "fields": [each.name for each in fields(TokenizerSpec)],  # other versions know others
+        "transformers": version("transformers"),
+    }
     if (known := store.recall_identity("tokenizer spec", files)) is None:
         known = canonical_json(asdict(Tokenizer(folder).spec))
         store.remember_identity("tokenizer spec", files, known)
@@ -96,7 +102,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return files
 
 
-def _file_states(folder: Path) -> list[list[object]]:
+def file_states(folder: Path) -> list[list[object]]:
     """Return name, size, times of change and inode of each file that a tokenizer may be read from.
 
     That is any file but weights: each class of tokenizers has names of its own for its files.

@@ -1,4 +1,4 @@
-"""Tokens that end a sample are a part of what names it, and former samples are held against them."""
+"""Tokens that end a sample are a part of what names it; former samples are held against them."""
 
 import json
 import shutil

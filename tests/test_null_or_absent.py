@@ -12,7 +12,7 @@ import torch
 from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
 from offpref.pipeline.fingerprints import is_ambiguous, scorer_fingerprint, scorer_spec
 from offpref.pipeline.pairs import add_pairs, plan_add
-from offpref.pipeline.relevant_config import relevant_config, without_nulls
+from offpref.pipeline.relevant_config import former_config, relevant_config
 from offpref.pipeline.score import score
 from offpref.pipeline.small_world import write_pairs, write_tokenizer
 from offpref.pipeline.stored_logps import summed_logps
@@ -54,7 +54,7 @@ def make_former(store: Store, model: Path) -> str:
     import offpref.pipeline.fingerprints as fingerprints
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "relevant_config", lambda config, store: without_nulls(config))
+        patch.setattr(fingerprints, "relevant_config", lambda config, store: former_config(config))
         return score(store, ScoreSettings(model=model, pair_set="reviews")).scorer
 
 
@@ -106,7 +106,7 @@ def test_a_field_is_kept_where_null_and_absent_differ(
 
     found = relevant_config(config, store)
 
-    former = without_nulls(config)
+    former = former_config(config)
     part = former.get("text_config", {})
     added = {name: found[name] for name in found if found[name] != former.get(name, "absent")}
     if part:
@@ -188,7 +188,7 @@ def scored_former(capped: Path, tmp_path: Path) -> Store:
 def test_a_spec_of_today_is_not_taken_for_a_former_one(store: Store, capped: Path) -> None:
     for name in ("absent", "null"):
         spec = scorer_spec(capped / name, precision="float32", vocabulary="v", store=store)
-        former = {**spec, "config": without_nulls(spec["config"])}  # type: ignore[arg-type]
+        former = {**spec, "config": former_config(spec["config"])}  # type: ignore[arg-type]
         assert not is_ambiguous(spec, store)
         assert is_ambiguous(former, store) == (name == "null")
         assert scorer_fingerprint(former) != scorer_fingerprint(spec) or name == "absent"

@@ -1,8 +1,11 @@
 """Margin rewards: every source's values against something computed apart, and what is cached."""
 
+import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
 from offpref.pipeline.objectives import coverage
 from offpref.pipeline.pair_sets import find_pair_set
 from offpref.pipeline.pairs import add_pairs, plan_add
+from offpref.pipeline.reward_models import ModelRewards
 from offpref.pipeline.reward_settings import RewardSettings
 from offpref.pipeline.rewards import RewardSummary, reward
 from offpref.pipeline.score import score
@@ -255,6 +259,97 @@ def test_a_model_with_several_outputs_wants_one_chosen(
     one, two = (give(scored, "model", f"goal{head}", model=folder, head=head) for head in (1, 2))
     assert one.source != two.source
     assert stored(scored, "goal1") != stored(scored, "goal2")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_padding_that_ends_a_text_is_in_the_key_and_other_padding_is_not(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    folder = write_reward_model(tmp_path / "rm", model_dir)
+    first, values = give(scored, "model", model=folder), stored(scored)
+    change_config(folder, pad_token_id=3)  # a token that ends no text
+    same = give(scored, "model", model=folder)
+    change_config(folder, pad_token_id=2)  # the end token: the one before it gives the reward
+
+    other = give(scored, "model", "other", model=folder)
+
+    assert (same.source, same.num_new) == (first.source, 0)
+    assert other.num_new == first.num_new
+    assert other.source != first.source
+    apart = [abs(value - values[key]) for key, value in stored(scored, "other").items()]
+    assert max(apart) > 1e-3
+    assert json.loads(json.dumps(scored.read_spec(other.source)))["pad_token_id"] == 2
+
+
+def test_former_rewards_by_another_padding_are_kept_and_not_used(
+    scored: Store, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The former version gave models that differ in it one name, so either may have made them."""
+    folder = write_reward_model(tmp_path / "rm", model_dir)
+    change_config(folder, pad_token_id=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelRewards, "settled_spec", ModelRewards.spec)
+        patch.setattr(ModelRewards, "remember", lambda self, fingerprint: None)
+        former = give(scored, "model", model=folder)
+    right = write_reward_model(tmp_path / "right", model_dir)
+
+    found = [give(scored, "model", model=each) for each in (right, right, folder)]
+
+    assert [each.num_new > 0 for each in found] == [True, False, False]
+    assert found[0].source != former.source == found[2].source
+    assert capsys.readouterr().err.count("did not keep pad_token_id") == 1
+    assert former.source in scored.partitions("rewards")
+
+
+def test_a_template_of_a_day_is_in_the_key_of_rewards(
+    store: Store, chat_dir: Path, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    tokens = Path(shutil.copytree(chat_dir, tmp_path / "tokens"))
+    template = "{{ strftime_now('%m') }} {% for m in messages %}{{ m['content'] }} </s>{% endfor %}"
+    (tokens / "chat_template.jinja").write_text(template)
+    folder = write_reward_model(tmp_path / "rm", tokens)
+    messages = [[{"role": role, "content": word}] for role, word in (
+        ("user", "how ?"), ("assistant", "good"), ("assistant", "bad"))]  # fmt: skip
+    rows = [dict(zip(("prompt", "chosen", "rejected"), messages, strict=True))]
+    found = []
+    for day in (date(2026, 1, 1), date(2026, 2, 1)):
+        data = AddSettings(
+            data=(str(write_rows(rows)),), pair_set="reviews", tokenizer=tokens, template_date=day
+        )
+        add_pairs(store, plan_add(store, data))
+        store.refresh()
+        found += [give(store, "model", model=folder) for _ in range(2)]
+
+    assert [each.num_new for each in found] == [2, 0, 2, 0]
+    assert store.read_spec(found[0].source)["template_date"] == "2026-01-01"
+
+
+def test_what_a_function_imports_of_the_users_own_is_in_the_key(
+    scored: Store, functions: str, tmp_path: Path
+) -> None:
+    plain = give(scored, "python", function=f"{functions}:words")
+    assert "imported" not in scored.read_spec(plain.source)
+    caller, helper = f"{functions}_caller", f"{functions}_helper"
+    (tmp_path / f"{helper}.py").write_text("import json\nWEIGHT = 1.0\n")
+    (tmp_path / f"{caller}.py").write_text(
+        f"from {helper} import WEIGHT\nimport numpy\n"
+        "def score(prompts, completions):\n    return [WEIGHT for _ in prompts]\n"
+    )
+    one = give(scored, "python", "one", function=f"{caller}:score")
+    (tmp_path / f"{helper}.py").write_text("WEIGHT = 2.0  # more\n")
+    for name in (caller, helper):
+        sys.modules.pop(name)
+    importlib.invalidate_caches()
+
+    two = give(scored, "python", "one", function=f"{caller}:score")
+
+    assert list(dict(scored.read_spec(one.source)["imported"])) == [helper]  # type: ignore[call-overload]
+    assert one.source != two.source
+    assert two.num_new == one.num_new
 
 
 def test_a_language_model_is_no_reward_model(scored: Store, model_dir: Path) -> None:
