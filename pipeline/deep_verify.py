@@ -17,6 +17,7 @@ from ..kernels.head import OutputHead
 from ..kernels.linear import linear_token_scores
 from ..stores.errors import StoreError
 from ..stores.known import Keys, find_keys, to_keys
+from ..stores.lengths import check_lengths
 from ..stores.reader import RowReader
 from ..stores.schema import HIDDEN, LOGPS, SEQUENCES
 from ..stores.store import Store
@@ -111,6 +112,9 @@ def _differences(store: Store, scorer: str, keys: Keys) -> list[NDArray[np.float
         RowReader(store, LOGPS.name, scorer, columns=["token_logps"]), keys, "token_logps"
     )
     labels = _completions(store, keys)
+    check_lengths(LOGPS.name, keys, _lengths(logps), _lengths(labels))
+    if any(each.min() < 0 or each.max() >= head.vocab_size for each in labels):
+        raise StoreError(f"expected ids from 0 to {head.vocab_size - 1:,}, found others")
     hidden = HiddenReader(store, scorer, head.hidden_size)
     return [
         np.abs(_logps(hidden, head, keys[i : i + 1], labels[i]) - logps[i].astype(np.float64))
@@ -126,6 +130,10 @@ def _logps(
         scores = linear_token_scores(hidden, head, torch.from_numpy(labels))
     values: NDArray[np.float64] = scores["token_logps"].double().numpy()
     return values
+
+
+def _lengths(values: list[NDArray[Any]]) -> NDArray[np.int64]:
+    return np.array([len(each) for each in values], np.int64)
 
 
 def _completions(store: Store, keys: Keys) -> list[NDArray[np.int64]]:

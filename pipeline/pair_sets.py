@@ -5,9 +5,11 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from ..stores.errors import PairSetError
+from ..stores.regular import parse_object
 from ..stores.schema import PAIR_SETS, REJECTS
 from ..stores.store import Store
 
@@ -42,6 +44,8 @@ def pair_sets(store: Store) -> list[PairSet]:
     found = []
     for tokenizer in store.partitions(PAIR_SETS.name):
         for row in store.read(PAIR_SETS.name, tokenizer).to_pylist():
+            # Settings are read in several places; here they are known to be an object.
+            parse_object(row["settings"].encode(), Path(f"{PAIR_SETS.name}/{tokenizer}"))
             counts = {name: row[name] for name in row if name.startswith("num_")}
             described = PairSet(
                 name=row["pair_set"],
@@ -54,6 +58,16 @@ def pair_sets(store: Store) -> list[PairSet]:
             )
             found.append((row["created_at"], described))
     return [described for _, described in sorted(found, key=lambda each: each[0])]
+
+
+def time_of_version(store: Store, name: str) -> datetime:
+    """Return when a version that is made now was made: after all others of its name.
+
+    A name means its newest version, also where a clock went back, or another host's is ahead.
+    """
+    others = [each.created_at for each in pair_sets(store) if each.name == name]
+    now = datetime.now(UTC)
+    return max([now, *(each + timedelta(microseconds=1) for each in others)])
 
 
 def find_pair_set(store: Store, name: str) -> PairSet:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from .columns import Examples, Form, as_text, find_form, read_examples, widened
 from .config import AddSettings
 from .encoding import Encoder, Sequence, sequence_table
 from .former_pair_sets import remember_right
-from .pair_sets import PairSet, pair_sets
+from .pair_sets import PairSet, pair_sets, time_of_version
 from .read_ahead import read_ahead
 from .template_days import DAY, settled_spec
 from .tokenization import Tokenizer, TokenizerSpec, tokenizer_files, tokenizer_spec
@@ -250,7 +250,7 @@ class _Adder:
         form = "; ".join(self._forms)
         name, partition = self._planned.settings.pair_set, self._planned.tokenizer.fingerprint
         settings = keys.canonical_json(dict(self._planned.spec))
-        now = datetime.now(UTC)
+        now = time_of_version(self._store, self._planned.settings.pair_set)
         row = {
             "pair_set": name,
             "pair_set_fingerprint": self._planned.fingerprint,

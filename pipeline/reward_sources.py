@@ -4,7 +4,6 @@ A source declares what its rewards depend on (its spec, whose fingerprint names 
 are given to, and computes them for some keys.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import pyarrow.compute as pc
 
 from ..stores.errors import PairSetError
 from ..stores.known import Keys, find_keys, to_keys
+from ..stores.regular import parse_object
+from ..stores.schema import PAIRS
 from ..stores.store import Store
 from .pair_sets import PairSet
 from .progress import Progress
@@ -125,7 +126,10 @@ class ColumnRewards(RewardSource):
         rows = load_pairs(store, pair_set)
         order = np.argsort(to_keys(rows["pair_key"]))
         self._keys = to_keys(rows["pair_key"])[order]
-        sources = [json.loads(text or "{}") for text in rows["source"].to_pylist()]
+        sources = [
+            parse_object((text or "{}").encode(), Path(f"{PAIRS.name}, column source"))
+            for text in rows["source"].to_pylist()
+        ]
         self._values: dict[str, Numbers] = {}
         for side, column in (
             ("chosen", settings.chosen_column), ("rejected", settings.rejected_column)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..stores.errors import ShardCorruptError
 from ..stores.known import Keys, find_keys, to_keys
 from ..stores.schema import PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
 from ..stores.store import Store
@@ -54,6 +55,20 @@ def load_pairs(store: Store, pair_set: PairSet) -> pa.Table:
     )  # fmt: skip
 
 
+def _messages(text: str) -> list[Any]:
+    """Return the messages that a row of ``texts`` holds as JSON."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ShardCorruptError(
+            f"{TEXTS.name}: expected messages as a JSON list of objects, got {text[:60]!r}; run"
+            " `offpref store verify`"
+        )
+    return found
+
+
 def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
     """Return prompt and completion of texts, in the order of the keys.
 
@@ -67,6 +82,6 @@ def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
     for key in wanted["text_key"].to_pylist():
         row = found[key]
         is_messages = row["form"] == "messages"
-        prompts.append(json.loads(row["prompt"]) if is_messages else row["prompt"])
-        completions.append(json.loads(row["completion"]) if is_messages else row["completion"])
+        prompts.append(_messages(row["prompt"]) if is_messages else row["prompt"])
+        completions.append(_messages(row["completion"]) if is_messages else row["completion"])
     return prompts, completions

@@ -13,7 +13,6 @@ and the samples are those of a run that was not.
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from .encoding import Ids, Sequence, sequence_table
 from .end_tokens import known_end_tokens
 from .fingerprints import max_positions, model_config
 from .former_samples import settled_spec
-from .pair_sets import PairSet, pair_sets
+from .pair_sets import PairSet, pair_sets, time_of_version
 from .progress import Progress
 from .prompts import Prompt, prompts_of
 from .tokenization import tokenizer_spec
@@ -276,7 +275,7 @@ class _SampleRows:
         row = {
             "pair_set": self._name,
             "pair_set_fingerprint": self.fingerprint,
-            "created_at": datetime.now(UTC),
+            "created_at": time_of_version(self._store, self._name),
             "form": f"sampled completions ({self.prompts[0].form})",
             "settings": keys.canonical_json(dict(self.spec)),
             **counts,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..stores.errors import ModelError
+from ..stores.errors import ModelError, StoreError
 from ..stores.known import to_keys
 from ..stores.lengths import check_sequences
 from ..stores.reader import RowReader
@@ -183,7 +183,13 @@ class Scorer:
             columns=["sequence_key", "prompt_key", "num_prompt_tokens", "num_completion_tokens"],
         )
         is_missing = pc.is_in(table["sequence_key"], pa.array(missing, pa.binary(16)))
-        return table.filter(is_missing)
+        described = table.filter(is_missing)
+        if described.num_rows < len(set(missing)):
+            raise StoreError(
+                f"{self._source.name}: {len(set(missing)) - described.num_rows:,} of its sequences"
+                " are not in the store; run `offpref store verify`"
+            )
+        return described
 
     def _check_ids(self, ids: pa.ChunkedArray) -> None:
         """Refuse ids that the model has no embedding for: on a GPU they would be a device error."""

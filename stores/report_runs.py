@@ -7,10 +7,12 @@ on the page names a run by its place in the list.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .catalog import Catalog
 from .errors import QueryRefusedError
+from .regular import parse_object
 from .report_packing import rounded
 from .report_queries import page_rows
 
@@ -122,8 +124,7 @@ def _numbers(runs: Sequence[ReportRun]) -> dict[str, int]:
 
 
 def _settings(config: str) -> dict[str, Any]:
-    settings = json.loads(config)
-    return settings if isinstance(settings, dict) else {}
+    return parse_object(config.encode(), Path("runs, column config"))
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:

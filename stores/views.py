@@ -204,7 +204,10 @@ def _table_sql(
     partition = PARTITION_COLUMNS.get(table.partition)
     if not shards:
         return _no_rows(table, partition)
-    columns = ", ".join(f'"{each.name}"' for each in table.columns)
+    # Of columns that have their type this costs nothing; of others it is an error, or right.
+    columns = ", ".join(
+        f'"{each.name}"::{_TYPES[each.kind]} as "{each.name}"' for each in table.columns
+    )
     first = "" if partition is None else f"{_partition_of('row')} as {partition}, "
     sql = f"select {first}{columns} from {files_sql(shards)} as row"
     if places is None:
@@ -280,7 +283,12 @@ def _values(kinds: dict[str, str], rows: Sequence[Sequence[str | int | None]]) -
 def _literal(value: str | int | None) -> str:
     if value is None:
         return "null"
-    return str(value) if isinstance(value, int) else quoted([value])
+    if isinstance(value, int):
+        return str(value)
+    # A control character is spelled, since this text may be printed: `--print-setup`.
+    parts = re.split(r"([\x00-\x1f\x7f-\x9f])", value)
+    texts = [f"chr({ord(part)})" if i % 2 else quoted([part]) for i, part in enumerate(parts)]
+    return " || ".join(texts)
 
 
 def _partition_of(alias: str) -> str:

@@ -13,5 +13,12 @@ join latest_runs using (run_id)
 where run_events.event <> 'alive'
   and ($run::uuid[] is null or list_contains($run::uuid[], run_events.run_id))
 order by
-  run_events.happened_at desc,
-  latest_runs.run
+  -- A clock may go back between attempts: what came later in a run is shown as later.
+  max(run_events.happened_at) over (
+    partition by run_events.run_id
+    order by run_events.attempt, run_events.happened_at
+    rows unbounded preceding
+  ) desc,
+  latest_runs.run,
+  run_events.attempt desc,
+  run_events.happened_at desc

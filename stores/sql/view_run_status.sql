@@ -5,9 +5,9 @@
 -- column num_steps: steps done by then
 select
   run_id,
-  arg_max(event, (happened_at, attempt)) as status,
-  arg_max({'text': message}, (happened_at, attempt)).text as message,
-  max(happened_at) as seen_at,
+  arg_max(event, (attempt, happened_at)) as status,
+  arg_max({'text': message}, (attempt, happened_at)).text as message,
+  arg_max(happened_at, (attempt, happened_at)) as seen_at,
   max(step) as num_steps
 from run_events
 group by run_id
