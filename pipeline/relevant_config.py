@@ -55,6 +55,16 @@ def relevant_config(config: Mapping[str, Any], store: Store) -> dict[str, Any]:
     return _merged(_without_nulls(told), json.loads(known))
 
 
+def are_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations make the same model of the same weights, however they say it."""
+    kind, found = _class_of(one), []
+    for each in (one, other):
+        told = _without_irrelevant(each)
+        made = None if kind is None else _built(kind, told)
+        found.append(told if made is None else _without_irrelevant(made))
+    return kind is _class_of(other) and found[0] == found[1]
+
+
 def former_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a forward pass depends on by the former rule: null is absent, padding nothing."""
     return {

@@ -8,9 +8,11 @@ from ..stores.errors import TrainingError
 from ..stores.placing import clear_write_errors
 from .config import ROUNDING_ONLY
 from .devices import Processes
+from .fingerprints import model_config
 from .policies import num_warmup_steps
+from .relevant_config import are_same_model
 from .run_files import read_run, write_run
-from .training_plan import TrainingPlan
+from .training_plan import POLICY_CONFIG, TrainingPlan
 
 
 def begin_run(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
@@ -81,11 +83,25 @@ def rounding_changes(plan: TrainingPlan) -> list[str]:
 def _changes(plan: TrainingPlan, run: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return what the run depends on and is another now: its name, before, now."""
     before = dict(run["depends_on"])
+    before.setdefault(POLICY_CONFIG, _former_policy_config(plan))
     return [
         (name, before.get(name), value)
         for name, value in plan.depends_on.items()
         if before.get(name) != value
     ]
+
+
+def _former_policy_config(plan: TrainingPlan) -> str:
+    """Return the policy's configuration of a run that does not name it, as far as it can be told.
+
+    What a finished run wrote has it; nothing else says that it is another one than now.
+    """
+    now = str(plan.depends_on[POLICY_CONFIG])
+    written = plan.settings.output_dir / "config.json"
+    if not written.is_file():
+        return now
+    own, policy = model_config(written.parent), model_config(plan.settings.model)
+    return now if are_same_model(own, policy) else f"that in {written}"
 
 
 def _fresh(plan: TrainingPlan) -> dict[str, Any]:

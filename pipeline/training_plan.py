@@ -23,11 +23,15 @@ from .margins import load_margins
 from .packing import Indices
 from .pair_sets import PairSet, find_pair_set
 from .references import Reference, ReferenceRequest, find_reference
+from .relevant_config import relevant_config
 from .step_order import epoch_steps
 from .tiers import KL_TIERS, KlSource
 from .tokenization import tokenizer_spec
 from .training_loss import MODIFIERS, TrainingLoss, settled_loss
 from .training_pairs import TrainingPairs, load_pairs, reference_digest
+
+POLICY_CONFIG = "policy configuration"
+"""Name of what a forward pass of the policy depends on beside its weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +71,10 @@ class TrainingPlan:
     @property
     def config_fingerprint(self) -> str:
         """Hash of all that the results depend on by more than rounding."""
-        kept = {k: v for k, v in self.depends_on.items() if k not in ROUNDING_ONLY}
+        dropped = {*ROUNDING_ONLY}
+        if self.reference is not None and self.reference.is_policy:
+            dropped.add(POLICY_CONFIG)  # the reference's fingerprint says it
+        kept = {k: v for k, v in self.depends_on.items() if k not in dropped}
         return fingerprint(kept)
 
     @property
@@ -196,6 +203,7 @@ def _digests(
         **kl_scores,
         "pairs": pairs.digest(),
         "policy": weights_hash(settings.model, store),
+        POLICY_CONFIG: fingerprint(relevant_config(model_config(settings.model), store)),
         "reference": reference.fingerprint if reference else None,
         "reference scores": reference_digest(store, reference.fingerprint, pairs.sequence_keys())
         if reference
