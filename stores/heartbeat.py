@@ -26,6 +26,7 @@ DEAD_SECONDS = 300.0
 
 _SUFFIX = ".alive"
 _lock = threading.Lock()
+_renewing: set[int] = set()  # processes that have a thread for it
 _beating: dict[tuple[int, str], Path] = {}  # by process and store: a fork has none of its own
 
 
@@ -43,8 +44,9 @@ def keep_alive(root: Path) -> None:
         path = root / "tmp" / f"{uuid4().hex}{_SUFFIX}"
         with clear_write_errors(path):
             path.touch()
-        if not any(pid == place[0] for pid, _ in _beating):
-            threading.Thread(target=_renew, name="heartbeat", daemon=True).start()
+        if place[0] not in _renewing:
+            _renewing.add(place[0])
+            threading.Thread(target=_renew_for_ever, name="heartbeat", daemon=True).start()
             atexit.register(stop)
         _beating[place] = path
 
@@ -82,11 +84,16 @@ def stop() -> None:
                 _beating.pop(place).unlink(missing_ok=True)
 
 
-def _renew() -> None:
+def renew() -> None:
+    """Touch this process's heartbeats; a thread does it as long as the process lives."""
+    with _lock:
+        own = [path for (pid, _), path in _beating.items() if pid == os.getpid()]
+    for path in own:
+        with suppress(OSError):  # the store may be gone; what it loses is its own protection
+            os.utime(path)
+
+
+def _renew_for_ever() -> None:
     while True:
         time.sleep(RENEW_SECONDS)
-        with _lock:
-            own = [path for (pid, _), path in _beating.items() if pid == os.getpid()]
-        for path in own:
-            with suppress(OSError):  # the store may be gone; what it loses is its own protection
-                os.utime(path)
+        renew()
