@@ -75,6 +75,7 @@ def evaluate(
     row = run.find(spec)
     if row is None:
         measured = run.measure(policy_samples, reference_samples, sources)
+        measured.reward_sources = sources
         row = run.write(spec, measured, time.monotonic() - started)
         is_new = True
     else:

@@ -40,6 +40,8 @@ class Measured:
     has_ended: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # [M]
     num_without_room: int = 0
     rewards: dict[str, Numbers] = field(default_factory=dict)  # [M] each
+    reward_sources: dict[str, str] = field(default_factory=dict)
+    """Fingerprint of each objective's source: two of one name are not one axis."""
     own: "PolicyScores | None" = None
     """The policy on its own samples, [M] each."""
     ref_logps: Numbers | None = None  # [M]
@@ -75,7 +77,7 @@ def evaluation_row(found: Measured) -> dict[str, Any]:
     num_samples = found.samples.num_samples
     lengths = np.array([len(each) for each in found.completions], np.float64)
     row |= {
-        "settings": json.dumps(asdict(found.samples)),
+        "settings": json.dumps(asdict(found.samples) | {"reward_sources": found.reward_sources}),
         "seed": found.samples.seed,
         "num_prompts": len(found.keys) // num_samples,
         "num_samples": num_samples,

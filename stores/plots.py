@@ -140,6 +140,7 @@ def _frontier(figure: "Figure", rows: Rows) -> bool:
         is_bound = any(row["kl_source"] == "topk-bound" for row in of_panel)
         kl = "KL(policy || reference), nats a completion" + (", lower bounds" if is_bound else "")
         axes.set(title=title, xlabel=kl, ylabel="Mean reward")
+    _tell_conditions(figure, rows)
     return bool(panels)
 
 
@@ -157,7 +158,17 @@ def _pareto(figure: "Figure", rows: Rows) -> bool:
         both = [row for row in flat if row.get(x) is not None and row.get(y) is not None]
         _scatter(axes, both, policies, x, y)
         axes.set(xlabel=f"Mean reward, {_text(x)}", ylabel=f"Mean reward, {_text(y)}")
+    _tell_conditions(figure, rows)
     return bool(panels)
+
+
+def _tell_conditions(figure: "Figure", rows: Rows) -> None:
+    """Say that not all points are ranked against each other, where that is so."""
+    if any(row.get("left_out") for row in rows):
+        figure.suptitle(
+            "Filled: the best among those measured alike, which a line joins; see the column "
+            "conditions.", fontsize=9,
+        )  # fmt: skip
 
 
 def _margins(figure: "Figure", rows: Rows) -> bool:
@@ -307,10 +318,15 @@ def _grid(figure: "Figure", panels: Collection[object], num_rows: int = 0) -> "l
 def _scatter(
     axes: "Axes", rows: Rows, policies: Sequence[str], x: str, y: str, error: str | None = None
 ) -> None:
-    """Points with their names; those that no other one beats are filled and joined."""
-    best = sorted((row[x], row[y]) for row in rows if row["is_pareto"])
-    if len(best) > 1:
-        axes.plot(*zip(*best, strict=True), color="#8b9098", linestyle=":", zorder=1)
+    """Points with their names; those that no other one beats are filled and joined.
+
+    Points of different conditions are not ranked against each other, and no line joins them.
+    """
+    for conditions in {str(row.get("conditions")) for row in rows}:
+        alike = [row for row in rows if str(row.get("conditions")) == conditions]
+        best = sorted((row[x], row[y]) for row in alike if row["is_pareto"])
+        if len(best) > 1:
+            axes.plot(*zip(*best, strict=True), color="#8b9098", linestyle=":", zorder=1)
     for row in rows:
         number = policies.index(row["policy"])
         colour = COLOURS[number % 8]

@@ -67,9 +67,13 @@ def frontiers(
     ).to_pylist()
     found = [_evaluated(measured, numbers, runs)] if measured else []
     points: dict[str, list[dict[str, Any]]] = {"held out": [], "train": []}
+    axes = {
+        row["run_id"]: row for row in page_rows(catalog, "axes", run_ids=list(numbers)).to_pylist()
+    }
     for run, split, rows in _groups(seen):
         source = "train" if split == runs[run].train_split else "held out"
-        points[source].append(_point(runs[run].label, run, split, rows))
+        point = _point(runs[run].label, run, split, rows)
+        points[source].append(point | _pair_conditions(axes[runs[run].run_id], split))
     found += [{"source": source, "points": each} for source, each in points.items() if each]
     return found
 
@@ -128,6 +132,32 @@ def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
     }
 
 
+def _pair_conditions(axes: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """How a run's pairs were measured: what all of its numbers share, and what some are in."""
+    margin = axes["margin_axis"]
+    own = {
+        "loss": " ".join(filter(None, (axes["loss_type"], margin))) or None,
+        "accuracy": axes["accuracy_axis"],
+        **dict.fromkeys(("reward_margins", "chosen_rewards", "rejected_rewards"), margin),
+    }
+    shared = {"pair set": axes["pair_set"], "split": split, "reference": axes["reference"]}
+    return {"conditions": shared, "axes": own}
+
+
+def _sample_conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of an evaluation: which prompts, how samples were drawn, who judged them."""
+    names = ("split", "reference", "temperature", "top_p", "max_new_tokens")
+    shared = {
+        "pair set": row["pair_set_version"], "prompts": row["num_prompts"],
+        **{name.replace("_", " "): row[name] for name in names},
+    }  # fmt: skip
+    judges = dict(row["reward_sources"] or ())
+    return {
+        "conditions": shared,
+        "axes": {f"reward: {name}": str(source)[:12] for name, source in judges.items()},
+    }
+
+
 def _evaluated(
     rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], runs: Sequence[ReportRun]
 ) -> dict[str, Any]:
@@ -147,6 +177,7 @@ def _evaluated(
                 f"{row['split']}, {row['num_samples']:,} samples each, {row['measured_at']}",
                 "has_bounds": False,
                 "values": {name: value for name, value in values.items() if value is not None},
+                **_sample_conditions(row),
             }
         )
     return {"source": "evaluations", "points": points}

@@ -89,6 +89,25 @@ def test_frontier_draws_reward_against_kl_and_marks_the_best(attacked: Path) -> 
     assert [text.get_text() for text in axes.texts] == ["$policy_0^", "$policy_1^"]
 
 
+def test_line_joins_the_best_of_those_measured_alike(attacked: Path) -> None:
+    rows = [
+        {"policy": name, "measured_on": "samples", "objective": "helpful", "reward": reward,
+         "reward_error": 0.0, "kl": kl, "kl_source": "samples", "is_pareto": True,
+         "conditions": [("temperature", temperature)], "left_out": "others"}
+        for name, temperature, kl, reward in (
+            ("a", "1.0", 1.0, 1.0), ("b", "1.0", 3.0, 3.0), ("c", "0.1", 2.0, 5.0),
+            ("d", "0.1", 4.0, 7.0),
+        )
+    ]  # fmt: skip
+
+    figure = draw("frontier", pa.Table.from_pylist(rows))
+
+    (axes,) = figure.axes
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert sorted(list(line.get_xdata()) for line in dotted) == [[1.0, 3.0], [2.0, 4.0]]
+    assert "measured alike" in figure.get_suptitle()
+
+
 def test_pareto_has_a_panel_for_each_other_objective(attacked: Path) -> None:
     figure = draw("pareto", answer(attacked, "pareto"))
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [

@@ -1,10 +1,13 @@
 """Each named question, on rows small enough to check by hand."""
 
+import json
 from datetime import timedelta
 
 import pytest
 from row_store import OTHER, RUN, START, ask, example, key, put, put_pairs, put_runs, step
 
+from offpref.pipeline.losses import LOSSES, OPTION_NAMES
+from offpref.pipeline.training_loss import MODIFIERS
 from offpref.stores.catalog import Catalog, query_names
 from offpref.stores.errors import QueryRefusedError
 from offpref.stores.questions import read_question
@@ -478,6 +481,143 @@ def test_frontier_compares_policies_of_the_same_reference(store: Store) -> None:
     assert {str(r["policy"]): r["is_pareto"] for r in ask(store, "frontier")} == {
         "a 1.0": True, "a 2.0": False, "b 3.0": True,
     }  # fmt: skip
+
+
+DRAWN: dict[str, object] = {
+    "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12, "reward_sources": {"fn": "s" * 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "drawn", "named"),
+    [
+        ({}, {"temperature": 0.1}, {"temperature": "0.1"}),
+        ({}, {"top_p": 0.9}, {"top_p": "0.9"}),
+        ({}, {"max_new_tokens": 64}, {"max_new_tokens": "64"}),
+        ({}, {"reward_sources": {"fn": "t" * 64}}, {"reward_source": "t" * 12}),
+        ({"num_prompts": 20}, {}, {"num_prompts": "20"}),
+        ({"split": "train"}, {}, {"split": "train"}),
+        ({"pair_set_fingerprint": "v2"}, {}, {"pair_set": "p@v2"}),
+        ({"reference": "b"}, {}, {"reference": "b"}),
+        ({"seed": 5, "num_samples": 9}, {"seed": 5, "num_samples": 9, "batch_size": 3}, None),
+    ],
+)
+@pytest.mark.parametrize("question", ["frontier", "pareto"])
+def test_samples_drawn_or_judged_otherwise_are_not_ranked_together(
+    store: Store, question: str, changed: dict[str, object], drawn: dict[str, object],
+    named: dict[str, str] | None,
+) -> None:  # fmt: skip
+    """The second policy has less reward at more KL: it is beaten if it was measured alike."""
+    common = {
+        "split": "eval", "reference": "a", "pair_set": "p", "pair_set_fingerprint": "v1",
+        "num_prompts": 10, "num_samples": 2, "reward_errors": [("fn", 0.5)],
+    }  # fmt: skip
+    put(store, "evaluations", [
+        common | {"evaluation_id": key(1), "name": "good", "rewards": [("fn", 2.0)],
+                  "reverse_kl": 1.0, "settings": json.dumps(DRAWN)},
+        common | {"evaluation_id": key(2), "name": "bad", "rewards": [("fn", 1.0)],
+                  "reverse_kl": 2.0, "settings": json.dumps(DRAWN | drawn)} | changed,
+    ])  # fmt: skip
+
+    rows = {row["policy"]: row for row in ask(store, question)}
+
+    is_alike = named is None or (question == "pareto" and "reference" in named)  # it has no KL
+    assert rows["good"]["is_pareto"] is True
+    assert rows["bad"]["is_pareto"] is not is_alike
+    assert (rows["good"]["left_out"], rows["bad"]["left_out"]) == (
+        (None, None) if is_alike else ("bad", "good")
+    )
+    conditions = {
+        name.replace("reward_sources", "reward_source"): value
+        for name, value in dict(rows["bad"]["conditions"]).items()  # type: ignore[call-overload]
+    }
+    assert conditions == ({} if is_alike else named)
+
+
+def test_source_of_an_earlier_evaluation_is_the_only_one_there_is(store: Store) -> None:
+    common = {"split": "eval", "reverse_kl": 1.0, "rewards": [("fn", 1.0)]}
+    put(store, "rewards", [
+        {"objective": "fn", "source_fingerprint": "s" * 64, "subject": "sequence",
+         "subject_key": key(9), "reward": 0.5},
+    ])  # fmt: skip
+    put(store, "evaluations", [
+        common | {"evaluation_id": key(1), "name": "before", "settings": "{}"},
+        common | {"evaluation_id": key(2), "name": "now",
+                  "settings": json.dumps({"reward_sources": {"fn": "s" * 64}})},
+    ])  # fmt: skip
+
+    assert [row["left_out"] for row in ask(store, "frontier")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "accuracy_alike", "margins_alike"),
+    [
+        ({}, {}, True, True),
+        ({"beta": 0.5}, {}, True, False),  # other units, the same signs
+        ({"loss_type": "ipo"}, {}, True, True),  # the reward is beta times the log-ratio as well
+        ({"loss_type": "simpo"}, {}, False, False),  # means over tokens, without a reference
+        ({"loss_type": "tdpo2", "kl_source": "exact"}, {}, False, False),  # its KL is added
+        ({"objective": ["length=0.5"], "preference_weight": 1.0}, {}, False, False),
+        ({"ld_alpha": 0.3}, {}, False, False),
+        ({"f_divergence_type": "forward_kl"}, {}, True, False),  # monotone: no sign changes
+        ({"f_divergence_type": "reverse_kl"}, {}, True, True),  # the default by its name
+        ({}, {"reference": "b"}, False, False),
+        ({}, {"pair_set_fingerprint": "v2"}, False, False),
+        ({"learning_rate": 0.1, "seed": 3}, {}, True, True),
+    ],
+)
+def test_pairs_of_runs_are_ranked_where_rewards_are_of_one_axis(
+    store: Store, config: dict[str, object], more: dict[str, object], accuracy_alike: bool,
+    margins_alike: bool,
+) -> None:  # fmt: skip
+    settings = {"loss_type": "sigmoid", "beta": 0.1, "objective": [], "ld_alpha": None}
+    common = {"pair_set": "p", "pair_set_fingerprint": "v1", "reference": "a"}
+    put(store, "runs", [
+        {"run_id": RUN, "name": "good", "config": json.dumps(settings)} | common,
+        {"run_id": OTHER, "name": "bad", "config": json.dumps(settings | config)} | common | more,
+    ])  # fmt: skip
+    near = {"split": "eval", "kl_source": "exact", "chosen_reverse_kl": 1, "rejected_reverse_kl": 1}
+    far = near | {"chosen_reverse_kl": 5, "run_id": OTHER}
+    put(store, "examples", [example(1, 1, 1, 0, **near), example(1, 1, 0, 2, **far)])
+
+    rows = {(row["policy"], row["objective"]): row for row in ask(store, "frontier")}
+
+    bad = [rows["bad", f"rewards/{name}"] for name in ("accuracies", "margins")]
+    assert [row["is_pareto"] for row in bad] == [not accuracy_alike, not margins_alike]
+    assert [row["left_out"] for row in bad] == [
+        None if is_alike else "good" for is_alike in (accuracy_alike, margins_alike)
+    ]
+    compared = {row["run"]: row["comparable_with"] for row in ask(store, "compare")}
+    has_one_loss = config.get("loss_type", "sigmoid") == "sigmoid"
+    assert (compared["bad"] == "good") == (
+        margins_alike and has_one_loss and "f_divergence_type" not in config
+    )
+
+
+def test_bound_of_a_kl_is_not_ranked_with_a_kl(store: Store) -> None:
+    put_runs(store, "exact", "bound")
+    kl = {"split": "eval", "kl_source": "exact", "chosen_reverse_kl": 1, "rejected_reverse_kl": 1}
+    bound = kl | {"kl_source": "topk-bound", "chosen_reverse_kl": 2, "run_id": OTHER}
+    put(store, "examples", [example(1, 1, 1, 0, **kl), example(1, 1, 0, 2, **bound)])
+
+    assert {row["is_pareto"] for row in ask(store, "frontier")} == {True}
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_axis_of_rewards_is_that_of_the_loss(store: Store, name: str) -> None:
+    options = {"beta": 0.1} if "beta" in LOSSES[name].options else {}
+    put_runs(store, "run", config=json.dumps({"loss_type": name, **options}))
+
+    (row,) = ask(store, "select * from reward_axes")
+
+    assert row["reward_kind"] == LOSSES[name].rewards
+    beta = "0.1 * " if options and LOSSES[name].rewards else ""
+    assert row["margin_axis"] == (beta + LOSSES[name].rewards if LOSSES[name].rewards else None)
+
+
+def test_compare_knows_every_option_of_a_loss() -> None:
+    question = read_question("compare").sql
+    assert [name for name in (*OPTION_NAMES, *MODIFIERS) if f"'{name}'" not in question] == []
 
 
 def test_frontier_of_pairs_takes_held_out_margins_and_kls(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The report without a browser: its numbers, its samples, its limits, and how it is written."""
 
+import json
 import re
 import resource
 import shutil
@@ -326,6 +327,29 @@ def test_frontier_shows_evaluations_where_there_are_any(attacked: Store) -> None
     assert "reverse_kl" not in second["values"]
     part = report(attacked, run_names=("simpo",)).json("charts")["frontiers"]
     assert [each["source"] for each in part] == ["held out", "train"]
+
+
+def test_points_of_the_frontier_say_how_they_were_measured(attacked: Store) -> None:
+    drawn = {"temperature": 0.1, "top_p": 1.0, "max_new_tokens": 12, "reward_sources": {"h": "s"}}
+    put(attacked, "evaluations", [
+        {"evaluation_id": b"e" * 16, "run_id": DPO, "name": "a", "reverse_kl": 1.5, "split": "eval",
+         "rewards": [("h", 0.25)], "pair_set": "p", "pair_set_fingerprint": "v1",
+         "num_prompts": 10, "reference": "fp", "settings": json.dumps(drawn)},
+        {"evaluation_id": b"f" * 16, "name": "b", "rewards": [("h", 0.5)], "settings": ""},
+    ])  # fmt: skip
+
+    samples, held_out, _ = report(attacked).json("charts")["frontiers"]
+
+    first, second = samples["points"]
+    assert first["conditions"] == {
+        "pair set": "p@v1", "prompts": 10, "split": "eval", "reference": "fp",
+        "temperature": "0.1", "top p": "1.0", "max new tokens": "12",
+    }  # fmt: skip
+    assert first["axes"] == {"reward: h": "s"}
+    assert second["axes"] == {}
+    dpo, simpo = held_out["points"]
+    assert dpo["axes"]["reward_margins"] != simpo["axes"]["reward_margins"]
+    assert simpo["axes"]["accuracy"] == "mean_logps"
 
 
 # Size.

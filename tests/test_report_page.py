@@ -1,5 +1,6 @@
 """The report's page in a real browser: it opens from disk, and everything on it works."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -411,6 +412,31 @@ def test_frontier_is_made_of_the_points_that_no_other_beats(
     assert {each for each, mark in marks if mark == "yes"} == {"near", "far"}
     line = "document.getElementById('frontier-chart').data[0]"
     assert reader.page.evaluate(f"[{line}.x, {line}.y]") == [[1, 2], [0.5, 0.75]]
+
+
+def test_frontier_ranks_what_was_measured_alike_and_says_what_was_not(
+    open_page: Open, store: Store, tmp_path: Path
+) -> None:
+    """At a low temperature a policy has more reward at less KL, and beats no other one by that."""
+    points = {"warm": (1.0, 3.0, 0.5), "worse": (1.0, 4.0, 0.25), "cold": (0.1, 2.0, 0.75)}
+    put(store, "evaluations", [
+        {"evaluation_id": bytes([place]) * 16, "name": each, "reverse_kl": kl,
+         "rewards": [("helpful", reward)], "settings": json.dumps({"temperature": temperature})}
+        for place, (each, (temperature, kl, reward)) in enumerate(points.items())
+    ])  # fmt: skip
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings())
+
+    reader = open_page(tmp_path / "report.html")
+
+    names = reader.texts("#frontier-body td:nth-child(1)")
+    marks = reader.texts("#frontier-body td:nth-child(4)")
+    found = {each for each, mark in zip(names, marks, strict=True) if mark == "yes"}
+    assert found == {"warm", "cold"}
+    note = reader.texts("#frontier-body .note")[0]
+    assert "warm, worse (temperature 1.0); cold (temperature 0.1)" in note
+    line = "document.getElementById('frontier-chart').data[0]"
+    assert reader.page.evaluate(f"{line}.x") == [3, None, 2]  # a gap between the two groups
 
 
 def test_distributions_switch_measure_and_pairs(reader: Reader) -> None:

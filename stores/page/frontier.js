@@ -20,12 +20,39 @@ const SOURCES = { "evaluations": "evaluations of policies", "held out": "held-ou
 const isLessBetter = (metric) => /kl|loss|tokens|self_bleu/i.test(metric);
 const pointLabel = (metric) => POINT_METRICS[metric] || visible(metric);
 
-// A point is on the frontier unless another is at least as good in both and better in one.
+// What two points must share to be ranked against each other in two metrics: which pairs or prompts,
+// the reference, how samples were drawn, what a reward is in; a bound of a KL is no KL.
+function measuredAs(point, metrics) {
+  const axes = metrics.map((metric) => (point.axes && point.axes[metric]) ?? null);
+  const isBound = point.has_bounds && metrics.some((metric) => /kl/i.test(metric));
+  return JSON.stringify([point.conditions ?? null, axes, isBound]);
+}
+
+// A point is on the frontier unless another, measured alike, is at least as good in both and better in one.
 function onFrontier(points, x, y) {
   const gain = (point, metric) => (isLessBetter(metric) ? -1 : 1) * point.values[metric];
-  return points.filter((point) => !points.some((other) =>
-    gain(other, x) >= gain(point, x) && gain(other, y) >= gain(point, y)
+  const alike = new Map(points.map((point) => [point, measuredAs(point, [x, y])]));
+  return points.filter((point) => !points.some((other) => alike.get(other) === alike.get(point)
+    && gain(other, x) >= gain(point, x) && gain(other, y) >= gain(point, y)
     && (gain(other, x) > gain(point, x) || gain(other, y) > gain(point, y))));
+}
+
+// The points by what they share, in their order.
+function grouped(points, x, y) {
+  const groups = new Map();
+  for (const point of points) {
+    const key = measuredAs(point, [x, y]);
+    groups.set(key, [...(groups.get(key) || []), point]);
+  }
+  return [...groups.values()];
+}
+
+// How points were measured, as far as not all of them alike.
+function differing(points, x, y) {
+  const told = (point) => ({ ...point.conditions, ...Object.fromEntries([x, y].filter((metric) => point.axes && point.axes[metric]).map((metric) => [pointLabel(metric), point.axes[metric]])) });
+  const names = [...new Set(points.flatMap((point) => Object.keys(told(point))))];
+  const apart = names.filter((name) => new Set(points.map((point) => String(told(point)[name] ?? ""))).size > 1);
+  return (point) => apart.filter((name) => (told(point)[name] ?? null) !== null).map((name) => `${name} ${told(point)[name]}`).join(", ");
 }
 
 function startFrontier(frontiers) {
@@ -40,7 +67,7 @@ function startFrontier(frontiers) {
   const missing = el("div");
   fill(body, runChips(), el("div", { class: "card" }, controls,
     chart("frontier-chart", "Runs as points; the figures are in the table below."), missing,
-    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run is better in both. Hover a point for its settings."),
+    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run that was measured alike is better in both. Hover a point for its settings."),
     el("details", { class: "figures", open: values.runs.length <= 12 }, el("summary", {}, "Figures"), table)));
 
   const current = () => frontiers.find((each) => each.source === state.source);
@@ -70,7 +97,11 @@ function startFrontier(frontiers) {
       ...(point.run === null ? [] : Object.entries(values.runs[point.run].differs).slice(0, 12).map(([name, value]) => plotText(`${name}: ${value}`.slice(0, 80)))),
       plotText(point.note), ...(point.has_bounds ? ["KLs are lower bounds (tier topk)"] : []),
     ].join("<br>");
-    const line = [...best].sort((a, b) => a.values[x] - b.values[x]);
+    const groups = grouped(drawn, x, y);
+    const line = groups.flatMap((group, place) => [
+      ...(place ? [{ values: { [x]: null, [y]: null } }] : []),  // a gap: no line joins two groups
+      ...best.filter((point) => group.includes(point)).sort((a, b) => a.values[x] - b.values[x]),
+    ]);
     Plotly.react("frontier-chart", [
       { x: line.map((point) => point.values[x]), y: line.map((point) => point.values[y]), mode: "lines", hoverinfo: "skip", line: { color: cssColour("--strong-line"), width: 1.5, dash: "dot" } },
       {
@@ -85,6 +116,7 @@ function startFrontier(frontiers) {
     ], framed(layout(axisTitle(x, "\u2190", "\u2192"), axisTitle(y, "\u2193", "\u2191")), drawn, x, y), PLOTLY);
     const without = points.filter((point) => !drawn.includes(point));
     fill(missing,
+      groups.length > 1 ? note(`Not measured alike, so not ranked against each other: ${visible(groups.map((group) => `${group.map((point) => point.label).join(", ")} (${differing(drawn, x, y)(group[0])})`).join("; "))}.`) : null,
       without.length ? note(`Not drawn, not measured both ways: ${visible(without.map((point) => point.label).join(", "))}.`) : null,
       /kl/i.test(x) || state.source === "evaluations" ? null : note("No KL is measured here: ", command("offpref score STORE ... --tier hidden"), ", then ", command("offpref train STORE ... --kl-metrics"), "."));
     const rows = [...drawn].sort((a, b) => a.values[x] - b.values[x]);

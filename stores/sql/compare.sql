@@ -1,7 +1,10 @@
--- The runs side by side: the settings in which they differ, and where they ended.
+-- The runs side by side: the settings in which they differ, and where they ended. Losses and reward
+-- margins compare only where loss, pairs and what they are in are the same.
 -- param run runs: runs to compare; all if not given
 -- param num_steps integer = 10: training steps at the end that are averaged
 -- column settings: the settings that are not the same in all of these runs
+-- column reward_axis: what reward margins are in; those of another beta, say, are on another axis
+-- column comparable_with: the other runs of the same loss and options, pairs and reference
 -- column num_steps: training steps done
 -- column loss: training loss, mean of the last steps
 -- column accuracy: share of pairs with the higher reward for the chosen one, mean of these steps
@@ -77,10 +80,52 @@ evaluated as (
   from steps
   where split = 'eval'
   group by run_id
+),
+losses as (
+  select
+    run_id,
+    string_agg(setting || '=' || value, ' ' order by setting) as options
+  from every_setting
+  where string_split(setting, '.')[-1] in (
+    'loss_type', 'loss_weights', 'beta', 'label_smoothing', 'f_divergence_type',
+    'f_alpha_divergence_coef', 'ld_alpha', 'use_weighting', 'preference_weight', 'objective',
+    'ipo_reduction', 'simpo_gamma', 'gamma_beta_ratio', 'link', 'sft_weight', 'tdpo_alpha',
+    'rdpo_alpha', 'discopop_tau', 'orpo_lambda', 'cpo_lambda', 'cpo_reduction', 'slic_delta',
+    'slic_lambda', 'rrhf_lambda', 'kto_desirable_weight', 'kto_undesirable_weight',
+    'unlikelihood_alpha'
+  )
+  group by run_id
+),
+axes as (
+  select
+    shown.run_id,
+    shown.run,
+    reward_axes.margin_axis,
+    [
+      shown.pair_set_fingerprint,
+      shown.reference,
+      shown.config->>'train_split',
+      shown.config->>'eval_split',
+      losses.options,
+      reward_axes.margin_axis
+    ] as alike
+  from shown
+  left join reward_axes using (run_id)
+  left join losses using (run_id)
+),
+comparable as (
+  select
+    mine.run_id,
+    string_agg(other.run, ', ' order by other.run) as comparable_with
+  from axes as mine
+  join axes as other on other.alike = mine.alike and other.run_id <> mine.run_id
+  group by mine.run_id
 )
 select
   shown.run,
   coalesce(settings.settings, map([]::varchar[], []::varchar[])) as settings,
+  axes.margin_axis as reward_axis,
+  comparable.comparable_with,
   trained.num_steps,
   round(trained.loss, 4) as loss,
   round(trained.accuracy, 4) as accuracy,
@@ -91,6 +136,8 @@ select
   round(evaluated.eval_reward_margin, 4) as eval_reward_margin
 from shown
 left join settings using (run_id)
+left join axes using (run_id)
+left join comparable using (run_id)
 left join trained using (run_id)
 left join evaluated using (run_id)
 order by shown.run

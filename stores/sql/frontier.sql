@@ -1,5 +1,6 @@
 -- Reward against KL over policies, with those marked that no other one beats in both: from samples
 -- of evaluated policies, and from the pairs of each run as it last saw them where KLs were measured.
+-- Only what was measured alike is ranked; what was not is named.
 -- param run runs: runs to show; all, and evaluated policies without a run, if not given
 -- param split text = 'eval': split of the pairs, where there are no samples
 -- column policy: the run, or the name of the evaluated policy
@@ -10,34 +11,73 @@
 -- column kl: KL(policy || reference) of a completion, mean, nats
 -- column kl_source: 'samples', 'exact' or 'topk-bound', a lower bound
 -- column num_measured: samples, or pairs
--- column is_pareto: no other policy of the same reference has at least this reward at no more KL, and
---   one of both better
+-- column is_pareto: no other policy of the same conditions has at least this reward at no more KL,
+--   and one of both better; null without a KL
+-- column conditions: how it was measured, as far as that is not alike for all of the objective's
+--   policies: of samples how and from which prompts they were drawn, and who judged them; of pairs
+--   which, what their rewards are in, and what the KL is taken from; the reference
+-- column left_out: policies of other conditions, which this one is not ranked against; null if none
 with shown as (
   select *
   from latest_runs
   where $run::uuid[] is null or list_contains($run::uuid[], run_id)
 ),
-on_samples as (
+sole_sources as (
+  select
+    objective,
+    any_value(source_fingerprint) as source_fingerprint
+  from rewards
+  group by objective
+  having count(distinct source_fingerprint) = 1
+),
+of_samples as (
   select
     coalesce(shown.run, evaluations.name) as policy,
-    'samples' as measured_on,
-    evaluations.pair_set_fingerprint,
+    evaluations.pair_set || '@' || left(evaluations.pair_set_fingerprint, 12) as pair_set,
     evaluations.split,
     evaluations.reference,
+    try_cast(evaluations.settings as json) as settings,
+    evaluations.num_prompts,
     unnest(map_keys(evaluations.rewards)) as objective,
     unnest(map_values(evaluations.rewards)) as reward,
     evaluations.reward_errors,
     evaluations.reverse_kl as kl,
-    'samples' as kl_source,
     evaluations.num_prompts * evaluations.num_samples as num_measured
   from evaluations
   left join shown using (run_id)
   where $run::uuid[] is null or list_contains($run::uuid[], evaluations.run_id)
 ),
+on_samples as (
+  select
+    policy,
+    'samples' as measured_on,
+    split,
+    of_samples.objective,
+    reward,
+    reward_errors[of_samples.objective] as reward_error,
+    kl,
+    'samples' as kl_source,
+    num_measured,
+    map {
+      'pair_set': pair_set,
+      'split': split,
+      'reference': left(reference, 12),
+      'num_prompts': num_prompts::varchar,
+      'temperature': settings->>'temperature',
+      'top_p': settings->>'top_p',
+      'max_new_tokens': settings->>'max_new_tokens',
+      'reward_source': left(
+        coalesce(settings->'reward_sources'->>of_samples.objective, source_fingerprint), 12
+      )
+    } as conditions
+  from of_samples
+  left join sole_sources on sole_sources.objective = of_samples.objective
+),
 last_seen as (
   select
     shown.run as policy,
-    shown.pair_set_fingerprint,
+    shown.run_id,
+    shown.pair_set || '@' || left(shown.pair_set_fingerprint, 12) as pair_set,
     last_examples.split,
     shown.reference,
     count(*) as num_measured,
@@ -52,55 +92,101 @@ last_seen as (
   where last_examples.split = $split::varchar and reward_margins is not null
   group by all
 ),
+by_objective as (
+  select
+    *,
+    unnest(['rewards/accuracies', 'rewards/margins']) as objective,
+    unnest([accuracy, margin]) as reward,
+    unnest([accuracy_error, margin_error]) as reward_error,
+    unnest([accuracy_axis, margin_axis]) as reward_axis
+  from last_seen
+  left join reward_axes using (run_id)
+),
 on_pairs as (
   select
     policy,
     'pairs' as measured_on,
-    pair_set_fingerprint,
     split,
-    reference,
-    unnest(['rewards/accuracies', 'rewards/margins']) as objective,
-    unnest([accuracy, margin]) as reward,
-    unnest([accuracy_error, margin_error]) as reward_error,
+    objective,
+    reward,
+    reward_error,
     kl,
     kl_source,
-    num_measured
-  from last_seen
+    num_measured,
+    map {
+      'pair_set': pair_set,
+      'split': split,
+      'reference': left(reference, 12),
+      'kl_source': kl_source,
+      'reward': reward_axis
+    } as conditions
+  from by_objective
 ),
 measured as (
-  select * replace (reward_errors[objective] as reward_errors) from on_samples
-  union all
-  select * from on_pairs
+  select *, row_number() over () as number
+  from (select * from on_samples union all select * from on_pairs)
+),
+entries as (
+  select
+    measured_on,
+    objective,
+    unnest(map_entries(conditions)) as entry
+  from measured
+),
+differing as (
+  select
+    measured_on,
+    objective,
+    list(name) as names
+  from (
+    select
+      measured_on,
+      objective,
+      entry.key as name
+    from entries
+    group by all
+    having count(distinct entry.value) + (count(entry.value) < count(*))::int > 1
+  )
+  group by all
+),
+compared as (
+  select
+    mine.number,
+    bool_or(
+      other.conditions = mine.conditions
+      and other.kl <= mine.kl
+      and other.reward >= mine.reward
+      and (other.kl < mine.kl or other.reward > mine.reward)
+    ) as is_beaten,
+    string_agg(distinct other.policy, ', ' order by other.policy)
+      filter (other.conditions <> mine.conditions) as left_out
+  from measured as mine
+  join measured as other using (measured_on, objective)
+  group by mine.number
 )
 select
-  mine.policy,
-  mine.measured_on,
-  mine.split,
-  mine.objective,
-  round(mine.reward, 4) as reward,
-  round(mine.reward_errors, 4) as reward_error,
-  round(mine.kl, 4) as kl,
-  mine.kl_source,
-  mine.num_measured,
-  if(
-    mine.kl is null,
-    null,
-    not exists (
-      select 1
-      from measured as other
-      where other.measured_on = mine.measured_on
-        and other.objective = mine.objective
-        and other.pair_set_fingerprint = mine.pair_set_fingerprint
-        and other.split = mine.split
-        and other.reference is not distinct from mine.reference
-        and other.kl <= mine.kl
-        and other.reward >= mine.reward
-        and (other.kl < mine.kl or other.reward > mine.reward)
-    )
-  ) as is_pareto
-from measured as mine
+  measured.policy,
+  measured.measured_on,
+  measured.split,
+  measured.objective,
+  round(measured.reward, 4) as reward,
+  round(measured.reward_error, 4) as reward_error,
+  round(measured.kl, 4) as kl,
+  measured.kl_source,
+  measured.num_measured,
+  if(measured.kl is null, null, not coalesce(compared.is_beaten, false)) as is_pareto,
+  map_from_entries(
+    [
+      entry for entry in map_entries(measured.conditions)
+      if list_contains(differing.names, entry.key) and entry.value is not null
+    ]
+  ) as conditions,
+  compared.left_out
+from measured
+join compared using (number)
+left join differing using (measured_on, objective)
 order by
-  mine.measured_on desc,
-  mine.objective,
-  mine.kl,
-  mine.policy
+  measured.measured_on desc,
+  measured.objective,
+  measured.kl,
+  measured.policy

@@ -1,25 +1,39 @@
 -- Several objectives at once, with the policies marked that no other one beats in all: mean rewards
 -- of samples where policies were evaluated, else stored rewards of the completions of each pair that
--- the policy prefers.
+-- the policy prefers. Only what was measured alike is ranked; what was not is named.
 -- param run runs: runs to show; all, and evaluated policies without a run, if not given
 -- param split text = 'eval': split of the pairs, where there are no samples
 -- column policy: the run, or the name of the evaluated policy
 -- column measured_on: 'samples' of the policy, or stored 'pairs'
 -- column rewards: mean reward by objective
 -- column num_measured: samples, or pairs
--- column is_pareto: no other policy is at least as good for every objective and better for one
+-- column is_pareto: no other policy of the same conditions is at least as good for every objective and
+--   better for one
+-- column conditions: how it was measured, as far as that is not alike for all policies here: of samples
+--   how and from which prompts they were drawn, and who judged them; of pairs which, and what the
+--   rewards are in that tell which completion the policy prefers; the objectives
+-- column left_out: policies of other conditions, which this one is not ranked against; null if none
 with shown as (
   select *
   from latest_runs
   where $run::uuid[] is null or list_contains($run::uuid[], run_id)
 ),
-on_samples as (
+sole_sources as (
+  select
+    objective,
+    any_value(source_fingerprint) as source_fingerprint
+  from rewards
+  group by objective
+  having count(distinct source_fingerprint) = 1
+),
+of_samples as (
   select
     evaluations.evaluation_id as id,
     coalesce(shown.run, evaluations.name) as policy,
-    'samples' as measured_on,
-    evaluations.pair_set_fingerprint,
+    evaluations.pair_set || '@' || left(evaluations.pair_set_fingerprint, 12) as pair_set,
     evaluations.split,
+    try_cast(evaluations.settings as json) as settings,
+    evaluations.num_prompts,
     unnest(map_keys(evaluations.rewards)) as objective,
     unnest(map_values(evaluations.rewards)) as reward,
     evaluations.num_prompts * evaluations.num_samples as num_measured
@@ -27,13 +41,38 @@ on_samples as (
   left join shown using (run_id)
   where $run::uuid[] is null or list_contains($run::uuid[], evaluations.run_id)
 ),
+on_samples as (
+  select
+    id,
+    policy,
+    'samples' as measured_on,
+    split,
+    of_samples.objective,
+    reward,
+    num_measured,
+    left(
+      coalesce(settings->'reward_sources'->>of_samples.objective, source_fingerprint), 12
+    ) as source,
+    map {
+      'pair_set': pair_set,
+      'split': split,
+      'num_prompts': num_prompts::varchar,
+      'temperature': settings->>'temperature',
+      'top_p': settings->>'top_p',
+      'max_new_tokens': settings->>'max_new_tokens'
+    } as conditions
+  from of_samples
+  left join sole_sources on sole_sources.objective = of_samples.objective
+),
 preferred as (
   select
     shown.run_id,
     shown.run,
     shown.pair_set_fingerprint,
+    shown.pair_set || '@' || left(shown.pair_set_fingerprint, 12) as pair_set,
     last_examples.split,
     last_examples.pair_key,
+    left(shown.reference, 12) as reference,
     if(reward_margins > 0, 'chosen', 'rejected') as side
   from last_examples
   join shown using (run_id)
@@ -44,14 +83,25 @@ on_pairs as (
     preferred.run_id as id,
     preferred.run as policy,
     'pairs' as measured_on,
-    preferred.pair_set_fingerprint,
     preferred.split,
     pair_rewards.objective_label as objective,
     avg(pair_rewards.reward) as reward,
-    count(*) as num_measured
+    count(*) as num_measured,
+    null::varchar as source,
+    map {
+      'pair_set': any_value(preferred.pair_set),
+      'split': preferred.split,
+      'reference': any_value(preferred.reference),
+      'preference': any_value(reward_axes.accuracy_axis)
+    } as conditions
   from preferred
   join pair_rewards using (pair_set_fingerprint, pair_key, side)
-  group by all
+  left join reward_axes using (run_id)
+  group by
+    preferred.run_id,
+    preferred.run,
+    preferred.split,
+    pair_rewards.objective_label
 ),
 measured as (
   select * from on_samples
@@ -63,35 +113,89 @@ policies as (
     id,
     policy,
     measured_on,
-    pair_set_fingerprint,
     split,
     map_from_entries(list((objective, round(reward, 4)) order by objective)) as rewards,
-    list(objective order by objective) as objectives,
-    max(num_measured) as num_measured
+    map_from_entries(list((objective, reward) order by objective)) as exact_rewards,
+    max(num_measured) as num_measured,
+    map_concat(
+      any_value(conditions),
+      map {
+        'objectives': string_agg(objective, ' ' order by objective),
+        'reward_sources': string_agg(source, ' ' order by objective)
+      }
+    ) as conditions
   from measured
-  group by all
+  group by
+    id,
+    policy,
+    measured_on,
+    split
 ),
-beaten as (
-  select distinct mine.id
-  from measured as mine
-  join measured as other using (measured_on, pair_set_fingerprint, split, objective)
-  join policies as my_policy on my_policy.id = mine.id and my_policy.split = mine.split
-  join policies as other_policy on other_policy.id = other.id and other_policy.split = other.split
-  where mine.id <> other.id and my_policy.objectives = other_policy.objectives
+entries as (
+  select
+    measured_on,
+    unnest(map_entries(conditions)) as entry
+  from policies
+),
+differing as (
+  select
+    measured_on,
+    list(name) as names
+  from (
+    select
+      measured_on,
+      entry.key as name
+    from entries
+    group by all
+    having count(distinct entry.value) + (count(entry.value) < count(*))::int > 1
+  )
+  group by measured_on
+),
+compared as (
+  select
+    mine.id,
+    mine.split,
+    bool_or(
+      other.conditions = mine.conditions
+      and list_bool_and(
+        [
+          other.exact_rewards[name] >= mine.exact_rewards[name]
+          for name in map_keys(mine.exact_rewards)
+        ]
+      )
+      and list_bool_or(
+        [
+          other.exact_rewards[name] > mine.exact_rewards[name]
+          for name in map_keys(mine.exact_rewards)
+        ]
+      )
+    ) as is_beaten,
+    string_agg(distinct other.policy, ', ' order by other.policy)
+      filter (other.conditions <> mine.conditions) as left_out
+  from policies as mine
+  join policies as other using (measured_on)
   group by
     mine.id,
-    other.id
-  having bool_and(other.reward >= mine.reward) and bool_or(other.reward > mine.reward)
+    mine.split
 )
 select
-  policy,
-  measured_on,
-  split,
-  rewards,
-  num_measured,
-  id not in (from beaten) as is_pareto
+  policies.policy,
+  policies.measured_on,
+  policies.split,
+  policies.rewards,
+  policies.num_measured,
+  not coalesce(compared.is_beaten, false) as is_pareto,
+  map_from_entries(
+    [
+      entry for entry in map_entries(policies.conditions)
+      if list_contains(differing.names, entry.key) and entry.value is not null
+    ]
+  ) as conditions,
+  compared.left_out
 from policies
+join compared using (id, split)
+left join differing using (measured_on)
 order by
-  measured_on desc,
+  policies.measured_on desc,
   is_pareto desc,
-  policy
+  policies.policy
