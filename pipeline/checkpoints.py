@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 
+from ..stores.crash import crash_at
 from ..stores.errors import StoreFormatError
 from ..stores.placing import (
     clear_write_errors,
@@ -75,6 +76,7 @@ def save_checkpoint(
         if processes.is_first:
             write_synced(json.dumps(dict(state)).encode(), partial / STATE_FILE)
             place_folder(partial, path)
+            crash_at("checkpoint-placed")
             for old in sorted(folder.glob("step-*"))[:-keep]:
                 shutil.rmtree(old)
     processes.wait()

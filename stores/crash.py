@@ -1,27 +1,33 @@
-"""A test hook: die at a named point, as a power cut would, to prove what survives.
+"""A test hook: die at a named point, as a power cut would, or stop there until somebody goes on.
 
-Nothing happens unless the environment variable ``OFFPREF_CRASH_AT`` names a point, or a point and
-how often it is passed before (``shard-placed:2`` dies at the third). Points, in the order of a
-commit: ``shard-written``, ``shard-placed``, ``record-written``, ``record-placed``.
+Nothing happens unless the environment variable ``OFFPREF_CRASH_AT`` or ``OFFPREF_STOP_AT`` names a
+point, or a point and how often it is passed before (``shard-placed:2`` dies at the third). Points,
+in the order of a commit: ``shard-written``, ``shard-placed``, ``record-written``,
+``record-placed``; of a training: ``checkpoint-placed``.
+
+A process that stopped (SIGSTOP) is at the point for as long as a test likes: what is sent to it
+then reaches it there, on a slow machine as on a fast one.
 """
 
 import os
 import signal
 
-VARIABLE = "OFFPREF_CRASH_AT"
+CRASH, STOP = "OFFPREF_CRASH_AT", "OFFPREF_STOP_AT"
 
 _passed: dict[str, int] = {}
 
 
 def crash_at(point: str) -> None:
-    """Send SIGKILL to this process if the environment variable names ``point``."""
-    wanted = os.environ.get(VARIABLE)
-    if wanted is None:
-        return
-    name, _, skip = wanted.partition(":")
-    if name != point:
-        return
-    passed = _passed.get(point, 0)
-    _passed[point] = passed + 1
-    if passed >= int(skip or 0):
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Send SIGKILL or SIGSTOP to this process if an environment variable names ``point``."""
+    for variable, kind in ((CRASH, signal.SIGKILL), (STOP, signal.SIGSTOP)):
+        wanted = os.environ.get(variable)
+        if wanted is None:
+            continue
+        name, _, skip = wanted.partition(":")
+        if name != point:
+            continue
+        passed = _passed.get(variable, 0)
+        _passed[variable] = passed + 1
+        is_once = kind is signal.SIGSTOP  # it goes on from there
+        if passed == int(skip or 0) or (passed > int(skip or 0) and not is_once):
+            os.kill(os.getpid(), kind)

@@ -4,12 +4,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from stopping import send, start_until
 
 from offpref.pipeline.config import AddSettings, TrainSettings
 from offpref.pipeline.pairs import add_pairs, plan_add
@@ -37,16 +37,10 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
-def stop_after(arguments: list[str], output: Path, step: int, kind: signal.Signals) -> int:
-    """Start a run, and send a signal once it has saved a step; returns how it ended."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wanted = output / "checkpoints" / f"step-{step:08d}"
-    deadline = time.monotonic() + 120
-    while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(kind)
-    process.communicate()
-    return process.returncode
+def stop_after(arguments: list[str], num_saved: int, kind: signal.Signals) -> int:
+    """Start a run, and send a signal once it has saved that often; returns how it ended."""
+    process = start_until(f"checkpoint-placed:{num_saved - 1}", arguments)
+    return send(process, kind)[0]
 
 
 def newest(store: Store, run_id: str, table: str) -> dict[tuple, dict]:
@@ -84,8 +78,8 @@ def test_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert run(command(scored, model_dir, whole)).returncode == 0
 
     ends = [
-        stop_after(command(scored, model_dir, broken), broken, 5, signal.SIGKILL),
-        stop_after(command(scored, model_dir, broken, "--resume"), broken, 15, signal.SIGKILL),
+        stop_after(command(scored, model_dir, broken), 1, signal.SIGKILL),
+        stop_after(command(scored, model_dir, broken, "--resume"), 2, signal.SIGKILL),
     ]
     done = run(command(scored, model_dir, broken, "--resume"))
 
@@ -124,13 +118,11 @@ def test_interrupted_run_saves_says_so_and_goes_on(
 ) -> None:
     output = tmp_path / "out"
     arguments = command(scored, model_dir, output)
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (output / "checkpoints" / "step-00000005").exists() and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(kind)
-    _, said = process.communicate()
+    process = start_until("checkpoint-placed", arguments)
 
-    assert process.returncode == 130, said
+    code, said = send(process, kind)
+
+    assert code == 130, said
     lines = [line for line in said.replace("\r", "\n").splitlines() if "interrupted" in line]
     assert len(lines) == 1
     assert "Traceback" not in said

@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stopping import send, start_until
 from transformers import AutoModelForCausalLM
 
 from offpref.pipeline.config import AddSettings, ScoreSettings
@@ -25,7 +24,7 @@ from offpref.stores.errors import ModelError, PairSetError, StoreError
 from offpref.stores.store import Store
 from offpref.stores.verify import verify_store
 
-OFFPREF = [sys.executable, "-c", "from offpref.pipeline.cli import main; main()"]
+OFFPREF = [str(Path(sys.executable).parent / "offpref")]
 
 
 @pytest.fixture
@@ -308,11 +307,15 @@ def unbroken(
     return summary.scorer, summary.num_sequences
 
 
-def start(store: Path, model: Path, data: Path, **environment: str) -> subprocess.Popen[str]:
+def score_command(store: Path, model: Path, data: Path) -> list[str]:
     arguments = ["score", str(store), "--data", str(data), "--pair-set", "reviews"]
+    more = ["--model", str(model), "--commit-seconds", "0", "--max-batch-tokens", "1024"]
+    return [*OFFPREF, *arguments, *more]
+
+
+def start(store: Path, model: Path, data: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*OFFPREF, *arguments, "--model", str(model), "--commit-seconds", "0.2",
-         "--max-batch-tokens", "1024"],
+        score_command(store, model, data),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -326,30 +329,19 @@ def num_scored(store: Path, scorer: str) -> int:
     return sum(shard.num_rows for shard in Store.open(store).shards("logps", scorer))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
-
-
-def stop(process: subprocess.Popen[str], with_signal: signal.Signals) -> str:
-    process.send_signal(with_signal)
-    return "\n".join(process.communicate(timeout=60))
-
-
 @pytest.mark.slow
 def test_killed_run_goes_on_from_its_last_commit(
     tmp_path: Path, slow_model: Path, many_pairs: Path, unbroken: tuple[str, int]
 ) -> None:
     scorer, num_sequences = unbroken
     store = tmp_path / "store"
-    for num_rounds in (1, 2):
-        process = start(store, slow_model, many_pairs)
+    for num_commits in (4, 5):  # the first ones are of the pairs
         before = num_scored(store, scorer)
-        wait_for(lambda before=before: num_scored(store, scorer) > before + 100)
-        stop(process, signal.SIGKILL)
-        assert before < num_scored(store, scorer) < num_sequences, num_rounds
+        process = start_until(f"record-placed:{num_commits}", score_command(
+            store, slow_model, many_pairs
+        ))  # fmt: skip
+        assert send(process, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert before < num_scored(store, scorer) < num_sequences, num_commits
 
     kept = num_scored(store, scorer)
     last = start(store, slow_model, many_pairs)
@@ -362,18 +354,25 @@ def test_killed_run_goes_on_from_its_last_commit(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
 def test_interrupted_run_keeps_what_it_computed_and_says_so(
-    tmp_path: Path, slow_model: Path, many_pairs: Path, unbroken: tuple[str, int]
-) -> None:
+    tmp_path: Path, slow_model: Path, many_pairs: Path, unbroken: tuple[str, int],
+    kind: signal.Signals, code: int, word: str,
+) -> None:  # fmt: skip
     store = tmp_path / "store"
-    process = start(store, slow_model, many_pairs)
-    wait_for(lambda: num_scored(store, unbroken[0]) > 0)
+    command = score_command(store, slow_model, many_pairs)
+    process = start_until("record-placed:4", command, TQDM_DISABLE="1")
+    before = num_scored(store, unbroken[0])
 
-    said = stop(process, signal.SIGINT)
+    found, said = send(process, kind)
 
-    assert process.returncode == 130
-    assert "interrupted" in said
-    assert "Traceback" not in said
+    assert found == code
+    assert said.startswith(word)
+    assert said.count("\n") == 1
+    assert before < num_scored(store, unbroken[0]) < unbroken[1]  # what was under way, too
     assert verify_store(store).problems == []
 
 

@@ -165,13 +165,17 @@ def test_a_killed_sweep_goes_on_where_it_was(scored: Store, write_sweep: Write) 
     config = write_sweep("[grid]\nseed = [0, 1]", "num_epochs = 20\nsave_every = 5")
     code = "from offpref.pipeline.cli import main; main()"
     command = [sys.executable, "-c", code, "sweep", str(scored.path), str(config)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {"OMP_NUM_THREADS": "1", "OFFPREF_STOP_AT": "checkpoint-placed"}
+    process = subprocess.Popen(command, env={**os.environ, **environment})
     checkpoints = config.parent / "runs" / "seed=0" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+    while not list(checkpoints.glob("step-*")):  # there its run has stopped, or is about to
+        time.sleep(0.02)
+    (run,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    while Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    os.kill(int(run), signal.SIGCONT)  # and finds that it was told to end
 
     done = offpref("sweep", scored.path, config)
 

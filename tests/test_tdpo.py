@@ -3,12 +3,10 @@
 import gzip
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from stopping import send, start_until
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
@@ -441,14 +440,8 @@ def test_killed_and_resumed_tdpo2_equals_an_unbroken_run_bit_for_bit(
         output_dir=whole,
     )  # fmt: skip
     train(plan_training(tiered, settings))
-    process = subprocess.Popen(
-        train_command(tiered, model_dir, broken), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
-    while not (broken / "checkpoints/step-00000004").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process = start_until("checkpoint-placed", train_command(tiered, model_dir, broken))
+    send(process, signal.SIGKILL)
 
     done = subprocess.run(
         train_command(tiered, model_dir, broken, "--resume"),

@@ -344,8 +344,7 @@ def test_records_appear_while_the_run_goes_on(
 
     import time
 
-    deadline = time.monotonic() + 10
-    while "alive" not in seen() and time.monotonic() < deadline:
+    while "alive" not in seen():  # the test's own limit of time applies
         time.sleep(0.05)
     records.close()
 
