@@ -30,6 +30,7 @@ from .config import ScoreSettings
 from .evaluate_settings import EvaluateSettings
 from .evaluation_rows import Measured, evaluation_row, generation_rows
 from .fingerprints import scorer_fingerprint, scorer_spec
+from .out_of_memory import clear_memory_errors
 from .pair_sets import PairSet, find_pair_set
 from .progress import Progress
 from .rewards import reward, rewards_by_sequence
@@ -40,6 +41,8 @@ from .stored_logps import summed_logps
 from .tokenization import tokenizer_spec
 
 Numbers = NDArray[np.float64]
+
+_ADVICE = "while evaluating: lower --batch-size, or take a device with more memory"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +72,14 @@ def evaluate(
     """
     started = time.monotonic()
     run = _Evaluation(store, settings, progress or Progress())
-    policy_samples, reference_samples = run.samples()
+    with clear_memory_errors(_ADVICE):
+        policy_samples, reference_samples = run.samples()
     sources = {} if policy_samples is None else run.take_rewards(policy_samples.pair_set)
     spec = run.spec(policy_samples, reference_samples, sources)
     row = run.find(spec)
     if row is None:
-        measured = run.measure(policy_samples, reference_samples, sources)
+        with clear_memory_errors(_ADVICE):
+            measured = run.measure(policy_samples, reference_samples, sources)
         measured.reward_sources = sources
         row = run.write(spec, measured, time.monotonic() - started)
         is_new = True

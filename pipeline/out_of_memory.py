@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from ..stores.errors import TrainingError
 
 _SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -20,8 +18,9 @@ class OutOfMemoryError(TrainingError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory could not be had, on a GPU or on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError):
         return True
+    # torch.OutOfMemoryError is a RuntimeError as well, and says it in these words.
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _SAID)
 
 

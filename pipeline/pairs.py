@@ -9,6 +9,7 @@ nothing. Chunks are committed as they are ready, so that scoring can start on th
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -140,9 +141,10 @@ def add_pairs(
     _add_vocabulary(store, tokenizer)
     adder = _Adder(store, planned)
     # The tokenizer works outside Python's lock: it is done with the next chunk when this is kept.
-    for chunk in read_ahead(_encoded(planned, tokenizer), READ_AHEAD_CHUNKS):
-        adder.add(chunk)
-        on_rows(len(chunk.examples.row))
+    with closing(read_ahead(_encoded(planned, tokenizer), READ_AHEAD_CHUNKS)) as chunks:
+        for chunk in chunks:
+            adder.add(chunk)
+            on_rows(len(chunk.examples.row))
     found = adder.finish()
     remember_right(store, found)
     return found, True

@@ -23,6 +23,7 @@ from .devices import default_device
 from .fingerprints import max_positions, model_config, scorer_spec, weight_files
 from .former_rewards import remember_rewards, settled_spec
 from .model_files import check_tensors, language_head, quiet_transformers
+from .out_of_memory import clear_memory_errors
 from .pair_sets import PairSet
 from .progress import Progress
 from .reward_settings import RewardSettings
@@ -140,8 +141,7 @@ class ModelRewards(TextRewards):
         self, ids: Sequence[Sequence[int]], numbers: np.ndarray[Any, np.dtype[np.int64]]
     ) -> Iterator[list[int]]:
         """Yield the texts of each batch, longest first, within the budget of padded tokens."""
-        device = next(self._model.parameters()).device.type
-        budget = self.settings.max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        budget = self._budget
         batch: list[int] = []
         for number in sorted(numbers.tolist(), key=lambda i: (-len(ids[i]), i)):
             if batch and (len(batch) + 1) * len(ids[batch[0]]) > budget:
@@ -151,10 +151,17 @@ class ModelRewards(TextRewards):
         if batch:
             yield batch
 
+    @property
+    def _budget(self) -> int:
+        """Tokens of a batch."""
+        device = next(self._model.parameters()).device.type
+        return self.settings.max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+
     def _score(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float64]]:  # [B]
         device = next(self._model.parameters()).device
         rows, mask = padded(ids, self._model.config.pad_token_id)
-        with torch.no_grad():
+        advice = f"while scoring texts: lower --max-batch-tokens below {self._budget:,}"
+        with torch.no_grad(), clear_memory_errors(advice):
             logits: Tensor = self._model(
                 input_ids=rows.to(device), attention_mask=mask.to(device)
             ).logits

@@ -7,6 +7,7 @@ committed on kill -9.
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +24,7 @@ from ..stores.schema import HIDDEN, SEQUENCES
 from ..stores.store import Store
 from .config import ScoreSettings
 from .fingerprints import max_positions, model_config, scorer_fingerprint, weights_hash
+from .out_of_memory import LOAD_ADVICE, clear_memory_errors
 from .packing import MAX_BATCH_TOKENS, PackedRow, cut_batches, fill_rows, plan_rows
 from .progress import Progress
 from .read_ahead import read_ahead
@@ -79,17 +81,29 @@ class Scorer:
             return
         load = _import_models()  # before the other thread imports transformers, too
         self._source.begin()
+        try:
+            self._run(load)
+        finally:
+            self._source.close()
+
+    def _run(self, load: Callable[..., "ScoringModel"]) -> None:
+        """Load the model and score, while the other thread adds."""
         if self._worker.is_sharded:
             while not self._source.is_complete:
                 self._source.wait(0.1)
-        self._model = self._load(load)
+        with clear_memory_errors(LOAD_ADVICE):
+            self._model = self._load(load)
         self.was_loaded = True
         try:
-            self._rounds()
+            said = f"while scoring: lower --max-batch-tokens below {self._budget:,}"
+            with clear_memory_errors(said):
+                self._rounds()
         finally:
             # Ctrl-C as well: what is computed is kept.
-            self._flush()
-            self.writer.close()
+            try:
+                self._flush()
+            finally:
+                self.writer.close()
 
     def _remove_damaged(self) -> None:
         """Let go of this scorer's damaged shards of the wanted tiers: their rows are missing."""
@@ -166,13 +180,14 @@ class Scorer:
         self._check_lengths(lengths)
         self._total = self.num_tokens + pc.sum(lengths).as_py()
         self._check_disk(todo)
-        for batch in read_ahead(self._batches(todo), READ_AHEAD_BATCHES):
-            left = batch if self._worker.is_sharded else self._not_done(batch)
-            if left is not None:
-                self._score(left)
-            if left is not batch:
-                self._start = random.random()
-                break
+        with closing(read_ahead(self._batches(todo), READ_AHEAD_BATCHES)) as batches:
+            for batch in batches:
+                left = batch if self._worker.is_sharded else self._not_done(batch)
+                if left is not None:
+                    self._score(left)
+                if left is not batch:
+                    self._start = random.random()
+                    break
         self._flush()
 
     def _described(self, missing: list[bytes]) -> pa.Table:
@@ -190,6 +205,12 @@ class Scorer:
                 " are not in the store; run `offpref store verify`"
             )
         return described
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of a batch."""
+        suited = BATCH_TOKENS.get(self._loaded().device.type, MAX_BATCH_TOKENS)
+        return self._settings.max_batch_tokens or suited
 
     def _check_ids(self, ids: pa.ChunkedArray) -> None:
         """Refuse ids that the model has no embedding for: on a GPU they would be a device error."""
@@ -214,9 +235,7 @@ class Scorer:
 
     def _batches(self, todo: pa.Table) -> Iterator["_Batch"]:
         """Yield the batches of each window. Runs in a thread of its own."""
-        model = self._loaded()
-        suited = BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS)
-        budget = self._settings.max_batch_tokens or suited
+        model, budget = self._loaded(), self._budget
         reader = RowReader(
             Store.open(self._store.path),
             SEQUENCES.name,

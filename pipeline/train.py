@@ -107,24 +107,11 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     if checkpoint is not None:
         num_done = int(read_state(checkpoint)["step"])
         load_checkpoint(checkpoint, policy, optimizer, processes=processes)
-    records = _open_records(plan, run, policy, num_done) if processes.is_first else None
-    trainer = Trainer(plan, policy, optimizer, processes, records, progress)
-    if checkpoint is not None:
-        trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
-    state = {"run_id": run["run_id"], "attempt": run["attempt"]}
-
-    def save(step: int) -> None:
-        if records is not None:
-            records.flush()
-        save_checkpoint(
-            plan.settings.output_dir, policy, optimizer,
-            {**state, "step": step, "tie_tolerance": trainer.tie_tolerance},
-            processes=processes, keep=plan.settings.keep,
-        )  # fmt: skip
-        if records is not None:
-            records.add_event("saved", step)
-
-    try:
+    with _recording(plan, run, policy, num_done, processes) as records:
+        trainer = Trainer(plan, policy, optimizer, processes, records, progress)
+        if checkpoint is not None:
+            trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
+        save = _saver(plan, run, policy, optimizer, processes, records, trainer)
         with _stopping(trainer):
             done = _run(trainer, records, num_done, save, plan)
         if trainer.is_interrupted:
@@ -138,10 +125,52 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
             records.add_event("finished", done)
         if processes.is_first:
             write_run(plan.settings.output_dir, {**run, "is_finished": True})
-    finally:
-        if records is not None:
-            records.close()
     return _summary(plan, run, processes, trainer, num_resumed=num_done)
+
+
+@contextmanager
+def _recording(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    policy: ScoringModel,
+    num_done: int,
+    processes: Processes,
+) -> Iterator[RunRecords | None]:
+    """Give the first rank its records, and end their thread whatever happens."""
+    if not processes.is_first:
+        yield None
+        return
+    records = _open_records(plan, run, policy, num_done)
+    try:
+        yield records
+    finally:
+        records.close()
+
+
+def _saver(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    policy: ScoringModel,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    records: RunRecords | None,
+    trainer: Trainer,
+) -> Callable[[int], None]:
+    """Return what writes a checkpoint of a step, once all before it is in the store."""
+
+    def save(step: int) -> None:
+        if records is not None:
+            records.flush()
+        state = {"run_id": run["run_id"], "attempt": run["attempt"], "step": step}
+        save_checkpoint(
+            plan.settings.output_dir, policy, optimizer,
+            {**state, "tie_tolerance": trainer.tie_tolerance},
+            processes=processes, keep=plan.settings.keep,
+        )  # fmt: skip
+        if records is not None:
+            records.add_event("saved", step)
+
+    return save
 
 
 def _run(

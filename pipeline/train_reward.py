@@ -41,6 +41,7 @@ from .model_files import (
     without_dropout,
     without_new_head,
 )
+from .out_of_memory import LOAD_ADVICE, clear_memory_errors
 from .pair_sets import PairSet, find_pair_set
 from .policies import COPIED
 from .progress import Progress
@@ -132,9 +133,12 @@ def train_reward(
     }
     if "train" not in splits or len(splits["train"].keys) < settings.pairs_per_step:
         raise PairSetError(f"{pair_set}: expected a step's pairs of texts in split train")
-    model = _load(settings, device, reader)
-    losses = _run(model, splits["train"], settings, progress)
-    accuracies = {split: _accuracy(model, pairs, settings) for split, pairs in splits.items()}
+    with clear_memory_errors(LOAD_ADVICE):
+        model = _load(settings, device, reader)
+    advice = f"while training: lower --max-batch-tokens below {settings.max_batch_tokens:,}"
+    with clear_memory_errors(advice):
+        losses = _run(model, splits["train"], settings, progress)
+        accuracies = {split: _accuracy(model, pairs, settings) for split, pairs in splits.items()}
     _write(model, settings, accuracies)
     return RewardTrainSummary(
         pair_set=pair_set,

@@ -15,6 +15,10 @@ from .pair_sets import PairSet, find_pair_set, pair_sets
 from .pairs import PlannedAdd, add_pairs, plan_add
 
 
+class _StoppedError(Exception):
+    """Ends the adding where nobody waits for it any more; never leaves its thread."""
+
+
 class Wanted:
     """The sequences to be scored: of a pair set that is there, or of one that is being added."""
 
@@ -33,6 +37,7 @@ class Wanted:
         self._error: BaseException | None = None
         self._keys: pa.Array | None = None  # of the complete pair set
         self._thread: threading.Thread | None = None
+        self._is_stopping = False
         self._is_adder = is_adder
         self._with_kl_pairs = with_kl_pairs
         if data is None:
@@ -77,6 +82,16 @@ class Wanted:
         if self._found is None and self._is_adder:
             self._thread = threading.Thread(target=self._add, name="add", daemon=True)
             self._thread.start()
+
+    def close(self) -> None:
+        """End the adding at its next chunk and wait for that.
+
+        A thread that still runs when the interpreter ends can abort the process from inside a
+        library.
+        """
+        self._is_stopping = True
+        if self._thread is not None:
+            self._thread.join()
 
     def wait(self, seconds: float) -> None:
         """Wait for more sequences."""
@@ -137,6 +152,12 @@ class Wanted:
             if self._planned is None:
                 raise AssertionError("nothing was planned")
             # A store of its own: the caller's is not to be used from two threads.
-            add_pairs(Store.open(self._store.path), self._planned)
+            add_pairs(Store.open(self._store.path), self._planned, self._go_on)
+        except _StoppedError:
+            return
         except BaseException as error:  # handed to the thread that asks next
             self._error = error
+
+    def _go_on(self, num_rows: int) -> None:
+        if self._is_stopping:
+            raise _StoppedError

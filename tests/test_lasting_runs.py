@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from offpref.pipeline.cli import main
 from offpref.pipeline.config import ScoreSettings, TrainSettings
@@ -278,3 +279,38 @@ def test_bf16_says_what_it_loses(
 
     assert [line[: len(said or "")] for line in notes] == ([said] if said else [])
     assert all("bf16-autocast" in line for line in notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train-reward", "--output-dir", "rm"], "while training: lower --max-batch-tokens below"),
+        (["reward", "--objective", "good", "--from", "model"],
+         "while scoring texts: lower --max-batch-tokens below 4,096"),
+        (["evaluate", "--num-samples", "2", "--max-new-tokens", "4"],
+         "while evaluating: lower --batch-size"),
+    ],
+)  # fmt: skip
+def test_every_command_without_memory_names_what_to_lower(
+    scored: Store, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    model = model_dir
+    if arguments[0] == "reward":
+        model = Path(shutil.copytree(model_dir, tmp_path / "classifier"))
+        AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(
+            model
+        )
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fail)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, [
+        arguments[0], str(scored.path), "--pair-set", "reviews", "--model", str(model),
+        *arguments[1:],
+    ])  # fmt: skip
+
+    assert done.exit_code == 1
+    assert f"Error: out of memory {said}" in done.output
