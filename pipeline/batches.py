@@ -68,6 +68,19 @@ class PackedBatch:
         }
         return replace(self, **changes)
 
+    def rows(self, rows: Tensor) -> "PackedBatch":  # [r]
+        """Return some of the rows, as wide as they need: enough for the layers, not for the head.
+
+        Whether they share prompts is taken from the whole batch.
+        """
+        width = int((self.segments[rows] >= 0).sum(dim=1).max())  # on a GPU, this waits for it
+        return replace(
+            self,
+            input_ids=self.input_ids[rows, :width],
+            position_ids=self.position_ids[rows, :width],
+            segments=self.segments[rows, :width],
+        )
+
     def split(self, token_values: TokenArray) -> dict[int, TokenArray]:
         """Return the part of each sequence of an array over the completion tokens, [T, ...]."""
         ends = np.cumsum(self.num_completion_tokens)[:-1]

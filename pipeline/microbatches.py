@@ -24,7 +24,7 @@ from ..stores.lengths import check_lengths
 from ..stores.reader import RowReader
 from ..stores.schema import HIDDEN, LOGPS, SEQUENCES, TOPK
 from ..stores.store import Store
-from .batches import PackedBatch
+from .batches import PackedBatch, separate_rows
 from .hidden_states import HiddenReader
 from .models import ScoringModel
 from .packing import Indices, PackedRow
@@ -298,7 +298,8 @@ class MicrobatchReader:
             for s in (0, 1):
                 if has_side[s][i]:
                     places[s, i] = len(sequences) + own.index(int(sides[s][i]))
-            packed.append(rows.packed(own, split, first_number=len(sequences)))
+            row = rows.packed(own, split, first_number=len(sequences))
+            packed += separate_rows([row]) if _is_mixed(row, model) else [row]
             sequences += own
         batch = model.collate(packed)
         chosen, rejected = np.where(places < 0, len(sequences), places)
@@ -349,6 +350,15 @@ class MicrobatchReader:
             lengths=torch.tensor(batch.num_completion_tokens),
             ref_token_logps=ref_token_logps,
         )
+
+
+def _is_mixed(row: PackedRow, model: ScoringModel) -> bool:
+    """Return whether the model computes the row's completions differently, by their length."""
+    switch = model.length_switch
+    if switch is None:
+        return False
+    lengths = np.array([len(row.prompt) + len(each) for each in row.completions])
+    return len(set(switch.classes(lengths).tolist())) > 1
 
 
 class _Rows:

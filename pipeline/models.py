@@ -273,6 +273,27 @@ class ScoringModel(nn.Module):
         )
 
     def _backbone(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+        switch = self.length_switch
+        if switch is None:
+            return self._layers(batch)
+        longest = (batch.position_ids.amax(dim=1) + 1).cpu().numpy()  # on a GPU, this waits for it
+        classes = switch.classes(longest)
+        kinds = np.unique(classes)
+        if len(kinds) == 1:
+            return self._layers(batch)
+        found: Tensor | None = None
+        for kind in kinds:
+            rows = torch.from_numpy(np.flatnonzero(classes == kind)).to(batch.input_ids.device)
+            part = batch.rows(rows)
+            hidden = self._layers(part)
+            if found is None:
+                found = hidden.new_zeros(*batch.input_ids.shape, hidden.shape[-1])
+            found[rows, : part.input_ids.shape[1]] = hidden
+        assert found is not None  # a batch has a row
+        return found
+
+    def _layers(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+        """Return the last hidden states of rows that the layers compute in one way."""
         self._reset_rotary()
         # Padding comes last and attention looks back: without a mask it changes nothing either.
         arguments: dict[str, Any] = {}

@@ -76,7 +76,7 @@ class LengthSwitch:
     """A length at which a model computes differently, for everything in the batch.
 
     Rotary scalings look at the longest sequence of a batch. Rows on both sides of the boundary
-    never share a batch, so that no score depends on its neighbours.
+    never share a pass through the layers, so that no score depends on its neighbours.
     """
 
     boundary: int
@@ -84,6 +84,11 @@ class LengthSwitch:
     is_gradual: bool = False
     """Whether beyond the boundary each length is computed its own way (dynamic NTK): then only
     sequences of equal length share a batch there."""
+
+    def classes(self, lengths: Indices) -> Indices:
+        """Return a number for each length: equal where sequences are computed the same way."""
+        is_long = lengths > self.boundary
+        return np.where(is_long, lengths if self.is_gradual else 1, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,10 +295,7 @@ def pack_sequences(
 
 
 def _length_classes(num_tokens: Indices, switch: LengthSwitch | None) -> Indices:  # [M] -> [M]
-    if switch is None:
-        return np.zeros_like(num_tokens)
-    is_long = num_tokens > switch.boundary
-    return np.where(is_long, num_tokens if switch.is_gradual else 1, 0)
+    return np.zeros_like(num_tokens) if switch is None else switch.classes(num_tokens)
 
 
 def _overflows(

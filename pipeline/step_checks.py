@@ -3,7 +3,10 @@
 import numpy as np
 
 from ..stores.errors import TrainingError
+from .devices import Processes
 from .measurements import Measured
+from .models import ScoringModel
+from .step_order import MIXED, pair_sizes
 from .training_pairs import TrainingPairs
 from .training_plan import TrainingPlan
 
@@ -17,6 +20,30 @@ TOLERANCES = {
     "bf16": (5e-2, 2.0),
     "bf16-autocast": (5e-2, 2.0),
 }
+
+
+def check_passes(plan: TrainingPlan, policy: ScoringModel, processes: Processes) -> None:
+    """Refuse pairs that take more passes than others, where all processes must take equally many.
+
+    Raises:
+        TrainingError: If a pair's completions lie on both sides of the length at which the model
+            computes differently, and there are several processes.
+    """
+    switch = policy.length_switch
+    if switch is None or processes.world_size == 1:
+        return
+    for pairs in filter(None, (plan.pairs, plan.eval_pairs)):
+        sizes = pair_sizes(
+            pairs.num_prompt_tokens, pairs.num_chosen_tokens, pairs.num_rejected_tokens,
+            num_kl_tokens=pairs.num_kl_tokens, packed=policy.packs, length_switch=switch,
+        )  # fmt: skip
+        if num_mixed := int((sizes.length_classes == MIXED).sum()):
+            raise TrainingError(
+                f"{num_mixed:,} pairs of split {pairs.split} have completions on both sides of "
+                f"{switch.boundary} tokens, where the model's rotary embedding changes: expected "
+                f"none with several processes; train with one, or add the data with --max-length "
+                f"{switch.boundary}"
+            )
 
 
 def check_finite(step: int, pairs: TrainingPairs, measured: Measured, grad_norm: float) -> None:

@@ -67,6 +67,9 @@ def epoch_steps(
     return order[steps[turn]]
 
 
+MIXED = -1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSizes:
     """What a pair costs in a forward pass, for P pairs."""
@@ -76,7 +79,8 @@ class PairSizes:
     num_tokens: Indices  # [P]
     """Length of its longest row."""
     length_classes: Indices  # [P]
-    """Pairs of different classes never share a microbatch."""
+    """Pairs of different classes never share a microbatch; ``MIXED`` are those whose completions
+    are computed differently by their length, and take a row and a pass each."""
 
 
 def pair_sizes(
@@ -91,22 +95,20 @@ def pair_sizes(
     """Return the sizes of pairs; a completion of 0 tokens is not there.
 
     Mismatched sequences are passes of their own, one row a pair: they count where they are longer.
-
-    Raises:
-        ValueError: If a pair's completions lie on both sides of the length at which the model
-            computes differently; they could not share a microbatch.
     """
     both = np.stack((num_chosen_tokens, num_rejected_tokens))
     num_completions = (both > 0).sum(axis=0)
     longest = num_prompt_tokens + both.max(axis=0)
-    num_tokens = num_prompt_tokens + both.sum(axis=0) if packed else longest
+    every = both if num_kl_tokens is None else np.stack((*both, num_kl_tokens))
+    classes = _length_classes(num_prompt_tokens + every, every > 0, length_switch)
+    shares_row = packed & (classes != MIXED)
+    num_tokens = np.where(shares_row, num_prompt_tokens + both.sum(axis=0), longest)
     if num_kl_tokens is not None:
         num_tokens = np.maximum(num_tokens, num_prompt_tokens + num_kl_tokens)
-        both = np.stack((*both, num_kl_tokens))
     return PairSizes(
-        num_rows=np.ones_like(num_completions) if packed else num_completions,
+        num_rows=np.where(shares_row, 1, num_completions),
         num_tokens=num_tokens,
-        length_classes=_length_classes(num_prompt_tokens + both, both > 0, length_switch),
+        length_classes=classes,
     )
 
 
@@ -169,17 +171,10 @@ def _length_classes(
 ) -> Indices:  # [P]
     if switch is None:
         return np.zeros(num_tokens.shape[1], np.int64)
-    is_long = num_tokens > switch.boundary
-    classes: Indices = np.where(is_long, num_tokens if switch.is_gradual else 1, 0)
+    classes = switch.classes(num_tokens)
     first: Indices = classes[is_there.argmax(axis=0), np.arange(classes.shape[1])]
     differs = (is_there & (classes != first)).any(axis=0)
-    if differs.any():
-        raise ValueError(
-            f"{differs.sum()} pairs have completions on both sides of {switch.boundary} tokens, "
-            f"where the model's rotary embedding changes; add the data with "
-            f"--max-length {switch.boundary}"
-        )
-    return first
+    return np.where(differs, MIXED, first)
 
 
 def _mix(numbers: Numbers) -> Numbers:

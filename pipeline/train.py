@@ -37,6 +37,7 @@ from .progress import Progress
 from .run_files import read_run, write_run
 from .run_records import RunRecords
 from .run_start import begin_run, resumed_run, rounding_changes, write_begin
+from .step_checks import check_passes
 from .tensor_files import tensor_errors
 from .training import Trainer
 from .training_plan import TrainingPlan
@@ -99,6 +100,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     plan = replace(plan, num_warmup_steps=int(run["num_warmup_steps"]))
     with clear_memory_errors(LOAD_ADVICE):
         policy = load_policy(plan.settings, processes)
+    check_passes(plan, policy, processes)
     _say(plan, policy, progress)
     write_begin(plan, run, processes)  # a policy that cannot be loaded leaves the folder as it is
     optimizer = make_optimizer(policy, plan.settings)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from offpref.pipeline.packing import LengthSwitch
 from offpref.pipeline.step_order import (
+    MIXED,
     cut_microbatches,
     epoch_order,
     epoch_steps,
@@ -145,5 +146,21 @@ def test_pairs_on_two_sides_of_a_length_switch_are_kept_apart() -> None:
     parts = cut_microbatches(np.arange(3), sizes, max_batch_tokens=10**6)
 
     assert [part.tolist() for part in parts] == [[0, 2], [1]]
-    with pytest.raises(ValueError, match="on both sides of 100 tokens"):
-        pair_sizes(prompts, chosen, chosen + 50, packed=True, length_switch=switch)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_pairs_across_a_length_switch_take_rows_of_their_own(packed: bool) -> None:
+    switch = LengthSwitch(boundary=100)
+    prompts, chosen, rejected = (
+        np.array([50, 90, 10]),
+        np.array([10, 30, 20]),
+        np.array([60, 20, 9]),
+    )
+
+    sizes = pair_sizes(prompts, chosen, rejected, packed=packed, length_switch=switch)
+    parts = cut_microbatches(np.arange(3), sizes, max_batch_tokens=10**6)
+
+    assert [part.tolist() for part in parts] == [[0], [2], [1]]  # across, short, long
+    assert sizes.length_classes.tolist() == [MIXED, 1, 0]
+    assert sizes.num_rows.tolist() == ([2, 1, 1] if packed else [2, 2, 2])
+    assert int(sizes.num_tokens[0]) == 110
