@@ -20,7 +20,7 @@ OUT ?= runs/$(PAIR_SET)-$(subst $(space),+,$(strip $(LOSS)))$(if $(BETA),-beta$(
 Q ?= runs
 ARGS ?=
 
-.PHONY: help install demo add score reward train sweep query report check lint types test test-gpu \
+.PHONY: help install demo add score reward train sweep query report check lint types test faults test-gpu \
 	bench bench-gpu frontier pareto simpo-analysis clean
 
 help:  ## List the commands and their variables
@@ -93,6 +93,12 @@ test: export TRITON_INTERPRET := 1
 test: export OMP_NUM_THREADS := 1  # a process a core, each with a thread
 test: install  ## Run the tests that need no GPU, kernels in Triton's interpreter
 	$(BIN)/python -m pytest -m "not gpu" --numprocesses auto --dist worksteal $(ARGS)
+
+faults: export OFFPREF_FAULTS := long
+faults: export OMP_NUM_THREADS := 1
+faults: install  ## Run the long campaign: flipped bits, kills, hostile stores, refused system calls (minutes)
+	$(BIN)/python -m pytest tests/test_faults.py tests/test_hostile_stores.py tests/test_crash.py \
+		--numprocesses auto --dist worksteal -s $(ARGS)
 
 test-gpu: install  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

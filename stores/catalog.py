@@ -23,6 +23,7 @@ from .errors import QueryRefusedError, ShardCorruptError, ShardMissingError
 from .live import LiveStore
 from .query_limits import QueryLimits
 from .questions import Parameter, Question, Value, parse_question, query_names, read_question
+from .regular import is_there
 from .repeats import Place, repeated_places
 from .schema import TABLES
 from .sql_check import check_reads, first_line
@@ -265,7 +266,7 @@ class Catalog:
             if not self._is_a_shard_gone():
                 raise self._refused(error) from error
             if not self._store.refresh():
-                gone = [shard.path for shard in self._shards() if not shard.path.exists()]
+                gone = [shard.path for shard in self._shards() if not is_there(shard.path)]
                 raise ShardMissingError(
                     f"{gone[0]} is gone, though a commit names it; run `offpref store verify`"
                 ) from error
@@ -360,7 +361,7 @@ class Catalog:
         return [shard for table in TABLES for shard in self._store.shards(table)]
 
     def _is_a_shard_gone(self) -> bool:
-        return any(not shard.path.exists() for shard in self._shards())
+        return any(not is_there(shard.path) for shard in self._shards())
 
     def _connect(self) -> GuardedConnection:
         self._views.clear()

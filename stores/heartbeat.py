@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .placing import clear_write_errors
-from .regular import list_folder
+from .regular import is_there, list_folder
 
 RENEW_SECONDS = 30.0
 DEAD_SECONDS = 300.0
@@ -39,7 +39,7 @@ def keep_alive(root: Path) -> None:
     place = (os.getpid(), os.fspath(root))
     with _lock:
         path = _beating.get(place)
-        if path is not None and path.exists():
+        if path is not None and is_there(path):
             return
         path = root / "tmp" / f"{uuid4().hex}{_SUFFIX}"
         with clear_write_errors(path):

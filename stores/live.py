@@ -178,7 +178,7 @@ class LiveStore:
             raise ShardCorruptError(
                 f"{path} is damaged: its bytes do not match its name; run `offpref store verify`"
             )
-        if path.stat().st_size != num_bytes:
+        if identity is not None and identity[0] != num_bytes:
             raise ShardCorruptError(
                 f"{path}: its commit says {num_bytes:,} bytes, and it has others; run"
                 " `offpref store verify`"

@@ -44,7 +44,8 @@ def check_folder(root: Path, folder: Path) -> None:
     place = root
     for part in folder.relative_to(root).parts:
         place /= part
-        mode = place.lstat().st_mode
+        with clear_os_errors(place):
+            mode = place.lstat().st_mode
         if not stat.S_ISDIR(mode):
             raise _unsafe(place, mode, "a folder")
 
@@ -57,7 +58,8 @@ def check_regular(root: Path, path: Path) -> os.stat_result:
         UnsafeFileError: If it is no regular file, or is not reached through folders alone.
     """
     check_folder(root, path.parent)
-    status = path.lstat()
+    with clear_os_errors(path):
+        status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise _unsafe(path, status.st_mode, "a file")
     return status
@@ -105,7 +107,7 @@ def list_folder(root: Path, folder: Path) -> list[Path]:
         with clear_os_errors(folder):
             check_folder(root, folder)
             return sorted(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -128,11 +130,30 @@ def walk(root: Path, folder: Path) -> Iterator[Path]:
 
 
 def is_regular(path: Path) -> bool:
-    """Return whether ``path`` itself is a regular file; False where it is gone."""
+    """Return whether ``path`` itself is a regular file; False where it is gone.
+
+    Raises:
+        StoreReadError: If the file system refuses.
+    """
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
+        with clear_os_errors(path):
+            return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is anything at ``path``, a link that leads nowhere, too.
+
+    Raises:
+        StoreReadError: If the file system refuses: then nobody knows.
+    """
+    try:
+        with clear_os_errors(path):
+            path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 @contextmanager
@@ -144,7 +165,7 @@ def clear_os_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise StoreReadError(unreadable(path, error)) from error

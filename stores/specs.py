@@ -8,7 +8,7 @@ from blake3 import blake3
 from .errors import StoreFormatError, StoreNotFoundError
 from .keys import KEY_BYTES, canonical_json, fingerprint
 from .placing import place_bytes
-from .regular import parse_object, read_regular
+from .regular import is_there, parse_object, read_regular
 from .safe_names import is_hash
 
 # What readers of a spec rely on, by its kind; fields inside objects after a dot.
@@ -27,7 +27,7 @@ def write_spec(root: Path, spec: Mapping[str, object]) -> str:
     """
     name = fingerprint(spec)
     path = spec_path(root, name)
-    if not path.exists():
+    if not is_there(path):
         place_bytes(canonical_json(spec).encode(), path, root / "tmp")
     return name
 

@@ -29,6 +29,7 @@ from .keys import KEY_BYTES, canonical_json, fingerprint
 from .known import KnownKeys, check_equal, to_keys
 from .live import FOLDERS, STORE_FILE, LiveStore
 from .placing import clear_write_errors, make_folder, place_bytes
+from .regular import is_there
 from .rows import in_order, resolve_duplicates, to_arrow, to_hashes
 from .schema import FORMAT_VERSION, ROW_HASH, table_schema
 from .shards import empty_rows, read_shard
@@ -54,7 +55,7 @@ class Store(LiveStore):
             StoreNotFoundError: If the folder holds something else.
             StoreWriteError: If the file system refuses.
         """
-        if not (path / STORE_FILE).exists():
+        if not is_there(path / STORE_FILE):
             if path.exists() and (found := _strangers(path)):
                 raise StoreNotFoundError(
                     f"{path} is no store and not empty: it has {found[0]} and no {STORE_FILE};"

@@ -25,7 +25,15 @@ from .errors import StoreError, StoreNotFoundError
 from .heartbeat import is_alive
 from .lengths import length_problems
 from .live import FOLDERS, STORE_FILE, check_store_file
-from .regular import check_folder, check_regular, is_regular, list_folder, read_regular, walk
+from .regular import (
+    check_folder,
+    check_regular,
+    is_regular,
+    is_there,
+    list_folder,
+    read_regular,
+    walk,
+)
 from .remembered import check_entry
 from .rowhash import row_hashes
 from .rows import in_order, resolve_duplicates, to_hashes
@@ -73,7 +81,7 @@ def verify_store(root: Path) -> Verified:
     Raises:
         StoreNotFoundError: If there is no folder that looks like a store.
     """
-    if not (root / "commits").is_dir() and not (root / STORE_FILE).exists():
+    if not is_there(root / "commits") and not is_there(root / STORE_FILE):
         raise StoreNotFoundError(f"{root} is not a store: it has no {STORE_FILE}")
     check = _Check(root)
     check.folders()
