@@ -9,7 +9,8 @@ the same ids on every day.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, time
 from importlib.metadata import version
@@ -134,23 +135,20 @@ class Tokenizer:
 
         if not folder.is_dir():
             raise ModelError(f"{folder}: expected a folder with a tokenizer, found no folder")
-        try:
+        self._folder, self._day = folder, day
+        with clear_tokenizer_errors(folder):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{folder}: expected a tokenizer, got: {reason}") from error
-        self._backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
-        if self._backend is not None:
-            self._backend.no_padding()
-            self._backend.no_truncation()
-        self._folder, self._day = folder, day
-        self.bos_token_id: int | None = self._tokenizer.bos_token_id
-        self.eos_token_id: int | None = self._tokenizer.eos_token_id
-        self.spec = self._spec()
-        self.size = len(self._tokenizer)
-        self._adds_eos = self._encode(["a"], special=True)[0][-1:] == [self.eos_token_id]
+            self._backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+            if self._backend is not None:
+                self._backend.no_padding()
+                self._backend.no_truncation()
+            self.bos_token_id: int | None = self._tokenizer.bos_token_id
+            self.eos_token_id: int | None = self._tokenizer.eos_token_id
+            self.spec = self._spec()
+            self.size = len(self._tokenizer)
+            self._adds_eos = self._encode(["a"], special=True)[0][-1:] == [self.eos_token_id]
         if self.eos_token_id is None:
             raise ModelError(
                 f"{folder}: the tokenizer has no end-of-sequence token; "
@@ -281,6 +279,33 @@ class Tokenizer:
             return False
         parts = json.loads(self._backend.to_str())
         return '"ByteLevel"' in json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")])
+
+
+@contextmanager
+def clear_tokenizer_errors(folder: Path) -> Iterator[None]:
+    """Turn what transformers and tokenizers raise of a tokenizer's files into a line.
+
+    Raises:
+        ModelError: If they raise.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError) as error:
+        raise ModelError(_unreadable(folder, error)) from error
+    except BaseException as error:
+        # What is written in Rust raises errors without a class of their own, and panics; a
+        # configuration that is refused is an error of a library that transformers uses.
+        told = type(error).__module__ in ("pyo3_runtime", "huggingface_hub.errors")
+        if type(error) is not Exception and not told:
+            raise
+        raise ModelError(_unreadable(folder, error)) from error
+
+
+def _unreadable(folder: Path, error: BaseException) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{folder}: expected a tokenizer, got: {reason}"
 
 
 def template_on(tokenizer: Any, day: date | None) -> str | None:
