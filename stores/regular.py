@@ -120,7 +120,8 @@ def walk(root: Path, folder: Path) -> Iterator[Path]:
     """
     for path in list_folder(root, folder):
         try:
-            is_folder = stat.S_ISDIR(path.lstat().st_mode)
+            with clear_os_errors(path):
+                is_folder = stat.S_ISDIR(path.lstat().st_mode)
         except FileNotFoundError:
             continue
         if is_folder:
