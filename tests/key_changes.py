@@ -7,7 +7,7 @@ change is refused.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,15 @@ def noting_opened() -> Iterator[set[Path]]:
         _opened = None
 
 
-def changes(folder: Path, *, share: float) -> Iterator[tuple[str, Callable[[Path], None]]]:
+def changes(
+    folder: Path, *, share: float, always: Sequence[str] = ALWAYS
+) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """Yield changes of a folder with a name each: fields of JSON, texts, one tensor.
 
     Args:
         folder: What is changed; each change is to be made in a copy.
         share: Of the changes of fields, chosen by their names: the same every time.
+        always: Names of fields of which every change is tried.
     """
     for path in sorted(folder.iterdir()):
         if path.suffix == ".json":
@@ -91,11 +94,11 @@ def changes(folder: Path, *, share: float) -> Iterator[tuple[str, Callable[[Path
             for place in _places(content):
                 for kind, change in _ways(place, content):
                     name = f"{path.name}: {'.'.join(map(str, place))} {kind}"
-                    if _is_chosen(name, share):
+                    if _is_chosen(name, share, always):
                         yield name, _of_json(path.name, change)
             for added, value in ADDED.get(path.name, {}).items():
                 name = f"{path.name}: {added} is {json.dumps(value)} now"
-                if _is_chosen(name, share):
+                if _is_chosen(name, share, always):
                     yield name, _of_json(path.name, partial(_put, (added,), value))
         elif path.suffix == ".jinja":
             yield f"{path.name}: longer", _of_text(path.name)
@@ -104,7 +107,13 @@ def changes(folder: Path, *, share: float) -> Iterator[tuple[str, Callable[[Path
 
 
 def broken_keys(
-    folder: Path, measure: Measure, work: Path, *, share: float, expect: set[str]
+    folder: Path,
+    measure: Measure,
+    work: Path,
+    *,
+    share: float,
+    expect: set[str],
+    always: Sequence[str] = ALWAYS,
 ) -> list[str]:
     """Return the changes by which a value changes and its key does not.
 
@@ -113,7 +122,8 @@ def broken_keys(
         measure: The computation.
         work: An empty folder.
         share: Of the changes that are tried.
-        expect: Names of files that the computation must open, and has to open no others.
+        expect: Names of the files that are changed: the computation may open no others.
+        always: Names of fields of which every change is tried.
     """
     copy = Path(shutil.copytree(folder, work / folder.name))
     with noting_opened() as opened:
@@ -122,7 +132,7 @@ def broken_keys(
     # Weights and tokenizer.json are opened by libraries that Python does not see.
     found = [f"{name} is opened and not changed" for name in sorted(names - expect)]
     num_tried = num_measured = 0
-    for number, (name, change) in enumerate(changes(folder, share=share)):
+    for number, (name, change) in enumerate(changes(folder, share=share, always=always)):
         changed = Path(shutil.copytree(folder, work / str(number) / folder.name))
         change(changed)
         num_tried += 1
@@ -187,9 +197,9 @@ def _ways(
     yield "is absent", drop
 
 
-def _is_chosen(name: str, share: float) -> bool:
+def _is_chosen(name: str, share: float, always: Sequence[str]) -> bool:
     number = int(blake3(name.encode()).hexdigest()[:8], 16)
-    return number < share * 2**32 or any(each in name for each in ALWAYS)
+    return number < share * 2**32 or any(each in name for each in always)
 
 
 def _put(place: tuple[Any, ...], new: object, content: Any) -> None:

@@ -18,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
-from key_changes import Measure, broken_keys
+from key_changes import ALWAYS, Measure, broken_keys
 
 from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
 from offpref.pipeline.evaluate import evaluate
@@ -208,7 +208,7 @@ def _number(value: object) -> float:
 KINDS: dict[str, tuple[str, Callable[[Path], Measure], float]] = {
     "scorer of Gemma 2": ("gemma", lambda root: measure_scorer(root, "gemma"), 0.15),
     "scorer of Llama": ("llama", lambda root: measure_scorer(root, "llama"), 0.05),
-    "pair set": ("llama", measure_pair_set, 0.05),
+    "pair set": ("llama", measure_pair_set, 0.03),
     "rewards": ("judge", measure_rewards, 0.05),
     "samples and evaluation": (
         "llama", lambda root: measure_evaluation(root, is_reference=False), 0.03,
@@ -227,4 +227,10 @@ def test_a_value_has_its_key(kind: str, world: Path, tmp_path: Path) -> None:
     folder, make, share = KINDS[kind]
     share = 1.0 if os.environ.get("OFFPREF_KEYS") == "all" else share
 
-    assert broken_keys(world / folder, make(world), tmp_path, share=share, expect=FILES) == []
+    # A reference's own key is the scorer's: few changes show that the evaluation has it.
+    always = ("rms_norm_eps is",) if "reference" in kind else ALWAYS
+    found = broken_keys(
+        world / folder, make(world), tmp_path, share=share, expect=FILES, always=always
+    )
+
+    assert found == []
