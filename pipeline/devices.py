@@ -1,5 +1,6 @@
 """Where a process computes, and which others it computes with."""
 
+import atexit
 import ctypes
 import os
 import platform
@@ -69,8 +70,16 @@ def join_processes(device: str | None) -> Processes:
         torch.cuda.set_device(place)
     if world_size == 1:
         return Processes(device=place)
+    if not dist.is_initialized() and place.type == "cpu":
+        # The threads of gloo end before Python does: one that still runs then aborts the process.
+        atexit.register(_leave)
     mesh = init_device_mesh(place.type, (world_size,))
     return Processes(device=place, rank=rank, world_size=world_size, mesh=mesh)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -139,3 +139,24 @@ def test_split_run_resumes_from_its_checkpoint(
     two = load_file(output / "model.safetensors")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
+
+
+def test_processes_leave_their_group_before_python_ends(tmp_path: Path) -> None:
+    """A thread of gloo that still runs then sometimes aborts a process that has done its work."""
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import atexit\n"
+        "import torch.distributed as dist\n"
+        "atexit.register(lambda: print('in a group:', dist.is_initialized()))  # runs last\n"
+        "from offpref.pipeline.devices import join_processes\n"
+        "assert join_processes('cpu').world_size == 2\n"
+        "assert dist.is_initialized()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         str(script)],
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["in a group: False"] * 2
