@@ -2,6 +2,7 @@
 
 import sys
 
+from ..stores.printable import printable
 from ..stores.store import Store
 
 
@@ -15,5 +16,5 @@ def say_once(store: Store, subject: str, message: str) -> None:
     """
     identity = {"of": subject, "message": message}
     if store.recall_identity("said", identity) is None:
-        print(message, file=sys.stderr)
+        print(printable(message, "\n"), file=sys.stderr)
         store.remember_identity("said", identity, "yes")

@@ -1,7 +1,9 @@
 """A connection to an in-memory DuckDB that reads some files and nothing else, within limits."""
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -37,13 +39,12 @@ class GuardedConnection:
         self._deadline: float | None = None
         self._is_stuck = False
         # For this user alone; gone at the latest when this process ends.
-        self._spill = tempfile.TemporaryDirectory(
-            prefix="offpref-query-", ignore_cleanup_errors=True
-        )
+        spill = tempfile.mkdtemp(prefix="offpref-query-")
+        self._remove_spill = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
         self.duckdb = duckdb.connect(":memory:")
         """For what takes no time: its catalogue of views, and small answers of our own."""
         self.duckdb.execute(f"set allowed_paths = [{quoted(sorted(paths))}]")
-        self.duckdb.execute(f"set temp_directory = {quoted([self._spill.name])}")
+        self.duckdb.execute(f"set temp_directory = {quoted([spill])}")
         self.duckdb.execute(f"set memory_limit = '{memory_bytes(limits.memory)}B'")
         for setting in _SETTINGS:
             self.duckdb.execute(setting)
@@ -80,4 +81,4 @@ class GuardedConnection:
         """Close it: relations end with it, and what was spilled to disk goes."""
         if not self._is_stuck:  # it would wait for what does not end
             self.duckdb.close()
-        self._spill.cleanup()
+        self._remove_spill()

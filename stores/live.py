@@ -199,10 +199,6 @@ class LiveStore:
         found = list_folder(self.path, self.path / "specs")
         return [path.stem for path in found if path.suffix == ".json" and is_hash(path.stem)]
 
-    def name_of(self, fingerprint: str) -> str | None:
-        """Return what a person calls the spec of a fingerprint; None if nobody said."""
-        return self.recall_identity("name", {"fingerprint": fingerprint})
-
     def recall_identity(self, kind: str, identity: Mapping[str, object]) -> str | None:
         """Return what was remembered for ``identity``; None if nothing, or it is damaged."""
         return remembered.recall(self.path, kind, identity)

@@ -40,11 +40,15 @@ def shown_name(store: LiveStore, fingerprint: str) -> str | None:
     states = store.recall_identity("named files", {"fingerprint": fingerprint, "name": name})
     if states is None:
         return None if _is_scorer(store, fingerprint) else name
-    is_there = all(
-        state is not None and file_identity(Path(state["path"])) == state
-        for state in json.loads(states)
-    )
-    return name if is_there else None
+    return name if _are_there(states) else None
+
+
+def _are_there(states: str) -> bool:
+    """Whether files are as they were; what cannot be read says nothing of any."""
+    try:
+        return all(file_identity(Path(state["path"])) == state for state in json.loads(states))
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _is_scorer(store: LiveStore, fingerprint: str) -> bool:

@@ -77,9 +77,10 @@ def hash_regular(root: Path, path: Path) -> tuple[str, Identity | None]:
 def hash_descriptor(descriptor: int) -> str:
     """Return the hash of the bytes from a descriptor's position on, 32 hexadecimal digits.
 
-    They are read, not mapped: where a mapped file cannot be read the process dies.
+    They are read, not mapped: where a mapped file cannot be read the process dies. And in one
+    thread: a pool of threads does not survive a fork, and who asks it in the child waits for ever.
     """
-    hasher = blake3(max_threads=blake3.AUTO)
+    hasher = blake3()
     buffer = bytearray(_CHUNK_BYTES)
     view = memoryview(buffer)
     while count := os.readv(descriptor, [buffer]):
@@ -149,7 +150,8 @@ class VerifiedFiles:
 
 def identity_of(path: Path) -> Identity:
     """Return what must stay the same for ``path`` to count as unchanged; no link is followed."""
-    return _identity(path.lstat())
+    with clear_os_errors(path):
+        return _identity(path.lstat())
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -38,6 +38,7 @@ from .keys import canonical_json
 from .live import LiveStore
 from .repeats import Place, places_sql
 from .schema import TABLES
+from .shown_names import shown_name
 
 SQL = Path(__file__).parent / "sql"
 
@@ -261,7 +262,7 @@ def _store_sql(store: LiveStore, name: str) -> str:
                  "num_rows": "BIGINT", "num_bytes": "BIGINT"}  # fmt: skip
         return _values(kinds, rows)
     specs = [
-        (each, store.name_of(each), canonical_json(store.read_spec(each)))
+        (each, shown_name(store, each), canonical_json(store.read_spec(each)))
         for each in store.spec_fingerprints()
     ]
     return _values({"fingerprint": "VARCHAR", "name": "VARCHAR", "spec": "VARCHAR"}, specs)

@@ -1,28 +1,17 @@
 """A collection that does not wait deletes nothing while a writer is at work."""
 
-import multiprocessing
 import os
 import time
-from multiprocessing.connection import Connection
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from fault_writers import PROCESSES, rows, write_many
 from heartbeats import let_heartbeats_age
 
 from offpref.stores import heartbeat
 from offpref.stores.collect import collect_garbage
 from offpref.stores.errors import StoreBusyError
-from offpref.stores.schema import LOGPS
 from offpref.stores.store import Store
 from offpref.stores.verify import verify_store
-
-FORKS = multiprocessing.get_context("fork")
-
-
-def rows(number: int) -> pa.Table:
-    keys = [number.to_bytes(8, "big") + bytes([place]) * 8 for place in range(20)]
-    return pa.table([keys, [[-1.0, float(place)] for place in range(20)]], schema=LOGPS.schema)
 
 
 def write(store: Store, number: int) -> None:
@@ -30,18 +19,9 @@ def write(store: Store, number: int) -> None:
         batch.add("logps", "fp", rows(number))
 
 
-def write_many(path: Path, count: int, done: Connection) -> None:
-    store = Store.open(path)
-    for number in range(count):
-        write(store, number)
-        done.send(number)  # acknowledged
-    done.close()
-    heartbeat.stop()
-
-
 def test_hasty_collections_beside_a_writer_lose_nothing(store: Store) -> None:
-    mine, theirs = FORKS.Pipe(duplex=False)
-    writer = FORKS.Process(target=write_many, args=(store.path, 60, theirs))
+    mine, theirs = PROCESSES.Pipe(duplex=False)
+    writer = PROCESSES.Process(target=write_many, args=(store.path, 60, theirs))
     writer.start()
     theirs.close()
     acknowledged: list[int] = []
