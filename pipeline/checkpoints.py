@@ -12,7 +12,8 @@ the learning rate is a function of it. There is no pickle in a checkpoint of one
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def save_checkpoint(
     folder = output_dir / FOLDER
     path = folder / f"step-{state['step']:08d}"
     partial = folder / f".partial-{path.name}"
-    with clear_write_errors(path), tensor_errors():
+    with clear_write_errors(path), tensor_errors(), _gone_after_an_error(partial):
         if processes.is_first:
             make_folder(folder)
             shutil.rmtree(partial, ignore_errors=True)
@@ -81,6 +82,16 @@ def save_checkpoint(
                 shutil.rmtree(old)
     processes.wait()
     return path
+
+
+@contextmanager
+def _gone_after_an_error(partial: Path) -> Iterator[None]:
+    """Give the space of half a checkpoint back: the disk may be full."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:

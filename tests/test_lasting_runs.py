@@ -191,9 +191,11 @@ def test_checkpoint_that_does_not_fit_ends_in_one_line(
     run(scored, train_settings(**given, output_dir=tmp_path / "whole"))
     with room(60_000), pytest.raises(StoreWriteError, match=r"step-00000002 cannot be written"):
         run(scored, train_settings(**given))
+    left = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
 
     summary, _ = run(scored, train_settings(**given, resume=True))
 
+    assert left == []  # the space of half a checkpoint is given back
     assert summary.num_steps == 4
     assert same(tmp_path / "whole", tmp_path / "out")
 
