@@ -338,6 +338,7 @@ class Scorer:
         self.writer.flush()
         if self._model is not None and self._lacks_head():
             self.writer.write_head()
+            self._progress.note("the output head was damaged or missing, and is written again")
 
     def _load(self, load: "Callable[..., ScoringModel]") -> "ScoringModel":
         import torch

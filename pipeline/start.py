@@ -17,6 +17,11 @@ from .terminal import open_closed_streams, say
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
+_KEPT = ": what was done is kept; the same command goes on"
+_RESUMED = ": what was saved is kept; the same command with --resume goes on"
+_STATES = {"query": "", "report": "", "export": "", "train": _RESUMED, "sft": _RESUMED}
+"""What is said behind the word, where it is not that the same command goes on."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what is computed is committed first."""
@@ -64,10 +69,8 @@ class StageGroup(click.Group):
             raise click.ClickException(_unwritable(error)) from error
         except KeyboardInterrupt as interrupt:
             is_ours = isinstance(interrupt, Terminated)
-            said = str(interrupt) or (
-                f"{'terminated' if is_ours else 'interrupted'}: what was done is kept; the same"
-                " command goes on"
-            )
+            word = "terminated" if is_ours else "interrupted"
+            said = str(interrupt) or word + _STATES.get(ctx.invoked_subcommand or "", _KEPT)
             with suppress(OSError):
                 say(said, err=True)
             if _is_stuck(interrupt):

@@ -1,5 +1,6 @@
 """The commands that look after a store: list, verify, compact, collect garbage."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ def list_store(store: Path) -> None:
 @click.option(
     "--drop-damaged",
     is_flag=True,
-    help="Remove damaged scores and rewards first, so that they are computed again.",
+    help="Remove damaged scores, rewards and output heads first, so that they are computed again.",
 )
 def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
     """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
@@ -59,9 +60,9 @@ def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
         problems, summaries = [*problems, *recomputed.problems], [*summaries, recomputed.summary]
     for problem in problems:
         say(problem)
-    can_help = any("is damaged" in each or "is missing" in each for each in problems)
-    if can_help and not drop_damaged:
-        say("--drop-damaged removes damaged scores and rewards: they can be computed again")
+    if not drop_damaged:
+        for line in _ways_out(problems):
+            say(line)
     for summary in summaries:
         say(summary, err=bool(problems))
     if problems:
@@ -106,3 +107,13 @@ def gc(store: Path, grace_days: float, force: bool) -> None:
     if force and grace_days >= GRACE_DAYS:
         raise click.UsageError("--force has no effect with a grace that is not below the default")
     say(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))
+
+
+def _ways_out(problems: list[str]) -> Iterator[str]:
+    """Yield how damaged or lost files are had again, as far as a command can make them."""
+    lost = [each for each in problems if "is damaged" in each or "is missing" in each]
+    scores = ("/data/logps/", "/data/topk/", "/data/hidden/", "/heads/")
+    if any(folder in each for each in lost for folder in scores):
+        yield "the `offpref score` that made them computes damaged scores, tiers and heads again"
+    if any("/data/rewards/" in each for each in lost):
+        yield "--drop-damaged removes damaged rewards; then `offpref reward` computes them again"

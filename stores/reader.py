@@ -137,7 +137,7 @@ class RowReader:
         if (found != keys).any() or (row_hashes(rows) != index.hashes[places]).any():
             raise ShardCorruptError(
                 f"{shard.path} is damaged: a row's bytes do not match its hash; run"
-                " `offpref store verify --drop-damaged`, and `offpref score` again"
+                " `offpref score --verify always` again with --tier hidden"
             )
 
     def _file(self, shard: Shard) -> pq.ParquetFile:

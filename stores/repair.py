@@ -17,6 +17,7 @@ from .placing import clear_write_errors
 from .schema import HIDDEN, LOGPS, REWARDS, TOPK
 from .shards import Shard
 from .store import Store
+from .verified import VerifiedFiles
 
 COMPUTED = (LOGPS.name, TOPK.name, HIDDEN.name, REWARDS.name)
 
@@ -59,6 +60,7 @@ def drop_damaged(root: Path) -> Dropped:
         StoreError: If the store cannot be read or written.
     """
     store = Store.open(root)
+    store.verified = VerifiedFiles(store.uuid, "always")  # what was found before is no answer here
     shards = damaged_shards(store, COMPUTED)
     heads = [head.fingerprint for head in store.heads() if is_head_damaged(store, head.fingerprint)]
     remove_shards(store, shards)

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from offpref.pipeline.cli import main
 from offpref.pipeline.small_world import write_pairs
+from offpref.pipeline.start import StageGroup
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = "".join(p.read_text() for p in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
@@ -229,3 +230,25 @@ def test_store_commands(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
     damaged = invoke("store", "verify", store)
     assert damaged.exit_code == 1
     assert shard.name in damaged.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("query", "interrupted"),  # nothing of it is kept
+        ("score", "interrupted: what was done is kept; the same command goes on"),
+        # An output folder that is not empty is refused without --resume.
+        ("train", "interrupted: what was saved is kept; the same command with --resume goes on"),
+        ("sft", "interrupted: what was saved is kept; the same command with --resume goes on"),
+    ],
+)
+def test_what_is_said_of_an_interrupted_command_is_true_of_it(name: str, said: str) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    group = StageGroup(commands={name: click.Command(name, callback=interrupted)})
+
+    done = CliRunner().invoke(group, [name])
+
+    assert done.exit_code == 130
+    assert done.stderr == f"{said}\n"

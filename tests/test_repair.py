@@ -45,6 +45,15 @@ def test_damaged_scores_are_computed_again(
     assert not verify_store(scored.path).problems
 
 
+def test_every_file_is_hashed_before_it_is_called_whole(scored: Store) -> None:
+    damage(scored.shards("logps")[0].path)
+
+    done = cli("store", "verify", scored.path, "--drop-damaged", "--verify", "never")
+
+    assert done.exit_code == 0, done.output
+    assert "dropped 1 damaged shards of logps" in done.output
+
+
 def test_what_is_whole_is_kept(scored: Store) -> None:
     done = cli("store", "verify", scored.path, "--drop-damaged")
 
@@ -67,4 +76,18 @@ def test_pairs_cannot_be_computed_and_stay_named(scored: Store) -> None:
 def test_the_way_out_is_named_where_the_damage_is(scored: Store) -> None:
     damage(scored.shards("logps")[0].path)
 
-    assert "--drop-damaged removes damaged scores" in cli("store", "verify", scored.path).output
+    said = cli("store", "verify", scored.path).output
+
+    assert "the `offpref score` that made them computes damaged scores" in said
+    assert "--drop-damaged" not in said  # score lets go of them itself
+
+
+def test_no_way_out_is_named_for_what_no_command_makes(scored: Store) -> None:
+    damage(scored.shards("texts")[0].path)
+    (scored.path / "STORE.json").write_text("{}")
+
+    said = cli("store", "verify", scored.path).output
+
+    assert "2 problems" in said
+    assert "--drop-damaged" not in said
+    assert "offpref score" not in said

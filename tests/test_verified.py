@@ -291,6 +291,7 @@ def test_a_lost_or_damaged_head_is_had_again_by_the_same_command(
 
     assert done[0] == 0, done[1]
     assert ": 0 new, 160 cached" in done[1]
+    assert "the output head was damaged or missing, and is written again" in done[1]
     assert path.read_bytes() == whole
     assert verify_store(tiered.path).problems == []
 
