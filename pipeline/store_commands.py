@@ -63,6 +63,8 @@ def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
     if not drop_damaged:
         for line in _ways_out(problems):
             say(line)
+    for note in report.notes:
+        say(note, err=True)
     for summary in summaries:
         say(summary, err=bool(problems))
     if problems:

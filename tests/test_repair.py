@@ -91,3 +91,13 @@ def test_no_way_out_is_named_for_what_no_command_makes(scored: Store) -> None:
     assert "2 problems" in said
     assert "--drop-damaged" not in said
     assert "offpref score" not in said
+
+
+def test_notes_are_shown_and_are_no_problem(scored: Store) -> None:
+    (scored.path / "heads" / f"{'a' * 32}.safetensors").write_bytes(b"what a killed writer left")
+
+    done = cli("store", "verify", scored.path)
+
+    assert done.exit_code == 0
+    assert "0 problems, 1 notes" in done.stdout
+    assert "is named by no commit and waits for collection" in done.stderr
