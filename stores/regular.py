@@ -22,6 +22,8 @@ from .errors import StoreFormatError, StoreReadError, UnsafeFileError
 MAX_JSON_BYTES = 256 * 2**20
 """Size of the largest JSON file that is read into memory."""
 
+_MAX_DEPTH = 16  # folders inside each other; a store has three below data
+
 # Not to be stopped by a pipe that nobody writes to, and not to leave the store by a link.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC
 _KINDS = (
@@ -114,20 +116,25 @@ def list_folder(root: Path, folder: Path) -> list[Path]:
 def walk(root: Path, folder: Path) -> Iterator[Path]:
     """Yield everything below ``folder`` that is no folder; links are yielded, not followed.
 
+    A folder that lies deeper than any of a store's is yielded, too, and not entered.
+
     Raises:
         UnsafeFileError: If ``folder`` is no folder.
         StoreReadError: If the file system refuses.
     """
-    for path in list_folder(root, folder):
-        try:
-            with clear_os_errors(path):
-                is_folder = stat.S_ISDIR(path.lstat().st_mode)
-        except FileNotFoundError:
-            continue
-        if is_folder:
-            yield from walk(root, path)
-        else:
-            yield path
+    waiting = [folder]
+    depth = len(folder.parts) + _MAX_DEPTH
+    while waiting:
+        for path in list_folder(root, waiting.pop()):
+            try:
+                with clear_os_errors(path):
+                    is_folder = stat.S_ISDIR(path.lstat().st_mode)
+            except FileNotFoundError:
+                continue
+            if is_folder and len(path.parts) < depth:
+                waiting.append(path)
+            else:
+                yield path
 
 
 def is_regular(path: Path) -> bool:
@@ -185,8 +192,11 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:  # what JSON hol
         StoreFormatError: If they hold none.
     """
     try:
-        found = json.loads(content)
-        if b"\\u" in content:  # half of a character, which no file and no terminal can take
+        # Decoded here: from bytes Python takes UTF-16, too, and half characters, which no file and
+        # no terminal can take.
+        text = content.decode()
+        found = json.loads(text)
+        if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise StoreFormatError(f"{path}: expected a JSON object, got: {error}") from error

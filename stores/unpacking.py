@@ -4,10 +4,14 @@ What a Parquet footer says of sizes is believed up to a limit: the bytes that th
 unpack to may be at most ``OFFPREF_MAX_UNPACKED_BYTES`` (2 GiB if not set), and at most two hundred
 times the file where that is more than 64 MiB. A dictionary can repeat a long text at no cost on
 disk: where that could go beyond the limit, it is looked at before its texts are written out.
+
+What is read is held against what Python can take: texts are UTF-8, times are of years it knows.
 """
 
 import os
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +24,11 @@ VARIABLE = "OFFPREF_MAX_UNPACKED_BYTES"
 MAX_UNPACKED_BYTES = 2 * 2**30
 MAX_RATIO = 200
 ALWAYS_ALLOWED_BYTES = 64 * 2**20
+# Microseconds from 1970 on, a day and a year away from where Python's times end.
+_FIRST_TIME, _LAST_TIME = (
+    int(datetime(*date, tzinfo=UTC).timestamp()) * 10**6 for date in ((1, 1, 2), (9998, 12, 31))
+)
+_NUMBER = re.compile("[0-9]{1,18}")
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -27,7 +36,7 @@ def max_unpacked_bytes(num_bytes: int) -> int:
     """Return to how many bytes a file of ``num_bytes`` may unpack."""
     given = os.environ.get(VARIABLE, "")
     if given:
-        return int(given) if given.isdigit() else MAX_UNPACKED_BYTES
+        return int(given) if _NUMBER.fullmatch(given) else MAX_UNPACKED_BYTES
     return min(MAX_UNPACKED_BYTES, max(ALWAYS_ALLOWED_BYTES, MAX_RATIO * num_bytes))
 
 
@@ -43,7 +52,8 @@ def read_groups(
         columns: Names of columns, in the order wanted.
 
     Raises:
-        ShardCorruptError: If they would unpack to more than the limit.
+        ShardCorruptError: If they would unpack to more than the limit, or hold a text that is not
+            UTF-8, or a time that Python has no name for.
     """
     limit = max_unpacked_bytes(path.stat().st_size)
     unpacked, doubtful = unpacked_bytes(file.metadata, groups, columns, limit)
@@ -53,7 +63,7 @@ def read_groups(
         rows = file.read_row_groups(
             list(groups), columns=list(columns), use_threads=len(groups) > 1
         )
-        return rows.select(columns)
+        return _checked(rows.select(columns), path)
     with pq.ParquetFile(
         path, memory_map=True, page_checksum_verification=True, read_dictionary=doubtful
     ) as packed:
@@ -65,7 +75,7 @@ def read_groups(
         field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
         for field in rows.schema
     ]
-    return rows.cast(pa.schema(kinds)).select(columns)
+    return _checked(rows.cast(pa.schema(kinds)).select(columns), path)
 
 
 def unpacked_bytes(
@@ -92,6 +102,34 @@ def unpacked_bytes(
             if is_text and column.has_dictionary_page and could_be > limit:
                 doubtful[path] = None
     return total, list(doubtful)
+
+
+def _checked(rows: pa.Table, path: Path) -> pa.Table:
+    """Return ``rows``, whose texts and times Python can take: a file may hold any bytes for them.
+
+    Raises:
+        ShardCorruptError: If one of them it cannot.
+    """
+    for name in rows.schema.names:
+        column = rows.column(name)
+        if pa.types.is_timestamp(column.type):
+            found = pc.min_max(column.cast(pa.int64()))
+            if found["min"].is_valid and not (
+                _FIRST_TIME <= found["min"].as_py() <= found["max"].as_py() <= _LAST_TIME
+            ):
+                raise _unusable(path, name, "times of the years 1 to 9998")
+        elif pa.types.is_string(column.type) or pa.types.is_map(column.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise _unusable(path, name, "texts in UTF-8") from error
+    return rows
+
+
+def _unusable(path: Path, column: str, expected: str) -> ShardCorruptError:
+    return ShardCorruptError(
+        f"{path}: expected {expected} in column {column}, found others; run `offpref store verify`"
+    )
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
