@@ -225,6 +225,7 @@ class Catalog:
             self._add_views(needed_views(view))
             return self._connection.duckdb.cursor().view(view)
 
+        self._connection.start_clock()
         return self._with_shards(find)
 
     def _ask(
@@ -294,6 +295,10 @@ class Catalog:
     def _execute(self, sql: str, values: Mapping[str, Value]) -> duckdb.DuckDBPyConnection:
         return self._connection.call(lambda cursor: cursor.execute(sql, dict(values) or None))
 
+    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """All rows of a question of our own, within the limits of the one that needs it."""
+        return self._connection.call(lambda cursor: cursor.execute(sql).fetchall())
+
     def _answer(self, sql: str, values: Mapping[str, Value]) -> Answer:
         result = self._execute(sql, values)
         names = _distinct([each[0] for each in result.description or ()])
@@ -337,9 +342,9 @@ class Catalog:
         """Return the ids of the runs that are named, or whose ids begin so; commas between them."""
         self._make_readable(needed_views("latest_runs"))
         self._add_views(needed_views("latest_runs"))
-        rows = self._connection.duckdb.execute(
+        rows = self._rows(
             "select run, name, run_id::varchar from latest_runs order by started_at desc, run"
-        ).fetchall()
+        )
         found: list[str] = []
         for wanted in [names] if names in {row[0] for row in rows} else names.split(","):
             beginning = wanted.strip().lower().replace("-", "")
@@ -396,11 +401,11 @@ class Catalog:
         }
         if not unknown:
             return
-        rows = self._connection.duckdb.execute(
+        rows = self._rows(
             "select file_name, decode(key), decode(value) from parquet_kv_metadata("
             f"[{quoted(map(pattern, unknown.values()))}])"
             " where decode(key) in ('offpref.table', 'offpref.partition')"
-        ).fetchall()
+        )
         found = {(path, key): value for path, key, value in rows}
         for path, shard in unknown.items():
             for name, expected in (("table", shard.table), ("partition", shard.partition)):
@@ -414,15 +419,11 @@ class Catalog:
 
     def _places(self, shards: Sequence[Shard], table: TableSchema) -> Sequence[Place] | None:
         """Return which rows of shards do not count, as `repeated_places` says."""
-
-        def execute(sql: str) -> list[tuple[Any, ...]]:
-            return self._connection.call(lambda cursor: cursor.execute(sql).fetchall())
-
-        return repeated_places(shards, table, files_sql, execute)
+        return repeated_places(shards, table, files_sql, self._rows)
 
     def _spans(self, paths: Sequence[str], column: str) -> Mapping[str, Span]:
         """Return which steps, or times, files hold, as their Parquet footers say."""
-        rows = self._connection.duckdb.cursor().execute(spans_sql(paths, column)).fetchall()
+        rows = self._rows(spans_sql(paths, column))
         return {
             path: ((attempt, step), (last_attempt, last_step))
             if attempt == last_attempt
@@ -433,15 +434,20 @@ class Catalog:
 
     def setup_sql(self) -> str:
         """Return the statements that make the views in any DuckDB."""
-        self._make_readable(view_names())
-        return setup_sql(self._store, self._spans, self._places)
+
+        def make() -> str:
+            self._make_readable(view_names())
+            return setup_sql(self._store, self._spans, self._places)
+
+        self._connection.start_clock()
+        return self._with_shards(make)
 
     def _add_views(self, names: Iterable[str]) -> None:
         """Make the views that are not there yet: a question pays for those that it may read."""
         for name in names:
             if name not in self._views:
                 sql = view_sql(self._store, name, self._spans, self._places)
-                self._connection.duckdb.execute(f"create view {name} as {sql}")
+                self._execute(f"create view {name} as {sql}", {})
                 self._views.add(name)
 
 

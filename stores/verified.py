@@ -21,8 +21,9 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from blake3 import blake3
 
+from .errors import StoreError
 from .keys import KEY_BYTES
-from .regular import check_regular, clear_os_errors, open_regular
+from .regular import check_regular, clear_os_errors, open_regular, read_regular
 from .user_cache import cache_folder
 
 Policy: TypeAlias = Literal["once", "always", "never"]
@@ -132,7 +133,8 @@ class VerifiedFiles:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             is_long = len(self._marks()) > 2 * num_live + _MAX_STALE_MARKS
-            flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if is_long else os.O_APPEND)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK  # a pipe would be waited for
+            flags |= os.O_TRUNC if is_long else os.O_APPEND
             descriptor = os.open(self._path, flags, 0o600)
             try:
                 os.write(descriptor, lines)  # at once: lines of other processes do not mix with it
@@ -143,8 +145,9 @@ class VerifiedFiles:
         if self._known is None:
             self._known = set()
             if self.policy != "always":
-                with suppress(OSError, UnicodeDecodeError):
-                    self._known.update(self._path.read_text(encoding="ascii").splitlines())
+                with suppress(OSError, UnicodeDecodeError, StoreError):
+                    content = read_regular(self._path.parent, self._path)
+                    self._known.update(content.decode("ascii").splitlines())
         return self._known
 
 

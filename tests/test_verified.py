@@ -235,6 +235,19 @@ def test_marks_of_many_files_that_are_gone_are_thrown_away(
     assert len(log.read_text().splitlines()) <= 15
 
 
+@pytest.mark.usefixtures("settled")
+def test_pipe_in_place_of_marks_is_not_waited_for(
+    scored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OFFPREF_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "verified").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cache" / "verified" / f"{scored.uuid}.marks")
+
+    found = answer(scored, LOGPS)
+
+    assert found == answer(scored, LOGPS)
+
+
 def test_an_unknown_policy_is_refused(scored: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFPREF_VERIFY", "sometimes")
 
@@ -294,6 +307,19 @@ def test_a_lost_or_damaged_head_is_had_again_by_the_same_command(
     assert "the output head was damaged or missing, and is written again" in done[1]
     assert path.read_bytes() == whole
     assert verify_store(tiered.path).problems == []
+
+
+def test_a_lost_head_is_had_again_though_nothing_is_hashed(tiered: Store, model_dir: Path) -> None:
+    (scorer,) = tiered.partitions("hidden")
+    path = tiered.head_path(scorer)
+    whole = path.read_bytes()
+    path.unlink()
+    score = ("score", tiered.path, "--pair-set", "reviews", "--model", model_dir)
+
+    done = cli(*score, "--tier", "hidden", "--verify", "never")
+
+    assert done[0] == 0, done[1]
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("table", ["logps", "topk", "hidden"])
