@@ -17,7 +17,7 @@ from ..kernels.head import OutputHead
 from ..kernels.linear import linear_token_scores
 from ..stores.errors import StoreError
 from ..stores.known import Keys, find_keys, to_keys
-from ..stores.lengths import check_lengths
+from ..stores.lengths import check_ids, check_lengths
 from ..stores.reader import RowReader
 from ..stores.schema import HIDDEN, LOGPS, SEQUENCES
 from ..stores.store import Store
@@ -113,8 +113,7 @@ def _differences(store: Store, scorer: str, keys: Keys) -> list[NDArray[np.float
     )
     labels = _completions(store, keys)
     check_lengths(LOGPS.name, keys, _lengths(logps), _lengths(labels))
-    if any(each.min() < 0 or each.max() >= head.vocab_size for each in labels):
-        raise StoreError(f"expected ids from 0 to {head.vocab_size - 1:,}, found others")
+    check_ids(labels, head.vocab_size)
     hidden = HiddenReader(store, scorer, head.hidden_size)
     return [
         np.abs(_logps(hidden, head, keys[i : i + 1], labels[i]) - logps[i].astype(np.float64))

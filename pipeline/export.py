@@ -23,7 +23,7 @@ _STEPS = """
 -- param run runs: runs to export; all if not given
 select
   latest_runs.run,
-  epoch(latest_runs.started_at) as started_at,
+  coalesce(epoch(latest_runs.started_at), 0) as started_at,
   steps.*
 from steps
 join latest_runs using (run_id)

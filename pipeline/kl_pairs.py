@@ -24,7 +24,7 @@ from ..stores.store import Store
 from .encoding import Sequence, sequence_table
 from .packing import Indices
 from .pair_sets import PairSet
-from .training_pairs import TrainingPairs, key_array, load_pairs
+from .training_pairs import TrainingPairs, key_array, load_pairs, sequence_places
 
 CHUNK_PAIRS = 4096
 
@@ -91,7 +91,7 @@ def find_kl_keys(store: Store, pair_set: PairSet, pairs: TrainingPairs) -> tuple
     )
     known = to_keys(described["sequence_key"])
     by_key = np.argsort(known)
-    found, _ = find_keys(keys, known[by_key])
+    found = sequence_places(keys, known[by_key], pair_set)
     return keys, np.asarray(described["num_completion_tokens"])[by_key][found].astype(np.int64)
 
 

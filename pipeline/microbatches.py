@@ -224,7 +224,7 @@ class MicrobatchReader:
         pairs: TrainingPairs,
         *,
         kl: KlSource | None = None,
-        hidden_size: int = 0,
+        head: OutputHead | None = None,
     ) -> None:
         """Index the rows that may be asked for.
 
@@ -234,13 +234,15 @@ class MicrobatchReader:
             scorer: Fingerprint of the reference, None for a loss without one.
             pairs: The pairs of the split.
             kl: What KLs are taken against, None for no KLs.
-            hidden_size: Columns of the reference's output head, for tier ``hidden``.
+            head: The reference's output head, for tier ``hidden``.
         """
         self._pairs = pairs
         self._hidden = self._top = None
+        self._head = head
         if kl is not None and scorer is not None:
             if kl.tier.name == HIDDEN.name:
-                self._hidden = HiddenReader(store, scorer, hidden_size)
+                assert head is not None  # the tier has one
+                self._hidden = HiddenReader(store, scorer, head.hidden_size)
             else:
                 self._top = TopReader(store, scorer, kl.tier)
         self._ids = RowReader(store, SEQUENCES.name, tokenizer, columns=["ids"])
@@ -274,7 +276,8 @@ class MicrobatchReader:
         logps = None if self._logps is None else lists(self._logps, keys, "token_logps")
         top = None if self._top is None else self._top.read(keys)
         rows = _Rows(keys, ids, logps, top)
-        rows.check(table, numbers, model.vocab_size)
+        sizes = (model.vocab_size, *(() if self._head is None else (self._head.vocab_size,)))
+        rows.check(table, numbers, min(sizes))
         for cut in cuts:
             microbatches = [
                 self._microbatch(pairs, is_spare, rows, model) for pairs, is_spare in cut
@@ -379,11 +382,11 @@ class _Rows:
         Args:
             table: The pairs of the split.
             numbers: The pairs whose sequences these are.
-            vocab_size: Of the policy.
+            vocab_size: Of the policy, or of the reference's head where that is smaller.
 
         Raises:
             ShardCorruptError: If a list is not as long as its completion.
-            TrainingError: If the policy has no embedding of an id.
+            TrainingError: If the policy has no embedding of an id, or the head no output.
         """
         prompts, completions = self._expected(table, numbers)
         lengths = np.array([len(each) for each in self._ids])
@@ -400,8 +403,9 @@ class _Rows:
         lowest = min((int(each.min()) for each in (own, *others) if len(each)), default=0)
         if lowest < 0 or own.max(initial=0) >= vocab_size:
             raise TrainingError(
-                f"expected token ids from 0 to {vocab_size - 1:,}, the policy's vocabulary, found "
-                f"{min(lowest, 0)} to {own.max():,}; the pairs were added with another tokenizer"
+                f"expected token ids from 0 to {vocab_size - 1:,}, the vocabulary of policy and "
+                f"reference, found {min(lowest, 0)} to {own.max():,}; the pairs were added with "
+                "another tokenizer"
             )
 
     def _expected(self, table: TrainingPairs, numbers: Indices) -> tuple[Indices, Indices]:

@@ -16,6 +16,7 @@ import torch
 
 from ..kernels.distributions import HiddenReference
 from ..stores.known import Keys
+from ..stores.lengths import check_ids, check_sequences
 from ..stores.reader import RowReader
 from ..stores.schema import SEQUENCES
 from ..stores.store import Store
@@ -77,15 +78,19 @@ def policy_scores(
         progress: Told of every batch, in tokens.
 
     Raises:
-        StoreError: If a sequence, its hidden states or the head are not there.
+        StoreError: If a sequence, its hidden states or the head are not there, or do not fit.
     """
     place = default_device(device)
     policy = load_scoring_model(model, precision=precision, device=place)  # type: ignore[arg-type] # checked there
     whole = None if reference is None else _StoredReference(store, reference, place)
     wanted = FIELDS if whole is not None else ("token_logps", "entropy")
-    reader = RowReader(store, SEQUENCES.name, tokenizer, columns=["ids", "num_prompt_tokens"])
-    splits = np.asarray(reader.rows(key_array(keys))["num_prompt_tokens"])
+    columns = ["ids", "num_prompt_tokens", "num_completion_tokens"]
+    reader = RowReader(store, SEQUENCES.name, tokenizer, columns=columns)
+    described = reader.rows(key_array(keys))
+    check_sequences(described, keys)
+    splits = np.asarray(described["num_prompt_tokens"])
     ids = lists(reader, keys, "ids")
+    check_ids(ids, policy.vocab_size if whole is None else min(policy.vocab_size, whole.vocab_size))
     found = {name: np.zeros(len(keys)) for name in FIELDS}
     num_tokens = np.array([len(each) for each in ids]) - splits
     total = int(num_tokens.sum())
@@ -116,6 +121,11 @@ class _StoredReference:
         self._head = read_head(store, scorer, place)
         self._reader = HiddenReader(Store.open(store.path), scorer, self._head.hidden_size)
         self._place = place
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it gives a probability to."""
+        return self._head.vocab_size
 
     def of(self, keys: Keys, lengths: list[int]) -> HiddenReference:
         """Return the distributions at the tokens of some sequences, one after the other."""

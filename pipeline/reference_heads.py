@@ -19,7 +19,9 @@ from ..stores.errors import ShardCorruptError, StoreReadError
 from ..stores.keys import canonical_json
 from ..stores.regular import unreadable
 from ..stores.store import Store
+from .hidden_states import DTYPES
 
+_LARGEST = 1e300  # of a scale or a softcap
 _METADATA = "head"  # one entry only: safetensors writes several in no fixed order
 
 
@@ -49,16 +51,19 @@ def read_head(store: Store, scorer: str, device: torch.device | str = "cpu") -> 
     is_head = (
         weight is not None
         and weight.ndim == 2
-        and weight.is_floating_point()
-        and (bias is None or bias.shape == weight.shape[:1])
-        and isinstance(softcap, int | float | None)
+        and weight.numel() > 0
+        and weight.dtype in DTYPES.values()
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype in DTYPES.values()))
+        and _is_factor(scale)
+        and (softcap is None or _is_factor(softcap))
     )
-    if not is_head or not isinstance(scale, int | float):
+    if not is_head:
         raise ShardCorruptError(
-            f"{path}: expected weight [V, H], bias [V] or none, scale and softcap; offpref did not"
-            " write this"
+            f"{path}: expected weight [V, H], bias [V] or none, scale and softcap greater than 0;"
+            " offpref did not write this"
         )
     assert weight is not None
+    assert scale is not None
     return OutputHead(weight=weight, bias=bias, scale=float(scale), softcap=softcap)
 
 
@@ -76,6 +81,11 @@ def shared_head(stored: OutputHead, policy: OutputHead) -> OutputHead:
         and _equal(policy.bias, stored.bias)
     )
     return policy if same else stored
+
+
+def _is_factor(value: object) -> bool:
+    """Whether a value is a number that logits can be multiplied by."""
+    return type(value) in (int, float) and 0 < value < _LARGEST  # type: ignore[operator] # a number
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

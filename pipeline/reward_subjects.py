@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..stores.errors import ShardCorruptError
-from ..stores.known import Keys, find_keys, to_keys
+from ..stores.known import Keys, to_keys
 from ..stores.schema import PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
 from ..stores.store import Store
 from .pair_sets import PairSet
-from .training_pairs import key_array
+from .training_pairs import key_array, sequence_places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,11 @@ class Completions:
 
 
 def load_completions(store: Store, pair_set: PairSet) -> Completions:
-    """Return the completions of a pair set, sorted by sequence key."""
+    """Return the completions of a pair set, sorted by sequence key.
+
+    Raises:
+        PairSetError: If one is not in the store.
+    """
     rows = load_pairs(store, pair_set)
     both = pa.chunked_array(
         rows["chosen_key"].chunks + rows["rejected_key"].chunks, pa.binary(16)
@@ -38,7 +42,7 @@ def load_completions(store: Store, pair_set: PairSet) -> Completions:
     described = store.read(SEQUENCES.name, pair_set.tokenizer, columns)
     known = to_keys(described["sequence_key"])
     order = np.argsort(known)
-    places = order[find_keys(wanted, known[order])[0]]
+    places = order[sequence_places(wanted, known[order], pair_set)]
     texts = to_keys(pc.fill_null(described["text_key"], pa.scalar(bytes(16), pa.binary(16))))
     return Completions(
         sequence_keys=wanted,
@@ -73,6 +77,9 @@ def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
     """Return prompt and completion of texts, in the order of the keys.
 
     Both are strings, or lists of messages where the source gave messages.
+
+    Raises:
+        ShardCorruptError: If a text is not in the store, or is not what its form says.
     """
     wanted = pa.table({"text_key": key_array(keys), "place": pa.array(np.arange(len(keys)))})
     rows = store.read(TEXTS.name, SHARED_PARTITION, ["text_key", "form", "prompt", "completion"])
@@ -80,7 +87,12 @@ def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
     found = {row["text_key"]: row for row in rows.to_pylist()}
     prompts, completions = [], []
     for key in wanted["text_key"].to_pylist():
-        row = found[key]
+        row = found.get(key)
+        if row is None:
+            raise ShardCorruptError(
+                f"{TEXTS.name}: expected the text {key.hex()}, which a sequence names, found none;"
+                " run `offpref store verify`"
+            )
         is_messages = row["form"] == "messages"
         prompts.append(_messages(row["prompt"]) if is_messages else row["prompt"])
         completions.append(_messages(row["completion"]) if is_messages else row["completion"])

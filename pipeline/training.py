@@ -449,7 +449,7 @@ class Trainer:
         scorer = plan.reference.fingerprint if plan.reference else None
         reader = MicrobatchReader(
             Store.open(plan.store_path), plan.pair_set.tokenizer, scorer, pairs,
-            kl=self._kl, hidden_size=0 if self._head is None else self._head.hidden_size,
+            kl=self._kl, head=self._head,
         )  # fmt: skip
         sizes = pair_sizes(
             pairs.num_prompt_tokens,

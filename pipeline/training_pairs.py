@@ -154,6 +154,18 @@ def key_array(keys: Keys) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer])
 
 
+def sequence_places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:
+    """Return where the sequences of some pairs are among the sorted keys of those that are known.
+
+    Raises:
+        PairSetError: If one is not known: the pairs may come from elsewhere.
+    """
+    places, is_there = find_keys(keys, known)
+    if not is_there.all():
+        raise PairSetError(f"{pair_set}: {(~is_there).sum():,} sequences are not in the store")
+    return places
+
+
 def _sorted_pairs(
     store: Store,
     pair_set: PairSet,
@@ -183,7 +195,7 @@ def _sorted_pairs(
     for side in (chosen, rejected):
         is_there = side != b""
         places = np.zeros(len(keys), np.int64)
-        places[is_there] = _places(side[is_there], known[by_key], pair_set)
+        places[is_there] = sequence_places(side[is_there], known[by_key], pair_set)
         both.append((is_there, places, np.where(is_there, num_completion[places], 0)))
     (has_chosen, first, num_chosen), (has_rejected, second, num_rejected) = both
     is_pair = has_chosen & has_rejected
@@ -205,10 +217,3 @@ def _sorted_pairs(
 def _side_keys(column: pa.ChunkedArray) -> Keys:
     """Return the keys of one side; empty where there is no completion."""
     return to_keys(pc.fill_null(column, pa.scalar(bytes(KEY_BYTES), column.type)))
-
-
-def _places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:
-    places, is_there = find_keys(keys, known)
-    if not is_there.all():
-        raise PairSetError(f"{pair_set}: {(~is_there).sum():,} sequences are not in the store")
-    return places

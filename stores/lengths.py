@@ -68,6 +68,20 @@ def check_sequences(rows: pa.Table, keys: Keys) -> None:
         )
 
 
+def check_ids(ids: Sequence[NDArray[np.integer[Any]]], vocab_size: int) -> None:
+    """Check that every id has an embedding and an output.
+
+    Raises:
+        ShardCorruptError: If one has not.
+    """
+    every = np.concatenate([np.zeros(1, np.int64), *ids])
+    if every.min() < 0 or every.max() >= vocab_size:
+        raise ShardCorruptError(
+            f"{SEQUENCES.name}: expected ids from 0 to {vocab_size - 1:,}, found {every.min():,} to"
+            f" {every.max():,}; run `offpref store verify`"
+        )
+
+
 def length_problems(shards: Sequence[Shard]) -> list[str]:
     """Return what does not fit between sequences and what was scored of them, one line a shard.
 

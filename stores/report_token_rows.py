@@ -79,7 +79,7 @@ def _last_rows(store: Store, partition: str, pair_keys: Sequence[str]) -> pa.Tab
     if not places:
         return TOKENS.schema.empty_table()
     last = _last(_of_newest_attempts(store, partition, pa.concat_tables(places)))
-    parts = []
+    parts = [TOKENS.schema.empty_table()]
     for number in last["shard"].unique().to_pylist():
         of_shard = last.filter(pc.field("shard") == number)
         parts += list(_rows_at(shards[number], of_shard))

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
+from safetensors.numpy import save
 
 from offpref.stores.commits import Record, write_record
 from offpref.stores.keys import canonical_json, fingerprint
@@ -86,6 +88,10 @@ def _records() -> None:
         "record: not UTF-8": b'{"format_version":1,"a":"\xff\xfe"}',
         "record: half a character": b'{"format_version":1,"provenance":{"a":"\\ud800"},"adds":[],'
         b'"removes":[],"heads":[],"merges":[]}',
+        "record: half a character in its bytes": record_text().replace(
+            b'"provenance":{}', b'"provenance":{"a":"\xed\xa0\x80"}'
+        ),
+        "record: UTF-16": record_text(provenance={"a": "\ud800"}).decode().encode("utf-16"),
         "record: too deep": b"[" * 100_000 + b"]" * 100_000,
         "record: adds that are an object": record_text(adds={"a": good}),
         "record: removes that climb": record_text(removes=["../../outside/victim"]),
@@ -134,6 +140,22 @@ VARIANTS |= {
 }
 
 
+for _name, _content in {
+    "half a character in its bytes": b'{"format_version":1,"uuid":"\xed\xa0\x80","checksum":"x"}',
+    "UTF-16": '{"format_version":1,"uuid":"\\ud800","checksum":"x"}'.encode("utf-16"),
+}.items():
+    VARIANTS[f"STORE.json: {_name}"] = lambda root, outside, content=_content: (  # type: ignore[misc]
+        (root / "STORE.json").write_bytes(content),
+        None,
+    )[1]
+
+
+@variant("spec: half a character in its bytes")
+def _half_spec(root: Path, outside: Path) -> None:
+    content = b'{"kind":"x","a":"\xed\xa0\x80"}'
+    (root / "specs" / f"{blake3(content).hexdigest(16)}.json").write_bytes(content)
+
+
 def _spec(change: Callable[[Store], object]) -> Variant:
     """Replace the scorer's spec, and let its rows lie under the new fingerprint's name."""
 
@@ -162,13 +184,19 @@ def _strange_spec(root: Path, outside: Path) -> None:
 
 @variant("name: commands a terminal")
 def _named(root: Path, outside: Path) -> None:
-    scorer = Store.open(root).partitions("logps")[0]
+    tokenizer = Store.open(root).partitions("sequences")[0]
     entry: dict[str, object] = {
-        "kind": "name", "identity": {"fingerprint": scorer}, "value": ESCAPE,
+        "kind": "name", "identity": {"fingerprint": tokenizer}, "value": ESCAPE,
     }  # fmt: skip
-    name = fingerprint({"kind": "name", "identity": {"fingerprint": scorer}})
+    name = fingerprint({"kind": "name", "identity": {"fingerprint": tokenizer}})
     content = canonical_json(entry | {"checksum": fingerprint(entry)})
     (root / "remembered" / f"{name}.json").write_text(content)
+
+
+@variant("name: half a character in its bytes")
+def _named_half(root: Path, outside: Path) -> None:
+    for path in (root / "remembered").iterdir():
+        path.write_bytes(b'{"kind":"name","identity":{},"value":"\xed\xa0\x80","checksum":"x"}')
 
 
 @variant("name: a list")
@@ -249,6 +277,71 @@ def _stray_link(root: Path, outside: Path) -> None:
     (root / "tmp" / "evil").symlink_to(outside)
     (root / "tmp" / "evil.alive").symlink_to(outside / "victim.parquet")
     (root / "heads" / "evil.safetensors").symlink_to(outside / "victim.parquet")
+
+
+@variant("link: for tables and folders that are not there yet")
+def _links_ahead(root: Path, outside: Path) -> None:
+    for partition in (root / "data").glob("*/*"):
+        for number in range(256):
+            if not (place := partition / f"{number:02x}").exists():
+                place.symlink_to(outside)
+    for table in TABLES:
+        if not (root / "data" / table).exists():
+            (root / "data" / table).symlink_to(outside)
+
+
+@variant("hard link: to what is the user's")
+def _hard_links(root: Path, outside: Path) -> None:
+    for path in (*root.glob("heads/*"), *root.glob("remembered/*")):
+        path.unlink()
+        os.link(outside / "thesis.txt", path)
+    os.link(outside / "thesis.txt", root / "tmp" / "x.alive")
+
+
+@variant("folder: deeper than any of a store's")
+def _deep_folders(root: Path, outside: Path) -> None:
+    (root / "data" / "/".join("a" * 40)).mkdir(parents=True)
+
+
+# Output heads that are whole by their records
+
+
+def replace_head(content: bytes) -> Variant:
+    """Replace the output head, and let the record that names it say so."""
+
+    def replace(root: Path, outside: Path) -> None:
+        head = next((root / "heads").iterdir())
+        head.write_bytes(content)
+        for path in (root / "commits").iterdir():
+            fields = json.loads(path.read_bytes())
+            if fields["heads"]:
+                fields["heads"] = [[head.stem, blake3(content).hexdigest(16), len(content)]]
+                path.unlink()
+                put_record(root, record_text(**fields))
+
+    return replace
+
+
+def _head(weight: np.ndarray, numbers: str) -> Variant:  # type: ignore[type-arg] # of any shape
+    return replace_head(save({"weight": weight}, {"head": numbers}))
+
+
+_NUMBERS = '{"scale":1.0,"softcap":null}'
+VARIANTS |= {
+    "head: a scale that is no number": _head(np.ones((512, 64), "f4"), '{"scale":NaN}'),
+    "head: a scale of 0": _head(np.ones((512, 64), "f4"), '{"scale":0,"softcap":null}'),
+    "head: a softcap of 0": _head(np.ones((512, 64), "f4"), '{"scale":1,"softcap":0}'),
+    "head: a softcap without end": _head(np.ones((512, 64), "f4"), '{"scale":1,"softcap":-1e999}'),
+    "head: a scale beyond all floats": _head(
+        np.ones((512, 64), "f4"), f'{{"scale":{"9" * 400},"softcap":null}}'
+    ),
+    "head: no tokens": _head(np.ones((0, 64), "f4"), _NUMBERS),
+    "head: no columns": _head(np.ones((512, 0), "f4"), _NUMBERS),
+    "head: no tokens, and columns beyond all memory": _head(np.ones((0, 2**40), "f4"), _NUMBERS),
+    "head: fewer tokens than there are ids": _head(np.ones((10, 64), "f4"), _NUMBERS),
+    "head: a header beyond the file": replace_head((2**63).to_bytes(8, "little") + b"{}"),
+    "head: empty": replace_head(b""),
+}
 
 
 # Shards that are whole by their names
@@ -350,7 +443,50 @@ def long_lists(rows: pa.Table) -> pa.Table:
     )  # fmt: skip
 
 
+def _not_utf8(column: str) -> Callable[[pa.Table], pa.Table]:
+    def changed(rows: pa.Table) -> pa.Table:
+        ends = pa.array(range(rows.num_rows + 1), pa.int32()).buffers()[1]
+        values = pa.py_buffer(b"\xff" * rows.num_rows)
+        texts = pa.StringArray.from_buffers(rows.num_rows, ends, values)
+        place = rows.schema.get_field_index(column)
+        return rows.set_column(place, rows.schema.field(place), texts)
+
+    return changed
+
+
+def _of_time(column: str, microseconds: int) -> Callable[[pa.Table], pa.Table]:
+    def changed(rows: pa.Table) -> pa.Table:
+        place = rows.schema.get_field_index(column)
+        field = rows.schema.field(place)
+        values = pa.array([microseconds] * rows.num_rows).cast(field.type)
+        return rows.set_column(place, field, values)
+
+    return changed
+
+
+def _gone(table: str) -> Variant:
+    def remove(root: Path, outside: Path) -> None:
+        names = frozenset(shard.name for shard in Store.open(root).shards(table))
+        write_record(Record(removes=names), root)
+
+    return remove
+
+
 VARIANTS |= {
+    f"table: no {table}": _gone(table)
+    for table in ("sequences", "texts", "pairs", "pair_sets", "logps", "hidden", "runs", "steps")
+}
+VARIANTS |= {
+    "shard: a pair set of no year": replace_rows("pair_sets", _of_time("created_at", 2**63 - 1)),
+    "shard: a pair set of the last year": replace_rows(
+        "pair_sets", _of_time("created_at", 253_402_300_799_999_999)
+    ),
+    "shard: a run of no year": replace_rows("runs", _of_time("started_at", 1 - 2**63)),
+    "shard: a form that is no UTF-8": replace_rows("pair_sets", _not_utf8("form")),
+    "shard: splits that are no UTF-8": replace_rows("pairs", _not_utf8("split")),
+    "shard: attempts that no step had": replace_rows(
+        "steps", with_column("attempt", lambda values: [2**31 - 1 for _ in values])
+    ),
     "shard: token_logps a token short": replace_rows(
         "logps",
         with_column("token_logps", lambda lists: [each[:-1] for each in lists]),  # type: ignore[index]

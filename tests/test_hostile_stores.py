@@ -12,6 +12,7 @@ from hostile import ESCAPE, VARIANTS
 from offpref.pipeline.cli import main
 from offpref.pipeline.start import StageGroup
 from offpref.stores.store import Store
+from offpref.stores.unpacking import MAX_UNPACKED_BYTES, max_unpacked_bytes
 
 RUNNER = CliRunner()
 
@@ -196,6 +197,37 @@ def test_small_file_that_unpacks_to_much_is_refused_and_the_limit_named(
 
     assert "set OFFPREF_MAX_UNPACKED_BYTES to more" in refused[1]
     assert "OFFPREF_MAX_UNPACKED_BYTES" not in raised[1]
+
+
+@pytest.mark.parametrize("value", ["\u00b2", "-1", "much", "9" * 5000])
+def test_limit_that_is_no_number_leaves_the_usual_one(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OFFPREF_MAX_UNPACKED_BYTES", value)
+
+    assert max_unpacked_bytes(10**12) == MAX_UNPACKED_BYTES
+
+
+def test_whole_head_that_fits_nothing_is_refused_before_it_is_used(
+    world: tuple[Path, Path], model_dir: Path, tmp_path: Path
+) -> None:
+    VARIANTS["head: fewer tokens than there are ids"](*world)
+
+    code, output = invoke(COMMANDS["tdpo2"], STORE=world[0], MODEL=model_dir, OUT=tmp_path)
+
+    assert code == 1
+    assert "expected token ids from 0 to 9, the vocabulary of policy and reference" in output
+
+
+def test_time_and_text_that_python_cannot_take_are_named(world: tuple[Path, Path]) -> None:
+    VARIANTS["shard: a pair set of no year"](*world)
+    VARIANTS["shard: splits that are no UTF-8"](*world)
+
+    code, output = invoke(COMMANDS["verify"], STORE=world[0])
+
+    assert code == 1
+    assert "expected times of the years 1 to 9998 in column created_at" in output
+    assert "expected texts in UTF-8 in column split" in output
 
 
 def test_names_of_a_store_reach_the_terminal_escaped(world: tuple[Path, Path]) -> None:
