@@ -26,6 +26,8 @@ _STATES = {"query": "", "report": "", "export": "", "train": _RESUMED, "sft": _R
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what is computed is committed first."""
 
+    exit_code = TERMINATED
+
 
 def start() -> None:
     """Run the command line, all of it or the questions alone."""
@@ -68,14 +70,14 @@ class StageGroup(click.Group):
             # Files of ours are named by their errors; what has no name is a standard stream.
             raise click.ClickException(_unwritable(error)) from error
         except KeyboardInterrupt as interrupt:
-            is_ours = isinstance(interrupt, Terminated)
-            word = "terminated" if is_ours else "interrupted"
+            code = getattr(interrupt, "exit_code", INTERRUPTED)
+            word = "terminated" if code == TERMINATED else "interrupted"
             said = str(interrupt) or word + _STATES.get(ctx.invoked_subcommand or "", _KEPT)
             with suppress(OSError):
                 say(said, err=True)
             if _is_stuck(interrupt):
                 os._exit(INTERRUPTED)  # a thread inside a library does not end
-            raise SystemExit(TERMINATED if is_ours else INTERRUPTED) from None
+            raise SystemExit(code) from None
 
 
 def _is_stuck(interrupt: KeyboardInterrupt) -> bool:

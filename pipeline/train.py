@@ -76,7 +76,12 @@ class TrainSummary:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after a checkpoint was written; its message says how to go on."""
+    """Ctrl-C or SIGTERM, after a checkpoint was written; its message says how to go on."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """What a shell shows for a process that this signal ended."""
 
 
 def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
@@ -114,12 +119,13 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         if checkpoint is not None:
             trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
         save = _saver(plan, run, policy, optimizer, processes, records, trainer)
-        with _stopping(trainer):
+        with _stopping(trainer) as heard:
             done = _run(trainer, records, num_done, save, plan)
         if trainer.is_interrupted:
             raise Interrupted(
                 f"interrupted: step {done} of {plan.num_steps} is saved in "
-                f"{plan.settings.output_dir}; --resume goes on"
+                f"{plan.settings.output_dir}; --resume goes on",
+                *heard[:1],
             )
         with _recorded(records, lambda: done):
             _write_result(policy, plan, processes, lambda: save(done))
@@ -339,20 +345,26 @@ def _open_records(
 
 
 @contextmanager
-def _stopping(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the run after its step; a second one ends it at once."""
+def _stopping(trainer: Trainer) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the run after its step; a second one ends it at once.
+
+    Yields:
+        The signals that came.
+    """
+    heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
 
     def stop(number: int, frame: object) -> None:
+        heard.append(number)
         trainer.interrupt()
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
     before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield heard
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
