@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import NoneType
 
-from ..stores.errors import PairSetError
+from ..stores.errors import PairSetError, StoreFormatError
 from ..stores.regular import parse_object
 from ..stores.schema import PAIR_SETS, REJECTS
 from ..stores.store import Store
@@ -44,8 +45,7 @@ def pair_sets(store: Store) -> list[PairSet]:
     found = []
     for tokenizer in store.partitions(PAIR_SETS.name):
         for row in store.read(PAIR_SETS.name, tokenizer).to_pylist():
-            # Settings are read in several places; here they are known to be an object.
-            parse_object(row["settings"].encode(), Path(f"{PAIR_SETS.name}/{tokenizer}"))
+            _check_settings(row["settings"], Path(f"{PAIR_SETS.name}/{tokenizer}"))
             counts = {name: row[name] for name in row if name.startswith("num_")}
             described = PairSet(
                 name=row["pair_set"],
@@ -58,6 +58,30 @@ def pair_sets(store: Store) -> list[PairSet]:
             )
             found.append((row["created_at"], described))
     return [described for _, described in sorted(found, key=lambda each: each[0])]
+
+
+# What is read of a pair set's settings here and there, and what it can be.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "max_length": (int, NoneType),
+    "template_date": (str, NoneType),
+    "template": (str, NoneType),
+    "eval_fraction": (int, float, NoneType),
+}
+
+
+def _check_settings(text: str, place: Path) -> None:
+    """Check the settings of a version before anybody relies on them.
+
+    Raises:
+        StoreFormatError: If they are no JSON object, or a field is of another type.
+    """
+    settings = parse_object(text.encode(), place)
+    for name, kinds in _SETTINGS.items():
+        if not isinstance(settings.get(name), kinds):
+            raise StoreFormatError(
+                f"{place}: expected settings whose {name} is of another type, got"
+                f" {settings[name]!r}; offpref did not write this"[:300]
+            )
 
 
 def time_of_version(store: Store, name: str) -> datetime:

@@ -5,10 +5,12 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 
+from .placing import clear_write_errors
 from .query_limits import QueryLimits, StuckQuery, call_interruptibly, held_to, memory_bytes
 from .views import quoted
 
@@ -39,7 +41,8 @@ class GuardedConnection:
         self._deadline: float | None = None
         self._is_stuck = False
         # For this user alone; gone at the latest when this process ends.
-        spill = tempfile.mkdtemp(prefix="offpref-query-")
+        with clear_write_errors(Path("a temporary folder, see TMPDIR,")):
+            spill = tempfile.mkdtemp(prefix="offpref-query-")
         self._remove_spill = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
         self.duckdb = duckdb.connect(":memory:")
         """For what takes no time: its catalogue of views, and small answers of our own."""

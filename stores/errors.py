@@ -7,6 +7,7 @@
   - StoreReadError
   - UnsafeFileError
   - StoreBusyError
+  - SettingError
   - SchemaMismatchError
   - CommitCorruptError
   - ShardMissingError
@@ -50,6 +51,10 @@ class UnsafeFileError(StoreError):
 
 class StoreBusyError(StoreError):
     """Somebody writes to the store, and what was asked could lose their rows."""
+
+
+class SettingError(StoreError):
+    """An environment variable of ours has a value that it cannot have."""
 
 
 class SchemaMismatchError(StoreError):

@@ -19,6 +19,7 @@ from .verified import VerifiedFiles, hash_regular
 
 STORE_FILE = "STORE.json"
 FOLDERS = ("commits", "data", "heads", "remembered", "specs", "tmp")
+MAX_STORE_FILE_BYTES = 2**16
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -47,7 +48,7 @@ class LiveStore:
         """
         file = path / STORE_FILE
         try:
-            content = read_regular(path, file)
+            content = read_regular(path, file, limit=MAX_STORE_FILE_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreNotFoundError(
                 f"{path} is no store: it has no {STORE_FILE}; `offpref add` creates one"

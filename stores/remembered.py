@@ -17,6 +17,7 @@ from .placing import clear_write_errors, make_folder, place_bytes
 from .regular import parse_object, read_regular
 from .user_cache import cache_folder
 
+MAX_ENTRY_BYTES = 2**26  # a hash of each tensor of the largest models
 OF_THE_STORE = ("name", "said")
 """Kinds that a store keeps; all others are the user's."""
 
@@ -69,7 +70,7 @@ def recall(root: Path, kind: str, identity: Mapping[str, object]) -> str | None:
     root = root if kind in OF_THE_STORE else cache_folder()
     path = _entry_path(root, kind, identity)
     try:
-        entry = check_entry(read_regular(root, path), path.name)
+        entry = check_entry(read_regular(root, path, limit=MAX_ENTRY_BYTES), path.name)
     except (OSError, StoreError):
         return None
     return str(entry["value"])

@@ -11,6 +11,8 @@ from .placing import place_bytes
 from .regular import is_there, parse_object, read_regular
 from .safe_names import is_hash
 
+MAX_SPEC_BYTES = 2**24
+
 # What readers of a spec rely on, by its kind; fields inside objects after a dot.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "scorer": {"weights": str, "config": Mapping, "numerics.precision": str},
@@ -43,7 +45,7 @@ def read_spec(root: Path, name: str) -> dict[str, object]:
     """
     path = spec_path(root, name)
     try:
-        content = read_regular(root, path)
+        content = read_regular(root, path, limit=MAX_SPEC_BYTES)
     except FileNotFoundError as error:
         raise StoreNotFoundError(f"{root} has no spec of fingerprint {name}") from error
     if blake3(content).hexdigest(KEY_BYTES) != name:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import ShardCorruptError
+from .errors import SettingError, ShardCorruptError
 
 VARIABLE = "OFFPREF_MAX_UNPACKED_BYTES"
 MAX_UNPACKED_BYTES = 2 * 2**30
@@ -33,10 +33,16 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBL
 
 
 def max_unpacked_bytes(num_bytes: int) -> int:
-    """Return to how many bytes a file of ``num_bytes`` may unpack."""
+    """Return to how many bytes a file of ``num_bytes`` may unpack.
+
+    Raises:
+        SettingError: If the environment variable is no number of bytes.
+    """
     given = os.environ.get(VARIABLE, "")
     if given:
-        return int(given) if _NUMBER.fullmatch(given) else MAX_UNPACKED_BYTES
+        if not _NUMBER.fullmatch(given):
+            raise SettingError(f"{VARIABLE} must be a number of bytes, got {given!r}")
+        return int(given)
     return min(MAX_UNPACKED_BYTES, max(ALWAYS_ALLOWED_BYTES, MAX_RATIO * num_bytes))
 
 

@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from blake3 import blake3
 
-from .errors import StoreError
+from .errors import SettingError, StoreError
 from .keys import KEY_BYTES
 from .regular import check_regular, clear_os_errors, open_regular, read_regular
 from .user_cache import cache_folder
@@ -47,13 +47,13 @@ def current_policy() -> Policy:
     """Return what the environment asks for.
 
     Raises:
-        ValueError: If that is none of the policies.
+        SettingError: If that is none of the policies.
     """
     found = os.environ.get(VARIABLE) or "once"
     for policy in get_args(Policy):
         if found == policy:
             return cast(Policy, policy)
-    raise ValueError(f"{VARIABLE} must be one of {', '.join(POLICIES)}, got {found!r}")
+    raise SettingError(f"{VARIABLE} must be one of {', '.join(POLICIES)}, got {found!r}")
 
 
 def hash_regular(root: Path, path: Path) -> tuple[str, Identity | None]:

@@ -545,6 +545,10 @@ VARIANTS |= {
     "shard: settings that are no JSON": replace_rows(
         "pair_sets", with_column("settings", lambda values: ["{" for _ in values])
     ),
+    "shard: settings of other types": replace_rows(
+        "pair_sets",
+        with_column("settings", lambda values: ['{"max_length":"x","template":7}' for _ in values]),
+    ),
     "shard: settings that are a list": replace_rows(
         "pair_sets", with_column("settings", lambda values: ["[1]" for _ in values])
     ),

@@ -17,7 +17,7 @@ from offpref.pipeline.cli import main
 from offpref.pipeline.reference_heads import read_head
 from offpref.stores import verified
 from offpref.stores.catalog import Catalog
-from offpref.stores.errors import ShardCorruptError, StoreError, StoreReadError
+from offpref.stores.errors import SettingError, ShardCorruptError, StoreError, StoreReadError
 from offpref.stores.reader import RowReader
 from offpref.stores.repair import drop_damaged
 from offpref.stores.store import Store
@@ -251,7 +251,7 @@ def test_pipe_in_place_of_marks_is_not_waited_for(
 def test_an_unknown_policy_is_refused(scored: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFPREF_VERIFY", "sometimes")
 
-    with pytest.raises(ValueError, match="one of once, always, never, got 'sometimes'"):
+    with pytest.raises(SettingError, match="one of once, always, never, got 'sometimes'"):
         Store.open(scored.path)
 
 
