@@ -12,7 +12,6 @@ from hostile import ESCAPE, VARIANTS
 from offpref.pipeline.cli import main
 from offpref.pipeline.start import StageGroup
 from offpref.stores.store import Store
-from offpref.stores.unpacking import MAX_UNPACKED_BYTES, max_unpacked_bytes
 
 RUNNER = CliRunner()
 
@@ -200,12 +199,15 @@ def test_small_file_that_unpacks_to_much_is_refused_and_the_limit_named(
 
 
 @pytest.mark.parametrize("value", ["\u00b2", "-1", "much", "9" * 5000])
-def test_limit_that_is_no_number_leaves_the_usual_one(
-    value: str, monkeypatch: pytest.MonkeyPatch
+def test_limit_that_is_no_number_is_one_line(
+    value: str, scored: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OFFPREF_MAX_UNPACKED_BYTES", value)
 
-    assert max_unpacked_bytes(10**12) == MAX_UNPACKED_BYTES
+    code, output = invoke(COMMANDS["verify"], STORE=scored.path)
+
+    assert code == 1
+    assert "OFFPREF_MAX_UNPACKED_BYTES must be a number of bytes, got" in output
 
 
 def test_whole_head_that_fits_nothing_is_refused_before_it_is_used(
