@@ -97,7 +97,7 @@ test: install  ## Run the tests that need no GPU, kernels in Triton's interprete
 faults: export OFFPREF_FAULTS := long
 faults: export OMP_NUM_THREADS := 1
 faults: install  ## Run the long campaign: flipped bits, kills, hostile stores, refused system calls (minutes)
-	$(BIN)/python -m pytest tests/test_faults.py tests/test_hostile_stores.py tests/test_crash.py \
+	$(BIN)/python -m pytest tests/test_faults.py tests/test_hostile_stores.py tests/test_crash.py tests/test_scale.py \
 		--numprocesses auto --dist worksteal -s $(ARGS)
 
 test-gpu: install  ## Run the tests that need a GPU

@@ -466,3 +466,15 @@ def test_texts_have_enough_contrast(theme: str) -> None:
             for part, ground in zip(each.groups()[1:], colour["surface"], strict=True)
         ]
         assert contrast(colour["ink"], behind) >= 4.5, each[1]
+
+
+def test_scripts_of_the_page_declare_each_name_once() -> None:
+    """They share one scope: a name that is declared twice stops all of them, in silence."""
+    pattern = r"^(?:async )?(?:function\s+(\w+)|(?:const|let|class)\s+(\w+))"
+    declared: dict[str, list[str]] = {}
+    for path in sorted((Path(report_module.__file__).parent / "page").glob("*.js")):
+        for one, other in re.findall(pattern, path.read_text(encoding="utf-8"), re.M):
+            declared.setdefault(one or other, []).append(path.name)
+
+    assert len(declared) > 20
+    assert {name: files for name, files in declared.items() if len(files) > 1} == {}

@@ -48,7 +48,7 @@ function grouped(points, x, y) {
 }
 
 // How points were measured, as far as not all of them alike.
-function differing(points, x, y) {
+function differingConditions(points, x, y) {
   const told = (point) => ({ ...point.conditions, ...Object.fromEntries([x, y].filter((metric) => point.axes && point.axes[metric]).map((metric) => [pointLabel(metric), point.axes[metric]])) });
   const names = [...new Set(points.flatMap((point) => Object.keys(told(point))))];
   const apart = names.filter((name) => new Set(points.map((point) => String(told(point)[name] ?? ""))).size > 1);
@@ -116,7 +116,7 @@ function startFrontier(frontiers) {
     ], framed(layout(axisTitle(x, "\u2190", "\u2192"), axisTitle(y, "\u2193", "\u2191")), drawn, x, y), PLOTLY);
     const without = points.filter((point) => !drawn.includes(point));
     fill(missing,
-      groups.length > 1 ? note(`Not measured alike, so not ranked against each other: ${visible(groups.map((group) => `${group.map((point) => point.label).join(", ")} (${differing(drawn, x, y)(group[0])})`).join("; "))}.`) : null,
+      groups.length > 1 ? note(`Not measured alike, so not ranked against each other: ${visible(groups.map((group) => `${group.map((point) => point.label).join(", ")} (${differingConditions(drawn, x, y)(group[0])})`).join("; "))}.`) : null,
       without.length ? note(`Not drawn, not measured both ways: ${visible(without.map((point) => point.label).join(", "))}.`) : null,
       /kl/i.test(x) || state.source === "evaluations" ? null : note("No KL is measured here: ", command("offpref score STORE ... --tier hidden"), ", then ", command("offpref train STORE ... --kl-metrics"), "."));
     const rows = [...drawn].sort((a, b) => a.values[x] - b.values[x]);
