@@ -3,7 +3,7 @@
 Nothing happens unless the environment variable ``OFFPREF_CRASH_AT`` or ``OFFPREF_STOP_AT`` names a
 point, or a point and how often it is passed before (``shard-placed:2`` dies at the third). Points,
 in the order of a commit: ``shard-written``, ``shard-placed``, ``record-written``,
-``record-placed``; of a training: ``checkpoint-placed``.
+``record-placed``; of a training: ``checkpoint-placed``; of a question: ``question-asked``.
 
 A process that stopped (SIGSTOP) is at the point for as long as a test likes: what is sent to it
 then reaches it there, on a slow machine as on a fast one.

@@ -1,14 +1,13 @@
 """A question stays within memory and time, and Ctrl-C ends it."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from row_store import key, put
+from stopping import send, start_until
 
 from offpref.stores import repeats
 from offpref.stores.catalog import Catalog
@@ -99,18 +98,16 @@ def test_a_signal_ends_a_question_at_once_and_leaves_nothing(
 ) -> None:
     spill = tmp_path / "spill"
     spill.mkdir()
-    process = subprocess.Popen(
-        [OFFPREF, "query", str(store.path), ENDLESS, "--output", str(tmp_path / "answer.csv")],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(spill)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    while not list(spill.iterdir()):  # connected: from here on it asks
-        time.sleep(0.01)
+    output = tmp_path / "answer.csv"
+    process = start_until(
+        "question-asked",
+        [OFFPREF, "query", str(store.path), ENDLESS, "--output", str(output)],
+        TMPDIR=str(spill),
+    )
 
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    found, said = send(process, number)
 
-    assert process.returncode == code
+    assert found == code
     assert said == f"{word}\n"  # a question keeps nothing that could go on
     assert list(spill.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spill", "store"]

@@ -129,14 +129,12 @@ ASKED = [
 
 @pytest.mark.parametrize("question", ASKED)
 def test_a_question_over_many_shards_fits_into_two_gigabytes(large: Path, question: str) -> None:
-    process = subprocess.Popen(
-        [OFFPREF, "query", str(large), question], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    said = process.stdout.read() + process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    command = [OFFPREF, "query", str(large), question]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
 
     assert process.returncode == 0, said
     assert usage.ru_maxrss * 1024 < MAX_BYTES
