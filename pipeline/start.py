@@ -43,6 +43,9 @@ def start() -> None:
         main(prog_name="offpref")
     except SystemExit as error:
         _end(error.code)
+    except KeyboardInterrupt as interrupt:  # before a command has begun: nothing was done
+        click.echo("interrupted", err=True)
+        raise SystemExit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
 
 
 class StageGroup(click.Group):

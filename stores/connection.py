@@ -27,6 +27,10 @@ _SETTINGS = (
 )
 
 
+# Connections that are busy for ever: to free one would end the process with a complaint of its own.
+_STUCK: list[object] = []
+
+
 class GuardedConnection:
     """What is asked of it goes through `call`: within memory and time, and Ctrl-C ends it."""
 
@@ -78,6 +82,7 @@ class GuardedConnection:
                 return call_interruptibly(work, cursor.interrupt, self._deadline)
         except StuckQuery:
             self._is_stuck = True
+            _STUCK.append((self.duckdb, cursor))
             raise
 
     def close(self) -> None:

@@ -102,8 +102,9 @@ def call_interruptibly(
         finally:
             has_ended.set()
 
-    threading.Thread(target=run, name="query", daemon=True).start()
+    thread = threading.Thread(target=run, name="query", daemon=True)
     try:
+        thread.start()  # inside: it waits for the thread, and Ctrl-C may come right then
         while not has_ended.is_set():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -111,18 +112,29 @@ def call_interruptibly(
             # Not without end: a wait without end does not see Ctrl-C everywhere.
             has_ended.wait(60.0 if left is None else min(left, 60.0))
     except KeyboardInterrupt as error:
-        interrupt()
-        if not has_ended.wait(STOP_SECONDS):
+        if not _stop(interrupt, has_ended):
             raise StuckQuery(*error.args) from None
         raise
     if not has_ended.is_set():
-        interrupt()
-        if not has_ended.wait(STOP_SECONDS):
+        if not _stop(interrupt, has_ended):
             raise StuckQuery("the query took longer than it may, and does not stop")
         raise QueryRefusedError("the query took longer than it may; --timeout allows more seconds")
     if failed:
         raise failed[0]
     return found[0]
+
+
+def _stop(interrupt: Callable[[], object], has_ended: threading.Event) -> bool:
+    """Interrupt until the work has ended, and return whether it has.
+
+    Once is not enough: a call that has not quite begun would not hear it.
+    """
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        interrupt()
+        if has_ended.wait(0.02):
+            return True
+    return False
 
 
 @contextmanager
