@@ -18,6 +18,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def copy_of(store: Path, path: Path) -> Path:
+    """Copy a store without heartbeats: in the copy nobody renews them."""
+    return Path(shutil.copytree(store, path, ignore=shutil.ignore_patterns("*.alive")))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep shortcuts of tests out of the user's cache folder, processes that they start too."""
@@ -68,7 +73,7 @@ def scored_once(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def scored(scored_once: Path, tmp_path: Path) -> Store:
     """A copy of that store."""
-    return Store.open(Path(shutil.copytree(scored_once, tmp_path / "scored")))
+    return Store.open(copy_of(scored_once, tmp_path / "scored"))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +90,7 @@ def tiered_once(
 @pytest.fixture
 def tiered(tiered_once: Path, tmp_path: Path) -> Store:
     """A copy of that store."""
-    return Store.open(Path(shutil.copytree(tiered_once, tmp_path / "tiered")))
+    return Store.open(copy_of(tiered_once, tmp_path / "tiered"))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -238,6 +239,7 @@ def test_a_sweep_that_is_told_to_end_saves_its_run_and_goes_on(
     run = wait_for_a_stopped_child(process.pid)
 
     process.send_signal(number)
+    wait_for_sigterm(run)  # the sweep hands it on; while it has stopped, its run does no step
     os.kill(run, signal.SIGCONT)
     _, said = process.communicate()
     again = subprocess.run(command, capture_output=True, text=True)
@@ -251,10 +253,18 @@ def test_a_sweep_that_is_told_to_end_saves_its_run_and_goes_on(
     assert "2 trained" in again.stdout
 
 
+def wait_for_sigterm(process: int) -> None:
+    """Wait until a process that has stopped will find SIGTERM when it goes on."""
+    pending = 0
+    while not pending & 1 << (signal.SIGTERM - 1):
+        time.sleep(0.02)
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        (mask,) = (line.split()[1] for line in lines if line.startswith("ShdPnd:"))
+        pending = int(mask, 16)
+
+
 def wait_for_a_stopped_child(parent: int) -> int:
     """Return the id of the first child of a process that has stopped."""
-    import time
-
     while Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         for child in children:
