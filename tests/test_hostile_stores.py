@@ -241,3 +241,15 @@ def test_names_of_a_store_reach_the_terminal_escaped(world: tuple[Path, Path]) -
         _, output = invoke(COMMANDS[command], STORE=root)
         assert r"\x1b[31mX" in output
         assert ESCAPE not in output
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_files_that_are_none_are_refused_though_nothing_is_hashed(
+    kind: str, world: tuple[Path, Path]
+) -> None:
+    VARIANTS[f"kind: {kind} for a shard"](*world)
+
+    code, output = invoke((*COMMANDS["sql"], "--verify", "never"), STORE=world[0])
+
+    assert code == 1
+    assert "expected a file, found a" in output
