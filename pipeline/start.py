@@ -103,11 +103,26 @@ def _end(code: object) -> None:
             click.echo(f"Error: {_unwritable(error)}", err=True)
         code = code or 1
     else:
+        _leave_group(code)
         raise SystemExit(code)
     # Python would try again, and say so in many lines.
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     raise SystemExit(code)
+
+
+def _leave_group(code: object) -> None:
+    """End now if this process is one of several that were joined.
+
+    Threads of gloo outlive their group, and one that wants a tensor's Python object while Python
+    ends aborts the process: rarely, and after all its work is done.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return
+    distributed.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _unwritable(error: OSError) -> str:

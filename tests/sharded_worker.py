@@ -3,6 +3,7 @@
 python sharded_worker.py MODEL FOLDER RANK
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main(model_dir: Path, folder: Path, rank: int) -> None:
     }
     torch.save(kept, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # threads of gloo outlive the group, and sometimes abort a Python that ends
 
 
 if __name__ == "__main__":

@@ -552,7 +552,7 @@ def test_two_processes_give_the_losses_and_kls_of_one(
     ]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = tmp_path / "go.py"
-    script.write_text("from offpref.pipeline.cli import main\nmain()\n")
+    script.write_text("from offpref.pipeline.start import start\nstart()\n")
 
     def run(processes: int, *arguments: str) -> None:
         start = [*launcher, str(script)] if processes > 1 else [str(script)]
