@@ -43,6 +43,7 @@ install: .venv/installed  ## Set up .venv with the tested versions and the packa
 .dev: Makefile  # a view of the tree under its import name, for mypy and editors
 	@mkdir -p .dev/offpref
 	@$(foreach package,$(PACKAGES),ln -sfn ../../$(package) .dev/offpref/$(package);)
+	@$(foreach file,__init__.py py.typed,ln -sfn ../../offpref/$(file) .dev/offpref/$(file);)
 	@touch .dev
 
 demo: install  ## Run every stage on an embedded small world, offline, in minutes
@@ -97,7 +98,7 @@ test: install  ## Run the tests that need no GPU, kernels in Triton's interprete
 faults: export OFFPREF_FAULTS := long
 faults: export OMP_NUM_THREADS := 1
 faults: install  ## Run the long campaign: flipped bits, kills, hostile stores, refused system calls (minutes)
-	$(BIN)/python -m pytest tests/test_faults.py tests/test_hostile_stores.py tests/test_crash.py tests/test_scale.py \
+	$(BIN)/python -m pytest tests/stores/test_faults.py tests/stores/test_hostile_stores.py tests/stores/test_crash.py tests/stores/test_scale.py \
 		--numprocesses auto --dist worksteal -s $(ARGS)
 
 test-gpu: install  ## Run the tests that need a GPU

@@ -21,7 +21,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from offpref.kernels.distributions import HiddenReference
 from offpref.kernels.head import OutputHead
 from offpref.kernels.linear import linear_token_scores
-from offpref.pipeline.devices import keep_freed_memory
+from offpref.pipeline.models.devices import keep_freed_memory
 
 NUM_TOKENS, HIDDEN_SIZE, VOCAB_SIZE = 2048, 512, 32_000
 TRL_CHUNK = 32_768  # what its trainers pass

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from offpref.stores.questions import query_names
+from offpref.stores.query.questions import query_names
 
 OFFPREF = Path(sys.executable).parent / "offpref"
 

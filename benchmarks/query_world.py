@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from offpref.stores.collect import collect_garbage
-from offpref.stores.compact import compact_store
-from offpref.stores.rows import to_arrow
+from offpref.stores.files.duplicates import to_arrow
+from offpref.stores.maintenance.compact import compact_store
+from offpref.stores.maintenance.garbage import collect_garbage
 from offpref.stores.schema import TABLES
 from offpref.stores.store import Store
 

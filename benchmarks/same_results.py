@@ -20,8 +20,13 @@ from typing import Any
 
 import duckdb
 
-OFFPREF = [sys.executable, "-P", "-c", "from offpref.pipeline.start import start; start()"]
-NEW_DOOR = [sys.executable, "-P", "-c", "from offpref.pipeline.commands.start import start; start()"]
+OFFPREF = [sys.executable, "-P", "-c", "from offpref.pipeline.commands.start import start; start()"]
+NEW_DOOR = [
+    sys.executable,
+    "-P",
+    "-c",
+    "from offpref.pipeline.commands.start import start; start()",
+]
 VOLATILE = {
     "run_id", "attempt", "seconds", "data_wait_seconds", "peak_memory_bytes", "time", "written_at",
     "started_at", "ended_at", "measured_at", "evaluation_id", "versions", "provenance", "config",
@@ -80,8 +85,21 @@ def run(folder: Path, digests: Path) -> None:
             "--device", "cpu")  # fmt: skip
     offpref("reward", store, "--pair-set", "reviews", "--objective", "learned", "--from", "model",
             "--model", str(folder / "reward"))  # fmt: skip
-    offpref("reward", store, "--pair-set", "reviews", "--objective", "implicit", "--from",
-            "implicit", "--model", str(folder / "dpo"), "--reference", sft, may_fail=True)
+    offpref(
+        "reward",
+        store,
+        "--pair-set",
+        "reviews",
+        "--objective",
+        "implicit",
+        "--from",
+        "implicit",
+        "--model",
+        str(folder / "dpo"),
+        "--reference",
+        sft,
+        may_fail=True,
+    )
     offpref("soup", str(folder / "soup"), "--run", f"{folder / 'dpo'}=0.5",
             "--run", f"{folder / 'simpo'}=0.5")  # fmt: skip
     for question in QUESTIONS:
@@ -107,7 +125,7 @@ def offpref(*words: str, may_fail: bool = False) -> str:
 
 def door() -> list[str]:
     """Return how `offpref` starts, in either tree."""
-    old = "from importlib.util import find_spec as f; print(f('offpref.pipeline.start') is None)"
+    old = "from importlib.util import find_spec as f; print(f('offpref.pipeline.commands.start') is None)"
     is_new = subprocess.run([sys.executable, "-P", "-c", old], capture_output=True, text=True)
     return NEW_DOOR if "True" in is_new.stdout else OFFPREF
 

@@ -19,9 +19,9 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from offpref.pipeline.devices import keep_freed_memory
-    from offpref.pipeline.sample_sets import SampleSettings
-    from offpref.pipeline.sampling import Sampler
+    from offpref.pipeline.evaluation.sample_sets import SampleSettings
+    from offpref.pipeline.evaluation.sampling import Sampler
+    from offpref.pipeline.models.devices import keep_freed_memory
 
     which, model_dir, pairs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     keep_freed_memory()

@@ -23,8 +23,9 @@ def prepare(model: Path, pairs: Path, out: Path, num_steps: int) -> dict[str, ob
     """Score every tier and say what each takes."""
     import pyarrow.compute as pc
 
-    from offpref.pipeline.config import AddSettings, ScoreSettings
-    from offpref.pipeline.score import score
+    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.scores.score import score
+    from offpref.pipeline.scores.settings import ScoreSettings
     from offpref.stores.store import Store
 
     store = Store.create(out / "store")
@@ -46,9 +47,9 @@ def prepare(model: Path, pairs: Path, out: Path, num_steps: int) -> dict[str, ob
 
 def by_offpref(which: str, model: Path, out: Path, num_steps: int) -> dict[str, object]:
     """Train from the store."""
-    from offpref.pipeline.config import TrainSettings
-    from offpref.pipeline.train import train
-    from offpref.pipeline.training_plan import plan_training
+    from offpref.pipeline.training.plan import plan_training
+    from offpref.pipeline.training.settings import TrainSettings
+    from offpref.pipeline.training.train import train
     from offpref.stores.store import Store
 
     store = Store.open(out / "store")
@@ -76,8 +77,8 @@ def by_resident(model_dir: Path, out: Path, num_steps: int) -> dict[str, object]
     from torch.nn.functional import logsigmoid
     from transformers import AutoModelForCausalLM
 
-    from offpref.pipeline.config import TrainSettings
-    from offpref.pipeline.training_plan import plan_training
+    from offpref.pipeline.training.plan import plan_training
+    from offpref.pipeline.training.settings import TrainSettings
     from offpref.stores.store import Store
 
     store = Store.open(out / "store")

@@ -17,10 +17,12 @@ CHUNK = 16  # sequences of a forward pass
 
 def trained(model: Path, pairs: Path, out: Path, learning_rate: float) -> Path:
     """Return a policy that has left its reference."""
-    from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
-    from offpref.pipeline.score import score
-    from offpref.pipeline.train import train
-    from offpref.pipeline.training_plan import plan_training
+    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.scores.score import score
+    from offpref.pipeline.scores.settings import ScoreSettings
+    from offpref.pipeline.training.plan import plan_training
+    from offpref.pipeline.training.settings import TrainSettings
+    from offpref.pipeline.training.train import train
     from offpref.stores.store import Store
 
     store = Store.create(out / "store")
@@ -42,8 +44,8 @@ def errors(model: Path, policy_dir: Path, out: Path) -> dict[str, object]:
 
     from offpref.kernels.distributions import HiddenReference
     from offpref.kernels.top_tokens import linear_top_tokens
-    from offpref.pipeline.models import load_scoring_model
-    from offpref.pipeline.packing import PackedRow
+    from offpref.pipeline.models.packing import PackedRow
+    from offpref.pipeline.models.scoring_model import load_scoring_model
     from offpref.stores.store import Store
 
     store = Store.open(out / "store")

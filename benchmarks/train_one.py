@@ -21,7 +21,7 @@ class Outputs:
     """Times what is written of a training: rows handed over, and the thread that commits them."""
 
     def __init__(self) -> None:
-        from offpref.pipeline.run_records import RunRecords
+        from offpref.pipeline.training.run_records import RunRecords
 
         self.seconds = 0.0
         for name, clock in (
@@ -42,11 +42,13 @@ class Outputs:
 
 def by_offpref(model: Path, pairs: Path, out: Path, num_steps: int) -> dict[str, object]:
     """Train with offpref from scored pairs; scoring is not timed."""
-    from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
-    from offpref.pipeline.score import score
-    from offpref.pipeline.train import train
-    from offpref.pipeline.training_plan import plan_training
-    from offpref.stores.catalog import Catalog
+    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.scores.score import score
+    from offpref.pipeline.scores.settings import ScoreSettings
+    from offpref.pipeline.training.plan import plan_training
+    from offpref.pipeline.training.settings import TrainSettings
+    from offpref.pipeline.training.train import train
+    from offpref.stores.query.catalog import Catalog
     from offpref.stores.store import Store
 
     store = Store.create(out / "store")

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import EXCLUDED, GivenLogits, block_shape, compute_dtype
 from .forms import Form, choose_form
 from .labels import IGNORE_INDEX, check_labels, without_ignored
-from .row_gradients import LogitsSink, Upstream, add_gradients
-from .row_sums import RowStats, row_stats
+from .torch_blocks import EXCLUDED, GivenLogits, block_shape, compute_dtype
+from .torch_row_gradients import LogitsSink, Upstream, add_gradients
+from .torch_row_sums import RowStats, row_stats
 from .transform import PLAIN, Transform
 
 WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")

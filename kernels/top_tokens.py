@@ -13,9 +13,16 @@ block of tokens and columns.
 import torch
 from torch import Tensor
 
-from .blocks import BlockShape, GivenLogits, HeadLogits, Logits, block_shape, compute_dtype
 from .distributions import TopKReference
 from .head import OutputHead
+from .torch_blocks import (
+    BlockShape,
+    GivenLogits,
+    HeadLogits,
+    Logits,
+    block_shape,
+    compute_dtype,
+)
 from .transform import Transform
 
 WORKSPACE_BYTES = 64 << 20

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .distributions import TopKReference
-from .row_gradients import Extra
+from .torch_row_gradients import Extra
 
 MIN_TAIL = {torch.float32: 1e-6, torch.float64: 1e-12}
 """Of q_T: below it 1 - the sum of the top k is rounding, which p_T / q_T would make a gradient."""

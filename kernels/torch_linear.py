@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .blocks import VOCAB_BLOCK, BlockShape, HeadLogits, block_shape, compute_dtype
 from .distributions import HiddenReference, Reference, TopKReference
 from .head import OutputHead
-from .row_gradients import Extra, HeadSink, Upstream, add_gradients
-from .row_sums import RowStats, row_stats
 from .topk import topk_extra, topk_kl
+from .torch_blocks import VOCAB_BLOCK, BlockShape, HeadLogits, block_shape, compute_dtype
+from .torch_row_gradients import Extra, HeadSink, Upstream, add_gradients
+from .torch_row_sums import RowStats, row_stats
 
 KLS = frozenset(("forward_kl", "reverse_kl"))
 

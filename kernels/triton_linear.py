@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import BlockShape, block_shape
 from .distributions import HiddenReference, Reference, TopKReference
 from .head import OutputHead
 from .labels import label_columns
-from .products import wide_product
 from .topk import topk_extra, topk_kl
+from .torch_blocks import BlockShape, block_shape
+from .torch_products import wide_product
 from .transform import PLAIN, Transform
 from .triton_rows import RowStats, backward_rows, forward_rows
 

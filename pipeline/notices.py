@@ -2,8 +2,8 @@
 
 import sys
 
-from ..stores.printable import printable
-from ..stores.store import Store
+from offpref.stores.printable import printable
+from offpref.stores.store import Store
 
 
 def say_once(store: Store, subject: str, message: str) -> None:

@@ -4,7 +4,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from ..stores.printable import printable
+from offpref.stores.printable import printable
 
 
 class Progress:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.cli import main
-from offpref.pipeline.sampling import sample_texts
+from offpref.pipeline.commands.main import main
+from offpref.pipeline.evaluation.sampling import sample_texts
 from offpref.pipeline.small_world import (
     prompts,
     write_demonstrations,
@@ -25,7 +25,7 @@ from offpref.pipeline.small_world import (
     write_sampled_pairs,
     write_tokenizer,
 )
-from offpref.stores.catalog import open_catalog
+from offpref.stores.query.catalog import open_catalog
 
 EVAL_FRACTION = 0.25
 

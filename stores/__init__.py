@@ -4,7 +4,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .notebook import Notebook
+    from offpref.stores.query.notebook import Notebook
 
 __all__ = ["open_store"]
 
@@ -17,6 +17,8 @@ def open_store(path: "str | PathLike[str]") -> "Notebook":
     """
     from pathlib import Path
 
-    from .notebook import Notebook  # here: whoever imports a module of this folder needs no DuckDB
+    from offpref.stores.query.notebook import (
+        Notebook,  # here: whoever imports a module of this folder needs no DuckDB
+    )
 
     return Notebook(Path(path))

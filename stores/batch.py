@@ -8,15 +8,16 @@ from typing import Self
 import pyarrow as pa
 from blake3 import blake3
 
-from .commits import Head, Record, write_record
+from offpref.stores.files.commits import Head, Record, write_record
+from offpref.stores.files.heartbeat import keep_alive
+from offpref.stores.files.placing import place_bytes
+from offpref.stores.files.regular import check_folder
+from offpref.stores.files.safe_names import check_name
+from offpref.stores.files.shards import Shard, check_schema, table_schema, write_shard
+from offpref.stores.files.verified import hash_regular
+
 from .errors import StoreWriteError
-from .heartbeat import keep_alive
 from .keys import KEY_BYTES
-from .placing import place_bytes
-from .regular import check_folder
-from .safe_names import check_name
-from .shards import Shard, check_schema, table_schema, write_shard
-from .verified import hash_regular
 
 
 class Batch:

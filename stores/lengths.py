@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .commits import Shard
+from offpref.stores.files.commits import Shard
+from offpref.stores.files.shards import clear_read_errors, open_shard, to_memory
+from offpref.stores.files.unpacking import read_groups
+
 from .errors import ShardCorruptError
-from .known import Keys, find_keys, to_keys
+from .key_index import Keys, find_keys, to_keys
 from .schema import HIDDEN, LOGPS, SEQUENCES, TABLES, TOKENS, TOPK
-from .shards import clear_read_errors, open_shard, to_memory
-from .unpacking import read_groups
 
 Counts = NDArray[np.int64]
 

@@ -8,14 +8,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from . import remembered, specs
-from .commits import Head, Record, Shard, live_shards, read_record, record_names
+from offpref.stores.files import remembered, specs
+from offpref.stores.files.commits import (
+    Head,
+    Record,
+    Shard,
+    live_shards,
+    read_record,
+    record_names,
+)
+from offpref.stores.files.regular import (
+    check_folder,
+    check_regular,
+    list_folder,
+    parse_object,
+    read_regular,
+)
+from offpref.stores.files.safe_names import is_hash
+from offpref.stores.files.verified import VerifiedFiles, hash_regular
+
 from .errors import ShardCorruptError, ShardMissingError, StoreFormatError, StoreNotFoundError
 from .keys import canonical_json, fingerprint
-from .regular import check_folder, check_regular, list_folder, parse_object, read_regular
-from .safe_names import is_hash
 from .schema import FORMAT_VERSION, table_schema
-from .verified import VerifiedFiles, hash_regular
 
 STORE_FILE = "STORE.json"
 FOLDERS = ("commits", "data", "heads", "remembered", "specs", "tmp")

@@ -16,14 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from offpref.stores.files.duplicates import to_arrow, to_hashes
+from offpref.stores.files.rowhash import row_hashes
+from offpref.stores.files.shards import (
+    Shard,
+    clear_read_errors,
+    empty_rows,
+    open_shard,
+    table_schema,
+    to_memory,
+)
+from offpref.stores.files.unpacking import read_groups
+
 from .errors import ShardCorruptError, ShardMissingError, StoreError
-from .known import Keys, check_equal, find_keys, key_column, rows_equal, to_keys
-from .rowhash import row_hashes
-from .rows import to_arrow, to_hashes
+from .key_index import Keys, check_equal, find_keys, key_column, rows_equal, to_keys
 from .schema import ROW_HASH
-from .shards import Shard, clear_read_errors, empty_rows, open_shard, table_schema, to_memory
 from .store import Store
-from .unpacking import read_groups
 
 _MAX_OPEN_FILES = 64
 

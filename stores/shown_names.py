@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from offpref.stores.files.remembered import file_identity, remember
+
 from .errors import StoreError
 from .keys import canonical_json
 from .live import LiveStore
-from .remembered import file_identity, remember
 
 
 def remember_name(store: LiveStore, fingerprint: str, name: str, files: Sequence[Path]) -> None:

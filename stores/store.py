@@ -21,18 +21,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from . import remembered, shown_names, specs
+from offpref.stores.files import remembered, specs
+from offpref.stores.files.duplicates import in_order, resolve_duplicates, to_arrow, to_hashes
+from offpref.stores.files.placing import clear_write_errors, make_folder, place_bytes
+from offpref.stores.files.regular import is_there
+from offpref.stores.files.shards import empty_rows, read_shard
+
+from . import shown_names
 from .batch import Batch
 from .columns import TableSchema
 from .errors import ShardMissingError, StoreNotFoundError
+from .key_index import KnownKeys, check_equal, to_keys
 from .keys import KEY_BYTES, canonical_json, fingerprint
-from .known import KnownKeys, check_equal, to_keys
 from .live import FOLDERS, STORE_FILE, LiveStore
-from .placing import clear_write_errors, make_folder, place_bytes
-from .regular import is_there
-from .rows import in_order, resolve_duplicates, to_arrow, to_hashes
 from .schema import FORMAT_VERSION, ROW_HASH, table_schema
-from .shards import empty_rows, read_shard
 
 Filters: TypeAlias = pc.Expression | list[tuple[str, str, object]]
 """Which rows to keep: an expression, or conditions that must all hold, ``("split", "=", "train")``;

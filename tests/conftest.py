@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from offpref.pipeline.config import AddSettings, ScoreSettings, TrainSettings
-from offpref.pipeline.score import score
+from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.scores.score import score
+from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_pairs, write_tokenizer
+from offpref.pipeline.training.settings import TrainSettings
 from offpref.stores.store import Store
 
 SHARED = Path(__file__).parent.parent.parent / "shared"

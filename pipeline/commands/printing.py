@@ -1,0 +1,208 @@
+"""What the commands say when they are done, line by line, for a person."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from offpref.pipeline.pairs.pair_sets import PairSet, pair_sets, reject_counts
+from offpref.stores.store import Store
+
+if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
+    from offpref.pipeline.evaluation.evaluate import EvaluationSummary
+    from offpref.pipeline.rewards.reward import RewardSummary
+    from offpref.pipeline.rewards.train_model import RewardTrainSummary
+    from offpref.pipeline.scores.dry_run import DryRun
+    from offpref.pipeline.scores.score import ScoreSummary
+    from offpref.pipeline.training.measurements import Measured
+    from offpref.pipeline.training.train import TrainSummary
+
+
+def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[str]:
+    """Yield what was added, and what of it could not be used."""
+    state = "added" if is_new else "known, nothing was read"
+    yield (f"pair set   {found}: {state}")
+    if is_new:
+        yield from _version_lines(store, found)
+    yield (f"form       {found.form}")
+    yield (
+        f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
+    )
+    for reason, number in reject_counts(store, found).items():
+        yield (f"  rejected {number:,}: {reason}")
+    if found.num_eos_lost:
+        yield (f"truncated  {found.num_eos_lost:,} completions lost their end of sequence")
+    if found.num_merges:
+        yield (
+            f"boundary   {found.num_merges:,} completions would begin with another token if "
+            "tokenised together with their prompt"
+        )
+
+
+def _version_lines(store: Store, found: PairSet) -> Iterator[str]:
+    """Yield what a new version of a pair set differs in from the one that its name meant."""
+    others = [
+        each for each in pair_sets(store)
+        if each.name == found.name and each.fingerprint != found.fingerprint
+    ]  # fmt: skip
+    if not others:
+        return
+    before = others[-1]
+    old, new = json.loads(before.settings), json.loads(found.settings)
+    differing = [
+        f"{name} was {old.get(name)!r}"
+        for name in new
+        if old.get(name) != new[name] and name not in ("sources", "tokenizer", "template")
+    ]
+    differing += [f"other {name}" for name in ("sources", "tokenizer", "template")
+                  if old.get(name) != new.get(name)]  # fmt: skip
+    yield (
+        f"version    new beside {before} ({', '.join(differing)}); {found.name} means the new one"
+    )
+
+
+def reward_lines(summary: "RewardSummary") -> Iterator[str]:
+    """Yield what a run of `offpref reward` did."""
+    cached = summary.num_subjects - summary.num_new - summary.num_unusable
+    yield (f"pair set   {summary.pair_set}")
+    yield (f"objective  {summary.objective}@{summary.source[:12]}")
+    yield (
+        f"rewards    {summary.num_subjects:,} of {summary.subject}: {summary.num_new:,} new, "
+        f"{max(cached, 0):,} cached, {summary.num_unusable:,} without"
+    )
+    for reason, count in summary.reasons.items():
+        yield (f"  without {count:,}: {reason}")
+    yield (f"mean       {summary.mean:.4g}, standard deviation {summary.std:.4g}")
+    if summary.margin_agreement is not None:
+        yield (f"agreement  {summary.margin_agreement:.1%} of pairs: the chosen one has more")
+
+
+def score_lines(summary: "ScoreSummary") -> Iterator[str]:
+    """Yield what a run of stage one did."""
+    yield (f"reference  {summary.model}@{summary.scorer[:12]} ({summary.precision})")
+    yield (
+        f"sequences  {summary.num_sequences:,}: {summary.num_new:,} new, "
+        f"{summary.num_cached:,} cached"
+    )
+    if len(summary.num_new_rows) > 1:
+        counts = [f"{tier} {number:,}" for tier, number in summary.num_new_rows.items()]
+        yield (f"tiers      new rows: {', '.join(counts)}")
+    if not summary.num_new:
+        why = "every score was there" if summary.was_loaded else "no model was loaded"
+        yield (f"computed   nothing: {why}")
+        return
+    yield (
+        f"computed   {summary.num_tokens:,} tokens as {summary.num_computed_tokens:,} "
+        f"(shared prompts once) in {summary.seconds:.1f} s: "
+        f"{summary.num_tokens / summary.seconds:,.0f} tokens/s"
+    )
+    yield (f"written    {summary.num_bytes:,} bytes")
+
+
+def dry_run_lines(found: "DryRun") -> Iterator[str]:
+    """Yield a table of what each tier would cost."""
+    rows = [("tier", "rows", "tokens", "bytes", "bytes/token", "seconds alone")]
+    rows += [
+        (
+            str(cost.tier),
+            f"{cost.num_rows:,}",
+            f"{cost.num_tokens:,}",
+            f"{cost.num_bytes:,}",
+            f"{cost.num_bytes / cost.num_tokens:,.1f}" if cost.num_tokens else "",
+            f"{cost.seconds:,.1f}",
+        )
+        for cost in found.costs
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield ("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    yield (
+        f"together {found.num_bytes:,} bytes in {found.seconds:,.1f} s, one forward pass for all; "
+        f"{found.num_free_bytes:,} bytes are free"
+    )
+
+
+def training_lines(summary: "TrainSummary") -> Iterator[str]:
+    """Yield what a training did."""
+    attempt = f", attempt {summary.attempt}" if summary.attempt else ""
+    yield (f"run        {summary.name}@{summary.run_id[:12]}{attempt}")
+    yield (f"reference  {summary.reference or 'none'}")
+    if summary.kl_source is not None:
+        yield (f"KLs        from tier {summary.kl_source}")
+    resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
+    if summary.num_resumed == summary.num_steps:
+        resumed = ": finished before, nothing was done"
+    yield (f"steps      {summary.num_steps:,}{resumed}")
+    if summary.first is not None and summary.last is not None and summary.seconds:
+        yield (f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}")
+        for name, value in summary.last.metrics.items():
+            # A step of unpaired data may have had no completion of one kind.
+            first = summary.first.metrics.get(name, float("nan"))
+            yield (f"  {name:<20} {first:.4f} -> {value:.4f}")
+        if summary.held_out:
+            yield (f"held out   {_held_out(summary.held_out)}")
+        if summary.num_resumed == 0 and summary.first.residual is not None:
+            mean, largest = summary.first.residual
+            yield (f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}")
+            if not summary.is_own_reference:
+                yield (
+                    "note       the policy does not start from its reference; to score the policy "
+                    "itself: offpref score --model, the policy's folder"
+                )
+        yield (
+            f"speed      {summary.num_pairs / summary.seconds:,.2f} pairs/s, "
+            f"{summary.num_tokens / summary.seconds:,.0f} tokens/s, "
+            f"{summary.data_wait_seconds / summary.seconds:.1%} waiting for data"
+        )
+    yield (f"policy     {summary.output_dir}")
+
+
+def _held_out(found: Sequence["Measured"]) -> str:
+    """Return loss and accuracy of held-out pairs, first and last."""
+    text = "loss " + " -> ".join(f"{each.loss:.4f}" for each in found)
+    accuracies = [each.metrics.get("rewards/accuracies") for each in found]
+    shown = " -> ".join(f"{each:.4f}" for each in accuracies if each is not None)
+    return f"{text}, accuracy {shown}" if shown else text
+
+
+def reward_model_lines(summary: "RewardTrainSummary") -> Iterator[str]:
+    """Yield what the training of a reward model did."""
+    yield (f"pair set   {summary.pair_set}")
+    yield (f"pairs      {summary.num_pairs:,}, {summary.num_left_out:,} too long for the model")
+    yield (
+        f"steps      {summary.num_steps:,}: loss {summary.first_loss:.4f} -> "
+        f"{summary.last_loss:.4f} in {summary.seconds:.1f} s"
+    )
+    for split, accuracy in summary.accuracies.items():
+        yield (f"accuracy   {accuracy:.1%} of split {split}")
+    yield (f"model      {summary.output_dir}")
+
+
+def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
+    """Yield what was measured of a policy."""
+    row = summary.row
+    state = "" if summary.is_new else ": measured before, nothing was done"
+    yield f"evaluation {row['name']}@{row['evaluation_id'].hex()[:12]}{state}"
+    yield f"reference  {row['reference'] or 'none: no KL, no accuracy'}"
+    yield f"pair set   {row['pair_set']}@{row['pair_set_fingerprint'][:12]}, split {row['split']}"
+    if summary.samples is not None:
+        yield (
+            f"samples    {row['num_prompts'] * row['num_samples']:,} of {row['num_prompts']:,} "
+            f"prompts, {summary.num_samples_drawn:,} drawn now"
+        )
+        if summary.samples.num_without_room:
+            yield f"  left out {summary.samples.num_without_room:,} prompts that leave no room"
+        ended = dict(row["metrics"])["share_ended"]
+        yield f"length     {row['mean_completion_tokens']:.1f} tokens, {ended:.0%} ended themselves"
+    errors = dict(row["reward_errors"])
+    for name, mean in dict(row["rewards"]).items():
+        yield f"reward     {name} {mean:.4g} +- {errors[name]:.2g}"
+    for words, name in (
+        ("KL(policy || reference)", "reverse_kl"), ("KL(reference || policy)", "forward_kl"),
+    ):  # fmt: skip
+        if row.get(name) is not None:
+            yield f"{words} {row[name]:.4g} +- {row[f'{name}_error']:.2g} nats a completion"
+    for name in ("entropy", "distinct_1", "distinct_2", "self_bleu", "accuracy"):
+        if row.get(name) is not None:
+            yield f"{name:<10} {row[name]:.4f}"
+    yield f"seconds    {summary.seconds:.1f}"

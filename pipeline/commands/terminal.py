@@ -1,0 +1,67 @@
+"""What a command says, and where to: whatever a store holds reaches a terminal escaped.
+
+A stream that was closed before the start gets a stand-in: else the first file that is opened would
+take its number, and whatever a library prints would be written into it.
+"""
+
+import errno
+import io
+import os
+import sys
+from typing import TextIO
+
+import click
+
+from offpref.stores.printable import printable
+
+_LINES = "\n\t"
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print a line for a person, control characters spelled out."""
+    click.echo(printable(str(text), _LINES), err=err)
+
+
+class Escaped(io.TextIOBase):
+    """A stream that spells out control characters on their way to another one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, and return how many characters came in."""
+        self._stream.write(printable(text, _LINES))
+        return len(text)
+
+
+class _Closed(io.TextIOBase):
+    """Standard output that was closed: whatever is written to it is an error, not lost."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def write(self, text: str) -> int:
+        if text:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return 0
+
+
+def answer_stream() -> TextIO:
+    """Return where an answer goes: a terminal gets it escaped, a file or a pipe as it is."""
+    is_terminal = sys.stdout.isatty()
+    return Escaped(sys.stdout) if is_terminal else sys.stdout  # type: ignore[return-value] # ours
+
+
+def open_closed_streams() -> None:
+    """Give closed standard streams a stand-in."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 # for the process's life
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = _Closed()

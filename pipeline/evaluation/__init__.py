@@ -1,0 +1,1 @@
+"""Policies sampled from and measured."""

@@ -1,0 +1,294 @@
+"""Measure a policy: sample from it, take rewards, KLs to its reference, entropy and diversity.
+
+What costs something lies in the store under what it depends on: samples of a policy, the
+reference's scores of them, rewards. The same evaluation again finds all of it and does nothing.
+The reference is never in memory together with the policy: its tier ``hidden`` gives its whole
+distribution at every step, so sequence KLs are exact sums and no estimates from log-ratios.
+
+    KL(policy || reference)   on the policy's samples: the price of a policy
+    KL(reference || policy)   on the reference's samples
+
+Letters: P prompts, N samples of each.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from offpref.pipeline.models.fingerprints import scorer_fingerprint, scorer_spec
+from offpref.pipeline.models.folders import read_run
+from offpref.pipeline.models.out_of_memory import clear_memory_errors
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
+from offpref.pipeline.pairs.tokenization import tokenizer_spec
+from offpref.pipeline.progress import Progress
+from offpref.pipeline.rewards.reward import reward, rewards_by_sequence
+from offpref.pipeline.scores.score import score
+from offpref.pipeline.scores.settings import ScoreSettings
+from offpref.pipeline.scores.stored_logps import summed_logps
+from offpref.stores import keys as content
+from offpref.stores.errors import ModelError, PairSetError
+from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.schema import EVALUATIONS, GENERATIONS, PAIRS
+from offpref.stores.store import Store
+
+from .rows import Measured, evaluation_row, generation_rows
+from .sample_sets import SampleSet, draw_samples, sample_keys
+from .settings import EvaluateSettings
+
+Numbers = NDArray[np.float64]
+
+_ADVICE = "while evaluating: lower --batch-size, or take a device with more memory"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSummary:
+    """What was measured."""
+
+    row: dict[str, Any]
+    """The row of the table ``evaluations``."""
+    is_new: bool
+    samples: SampleSet | None
+    num_samples_drawn: int
+    """By this run, of policy and reference."""
+    seconds: float
+
+
+def evaluate(
+    store: Store, settings: EvaluateSettings, progress: Progress | None = None
+) -> EvaluationSummary:
+    """Measure a policy and write one row of ``evaluations`` and its samples' ``generations``.
+
+    Raises:
+        ValueError: If a setting takes no effect.
+        ModelError: If a model is missing or does not fit the pair set.
+        PairSetError: If the pair set or split is not there, a sample gets no reward, or there is
+            nothing to measure.
+        StoreError: If the store cannot be read or written.
+    """
+    started = time.monotonic()
+    run = _Evaluation(store, settings, progress or Progress())
+    with clear_memory_errors(_ADVICE):
+        policy_samples, reference_samples = run.samples()
+    sources = {} if policy_samples is None else run.take_rewards(policy_samples.pair_set)
+    spec = run.spec(policy_samples, reference_samples, sources)
+    row = run.find(spec)
+    if row is None:
+        with clear_memory_errors(_ADVICE):
+            measured = run.measure(policy_samples, reference_samples, sources)
+        measured.reward_sources = sources
+        row = run.write(spec, measured, time.monotonic() - started)
+        is_new = True
+    else:
+        is_new = False
+    drawn = [each.num_new for each in (policy_samples, reference_samples) if each is not None]
+    return EvaluationSummary(
+        row=row,
+        is_new=is_new,
+        samples=policy_samples,
+        num_samples_drawn=sum(drawn),
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Evaluation:
+    """One evaluation: its models by fingerprint, and what it does with them in turn."""
+
+    def __init__(self, store: Store, settings: EvaluateSettings, progress: Progress) -> None:
+        self._store, self._settings, self._progress = store, settings, progress
+        self._pair_set = find_pair_set(store, settings.pair_set)
+        self._policy = self._fingerprint(settings.model)
+        self._reference = (
+            None if settings.reference is None else self._fingerprint(settings.reference)
+        )
+
+    def samples(self) -> tuple[SampleSet | None, SampleSet | None]:
+        """Return the policy's samples, and the reference's where its KL is wanted."""
+        if self._settings.samples is None:
+            return None, None
+        own = self._draw(self._settings.model, self._policy)
+        if self._settings.reference is None or self._reference is None:
+            return own, None
+        return own, self._draw(self._settings.reference, self._reference)
+
+    def take_rewards(self, samples: PairSet) -> dict[str, str]:
+        """Write what is missing of the samples' rewards; returns each objective's source."""
+        sources = {}
+        for each in self._settings.objective:
+            settings = self._settings.reward_settings(each, str(samples))
+            if settings.kind == "implicit":
+                # The policy that the reward is implicit in, and its reference, score them first.
+                assert settings.model is not None
+                self._score(settings.model, samples)
+                if self._settings.reference is not None:
+                    self._score(self._settings.reference, samples)
+                    settings = replace(settings, reference=self._reference)
+            summary = reward(self._store, settings, self._progress)
+            if summary.num_unusable:
+                raise PairSetError(
+                    f"objective {settings.objective} has no finite reward for "
+                    f"{summary.num_unusable:,} of {summary.num_subjects:,} samples of {samples}: "
+                    f"{summary.reasons or 'the source returned none'}"
+                )
+            sources[settings.objective] = summary.source
+        return sources
+
+    def spec(
+        self, own: SampleSet | None, other: SampleSet | None, sources: dict[str, str]
+    ) -> dict[str, object]:
+        """Return what the evaluation depends on."""
+        return {
+            "kind": "evaluation",
+            "policy": self._policy,
+            "reference": self._reference,
+            "pair_set": self._pair_set.fingerprint,
+            "split": self._settings.split,
+            "samples": None if own is None else own.pair_set.fingerprint,
+            "reference_samples": None if other is None else other.pair_set.fingerprint,
+            "rewards": sources,
+        }
+
+    def find(self, spec: dict[str, object]) -> dict[str, Any] | None:
+        """Return the row of an evaluation that was done before."""
+        for row in self._store.read(EVALUATIONS.name, content.fingerprint(spec)).to_pylist():
+            return {**row, "name": self._name}  # what the policy is called now
+        return None
+
+    def measure(
+        self, own: SampleSet | None, other: SampleSet | None, sources: dict[str, str]
+    ) -> Measured:
+        """Return every number of the evaluation."""
+        found = Measured(samples=self._settings.samples)
+        if own is not None:
+            found.read_samples(self._store, own)
+            for each in self._settings.objective:
+                found.rewards[each.partition("=")[0]] = self._rewards(own.pair_set, each, sources)
+            self._score_by_reference(own.pair_set)
+            found.own = self._policy_scores(found.keys)
+            if self._reference is not None:
+                found.ref_logps = summed_logps(self._store, self._reference, found.keys)
+        if other is not None:
+            self._score_by_reference(other.pair_set)
+            keys = sample_keys(self._store, other.pair_set)
+            found.on_reference = self._policy_scores(keys)
+        found.accuracy = self._accuracy()
+        if own is None and found.accuracy is None:
+            raise PairSetError(
+                f"no accuracy to measure on {self._pair_set}: expected pairs of two completions in "
+                f"split {self._settings.split!r}, and a policy that is not its own reference"
+            )
+        return found
+
+    def write(self, spec: dict[str, object], measured: Measured, seconds: float) -> dict[str, Any]:
+        """Write what was measured, whole."""
+        partition = self._store.write_spec(spec, name=self._name)
+        known = read_run(self._settings.model)
+        row = evaluation_row(measured) | {
+            "evaluation_id": bytes.fromhex(partition),
+            "run_id": None if known is None else bytes.fromhex(known["run_id"]),
+            "name": self._name,
+            "policy": self._policy,
+            "reference": self._reference,
+            "pair_set": self._pair_set.name,
+            "pair_set_fingerprint": self._pair_set.fingerprint,
+            "split": self._settings.split,
+            "seconds": seconds,
+            "measured_at": datetime.now(UTC),
+        }
+        with self._store.batch() as batch:
+            batch.add(
+                EVALUATIONS.name, partition, pa.Table.from_pylist([row], schema=EVALUATIONS.schema)
+            )
+            if measured.samples is not None:
+                rows = generation_rows(self._store, self._pair_set.tokenizer, measured, partition)
+                batch.add(GENERATIONS.name, partition, rows)
+        self._store.refresh()
+        return row
+
+    @property
+    def _name(self) -> str:
+        return self._settings.name or self._settings.model.resolve().name
+
+    def _draw(self, model: Path, weights: str) -> SampleSet:
+        assert self._settings.samples is not None
+        return draw_samples(
+            self._store, model, weights, self._pair_set, self._settings.samples,
+            split=self._settings.split, num_prompts=self._settings.num_prompts,
+            device=self._settings.device, precision=self._settings.precision,
+            progress=self._progress,
+        )  # fmt: skip
+
+    def _fingerprint(self, model: Path) -> str:
+        """Return a model's fingerprint; said here, a wrong tokenizer costs no sample."""
+        tokenizer = tokenizer_spec(model, self._store)
+        if tokenizer.fingerprint != self._pair_set.tokenizer:
+            raise ModelError(
+                f"{model}: expected the tokenizer of pair set {self._pair_set}, its own differs; "
+                f"add the data with --tokenizer {model}"
+            )
+        return scorer_fingerprint(
+            scorer_spec(
+                model, precision=self._settings.precision, vocabulary=tokenizer.vocabulary,
+                store=self._store,
+            )
+        )  # fmt: skip
+
+    def _score(self, model: Path, samples: PairSet, tiers: tuple[str, ...] = ()) -> None:
+        settings = ScoreSettings(
+            model=model, pair_set=str(samples), precision=self._settings.precision,
+            device=self._settings.device, tiers=tiers,
+        )  # fmt: skip
+        score(self._store, settings, self._progress)
+        self._store.refresh()
+
+    def _score_by_reference(self, samples: PairSet) -> None:
+        if self._settings.reference is not None:
+            self._score(self._settings.reference, samples, ("hidden",))
+
+    def _policy_scores(self, keys: Keys, *, is_against_reference: bool = True) -> Any:
+        from .policy_scores import policy_scores  # brings torch
+
+        unique, places = np.unique(keys, return_inverse=True)
+        found = policy_scores(
+            self._store, self._settings.model, unique, tokenizer=self._pair_set.tokenizer,
+            reference=self._reference if is_against_reference else None,
+            precision=self._settings.precision, device=self._settings.device,
+            progress=self._progress,
+        )  # fmt: skip
+        return found.take(places)
+
+    def _rewards(self, samples: PairSet, objective: str, sources: dict[str, str]) -> Numbers:
+        """Return the reward of each sample, [P N]."""
+        settings = self._settings.reward_settings(objective, str(samples))
+        if settings.kind == "implicit" and self._reference is not None:
+            settings = replace(settings, reference=self._reference)
+        keys, values = rewards_by_sequence(self._store, settings, sources[settings.objective])
+        order = np.argsort(keys)
+        places, _ = find_keys(sample_keys(self._store, samples), keys[order])
+        return values[order][places]
+
+    def _accuracy(self) -> float | None:
+        """Return the share of held-out pairs whose chosen completion has the higher reward."""
+        if self._settings.reference is None or self._reference in (None, self._policy):
+            return None  # a policy that is its reference has no rewards
+        chosen, rejected = _sides(self._store, self._pair_set, self._settings.split)
+        if not len(chosen):
+            return None
+        self._score(self._settings.reference, self._pair_set)
+        both = np.concatenate([chosen, rejected])
+        policy = self._policy_scores(both, is_against_reference=False).logps
+        rewards = policy - summed_logps(self._store, str(self._reference), both)
+        return float((rewards[: len(chosen)] > rewards[len(chosen) :]).mean())
+
+
+def _sides(store: Store, pair_set: PairSet, split: str) -> tuple[Keys, Keys]:
+    rows = store.read(
+        PAIRS.name, pair_set.tokenizer, ["chosen_key", "rejected_key"],
+        [("pair_set_fingerprint", "=", pair_set.fingerprint), ("split", "=", split)],
+    ).drop_null()  # fmt: skip
+    return to_keys(rows["chosen_key"]), to_keys(rows["rejected_key"])

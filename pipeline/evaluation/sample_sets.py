@@ -1,0 +1,322 @@
+"""Completions sampled from a model for the prompts of a pair set, kept in the store.
+
+They become a pair set of their own, with completions on the chosen side alone, so that everything
+that serves pairs serves them: scores are cached, rewards are written once, SQL sees their texts.
+The ids are kept as they were drawn; text tokenised again could be other ids.
+
+A sample set is named by what its samples depend on (the model's weights, the prompts, the
+settings, the tokens that end one where they are not just the tokenizer's own). Each batch has a
+seed of its own and is kept whole, so a run that was killed draws what is missing and nothing else,
+and the samples are those of a run that was not.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from offpref.pipeline.models.fingerprints import max_positions, model_config
+from offpref.pipeline.pairs.encoding import Ids, Sequence, sequence_table
+from offpref.pipeline.pairs.pair_sets import PairSet, pair_sets, time_of_version
+from offpref.pipeline.pairs.prompts import Prompt, prompts_of
+from offpref.pipeline.pairs.tokenization import tokenizer_spec
+from offpref.pipeline.progress import Progress
+from offpref.stores import keys
+from offpref.stores.errors import ModelError, PairSetError
+from offpref.stores.key_index import Keys, to_keys
+from offpref.stores.schema import PAIR_SETS, PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
+from offpref.stores.store import Store
+
+from .end_tokens import known_end_tokens
+from .former_samples import settled_spec
+
+COMMIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSettings:
+    """How completions are drawn; part of what names them."""
+
+    num_samples: int = 4
+    """Samples of each prompt."""
+    max_new_tokens: int = 128
+    """Longest sample; shorter where the model's positions end before."""
+    temperature: float = 1.0
+    """1 samples from the policy itself; below, nearer to its most likely completion."""
+    top_p: float = 1.0
+    """Share of the probability that tokens are drawn from; 1 for all of it."""
+    seed: int = 0
+    """Of the draws."""
+    batch_size: int = 64
+    """Samples drawn at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be greater than 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSet:
+    """Samples in the store."""
+
+    pair_set: PairSet
+    """They are its chosen completions; sample s of prompt p is source row p * num_samples + s."""
+    num_prompts: int
+    num_new: int
+    """Samples drawn by this run."""
+    num_without_room: int
+    """Prompts that fill the model's positions, of which there are no samples."""
+    seconds: float
+    end_token_ids: tuple[int, ...]
+    """Ids that end a sample; one that was cut off has none at its end."""
+
+
+def draw_samples(
+    store: Store,
+    model: Path,
+    weights: str,
+    source: PairSet,
+    settings: SampleSettings,
+    *,
+    split: str,
+    num_prompts: int | None,
+    device: str | None,
+    precision: str,
+    progress: Progress,
+) -> SampleSet:
+    """Draw what is missing of a model's samples.
+
+    Args:
+        store: Where prompts come from and samples go.
+        model: Folder of the model; its tokenizer is the pair set's.
+        weights: Its scorer fingerprint.
+        source: The pair set whose prompts are used.
+        settings: How to draw.
+        split: Which of its prompts.
+        num_prompts: How many of them, by the order of their keys; None for all.
+        device: As torch names it; None for a GPU if there is one.
+        precision: Of weights and activations.
+        progress: Told of every batch, in samples.
+
+    Raises:
+        PairSetError: If the split has no prompts.
+        ModelError: If no prompt leaves room in the model's positions.
+    """
+    started = time.monotonic()
+    limit = max_positions(model_config(model))
+    found = prompts_of(store, source, split)[:num_prompts]
+    if not found:
+        raise PairSetError(f"{source} has no prompts in split {split!r}")
+    prompts = [each for each in found if limit is None or len(each.ids) < limit]
+    prompts.sort(key=lambda each: (len(each.ids), each.key))  # batches of similar length
+    if not prompts:
+        raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
+    name = model.resolve().name
+    ends = known_end_tokens(model, eos := tokenizer_spec(model, store).eos_token_id, store)
+    most = settings.max_new_tokens
+    spec = settled_spec(
+        store, _spec(weights, source, settings, prompts),
+        ends=ends, usual=[] if eos is None else [eos],
+        room=lambda length: most if limit is None else min(most, limit - length),
+    )  # fmt: skip
+    drawn = _SampleRows(store, source, settings, name, spec, prompts, split)
+    known = drawn.find()
+    num_new = 0
+    if known is None:
+        store.write_spec(drawn.spec)
+        num_new = _draw(drawn, model, settings, limit, device, precision, progress)
+        known = drawn.finish()
+    return SampleSet(
+        pair_set=known,
+        num_prompts=len(prompts),
+        num_new=num_new,
+        num_without_room=len(found) - len(prompts),
+        seconds=time.monotonic() - started,
+        end_token_ids=tuple(ends),
+    )
+
+
+def sample_keys(store: Store, samples: PairSet) -> Keys:  # [P N]
+    """Return the sequence key of each sample, prompt after prompt."""
+    rows = store.read(
+        PAIRS.name, samples.tokenizer, ["chosen_key", "source_row"],
+        [("pair_set_fingerprint", "=", samples.fingerprint)],
+    )  # fmt: skip
+    # Processes that draw at once on devices that round otherwise leave several: the first counts.
+    _, places = np.unique(np.asarray(rows["source_row"]), return_index=True)
+    return to_keys(rows["chosen_key"])[places]
+
+
+def _spec(
+    weights: str, source: PairSet, settings: SampleSettings, prompts: list[Prompt]
+) -> dict[str, object]:
+    """Return what a sample set is named by beside the tokens that end a sample."""
+    return {
+        "kind": "samples",
+        "policy": weights,
+        "tokenizer": source.tokenizer,
+        "prompts": keys.content_key(*(each.key for each in prompts)).hex(),
+        "settings": asdict(settings),
+    }
+
+
+def _draw(
+    drawn: "_SampleRows",
+    folder: Path,
+    settings: SampleSettings,
+    limit: int | None,
+    device: str | None,
+    precision: str,
+    progress: Progress,
+) -> int:
+    """Draw the batches that the store does not have; returns how many samples that were."""
+    from .sampling import Sampler  # brings torch
+
+    missing = list(drawn.missing_batches())
+    total = sum(len(rows) for rows in missing)
+    sampler = Sampler(folder, settings, limit=limit, device=device, precision=precision)
+    for rows in missing:
+        prompts = [drawn.prompts[row // settings.num_samples].ids for row in rows]
+        drawn.keep(rows, sampler.draw(prompts, batch=rows[0]), sampler.tokenizer)
+        progress.advance(len(rows), total)
+    drawn.commit()
+    return total
+
+
+class _SampleRows:
+    """The rows of a sample set: which there are, and which are to come."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: PairSet,
+        settings: SampleSettings,
+        model_name: str,
+        spec: Mapping[str, object],
+        prompts: list[Prompt],
+        split: str,
+    ) -> None:
+        self.prompts = prompts
+        self._store, self._source, self._settings, self._split = store, source, settings, split
+        self._name = f"{source.name}/samples/{model_name}"
+        self.spec = spec
+        self.fingerprint = keys.fingerprint(self.spec)
+        self._pending: list[dict[str, object]] = []
+        self._sequences: dict[bytes, Sequence] = {}
+        self._texts: dict[bytes, dict[str, object]] = {}
+        self._last_commit = time.monotonic()
+
+    def find(self) -> PairSet | None:
+        """Return the sample set if it is complete."""
+        known = [each for each in pair_sets(self._store) if each.fingerprint == self.fingerprint]
+        return known[0] if known else None
+
+    def missing_batches(self) -> Iterator[range]:
+        """Yield the rows of each batch that the store does not have."""
+        rows = self._store.read(
+            PAIRS.name, self._source.tokenizer, ["source_row"],
+            [("pair_set_fingerprint", "=", self.fingerprint)],
+        )  # fmt: skip
+        there = set(rows["source_row"].to_pylist())
+        num_rows, size = len(self.prompts) * self._settings.num_samples, self._settings.batch_size
+        for start in range(0, num_rows, size):
+            if start not in there:  # a batch is committed whole
+                yield range(start, min(start + size, num_rows))
+
+    def keep(self, rows: range, samples: list[tuple[Ids, bool]], tokenizer: Any) -> None:
+        """Take a batch: of each row its completion's ids, and whether it ended itself."""
+        # Never cleaned up: the text says what the ids are, whatever the tokenizer's options.
+        texts = tokenizer.batch_decode(
+            [ids for ids, _ in samples],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        for row, (ids, has_ended), text in zip(rows, samples, texts, strict=True):
+            prompt = self.prompts[row // self._settings.num_samples]
+            sequence = _sequence(prompt, ids, text, has_ended=has_ended)
+            self._sequences[sequence.key] = sequence
+            if sequence.text_key is not None:
+                self._texts[sequence.text_key] = prompt.text_row(sequence.text_key, text)
+            self._pending.append(self._pair(row, sequence.key))
+        if time.monotonic() - self._last_commit > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit the batches that are pending."""
+        partition = self._source.tokenizer
+        with self._store.batch() as batch:
+            for table, part, rows in (
+                (SEQUENCES, partition, sequence_table(self._sequences.values())),
+                (TEXTS, SHARED_PARTITION, _table(list(self._texts.values()), TEXTS.schema)),
+                (PAIRS, partition, _table(self._pending, PAIRS.schema)),
+            ):
+                if table is not PAIRS:
+                    unseen = self._store.missing(table.name, part, rows.column(0).combine_chunks())
+                    rows = rows.filter(unseen)
+                if rows.num_rows:
+                    batch.add(table.name, part, rows)
+        self._pending, self._sequences, self._texts = [], {}, {}
+        self._store.refresh()
+        self._last_commit = time.monotonic()
+
+    def finish(self) -> PairSet:
+        """Write the row that makes the sample set complete."""
+        num_rows = len(self.prompts) * self._settings.num_samples
+        counts = {"num_rows": num_rows, "num_pairs": num_rows}
+        counts |= dict.fromkeys(("num_rejects", "num_eos_lost", "num_merges"), 0)
+        row = {
+            "pair_set": self._name,
+            "pair_set_fingerprint": self.fingerprint,
+            "created_at": time_of_version(self._store, self._name),
+            "form": f"sampled completions ({self.prompts[0].form})",
+            "settings": keys.canonical_json(dict(self.spec)),
+            **counts,
+        }
+        with self._store.batch() as batch:
+            table = _table([row], PAIR_SETS.schema)
+            batch.add(PAIR_SETS.name, self._source.tokenizer, table)
+        self._store.refresh()
+        found = self.find()
+        assert found is not None
+        return found
+
+    def _pair(self, row: int, sequence_key: bytes) -> dict[str, object]:
+        prompt, sample = divmod(row, self._settings.num_samples)
+        return {
+            "pair_set": self._name,
+            "pair_set_fingerprint": self.fingerprint,
+            "pair_key": keys.pair_key(sequence_key, None, row),
+            "chosen_key": sequence_key,
+            "rejected_key": None,
+            "split": self._split,
+            "weight": 1.0,
+            "source_file": str(self._source),
+            "source_row": row,
+            "source": keys.canonical_json({"prompt": prompt, "sample": sample}),
+        }
+
+
+def _sequence(prompt: Prompt, completion: Ids, text: str, *, has_ended: bool) -> Sequence:
+    whole = np.concatenate([prompt.ids, completion]).astype(np.int32)
+    return Sequence(
+        key=keys.sequence_key(whole, len(prompt.ids)),
+        prompt_key=prompt.key,
+        text_key=prompt.text_key(text),
+        num_prompt_tokens=len(prompt.ids),
+        ids=whole,
+        eos_lost=not has_ended,
+        merges=False,
+    )
+
+
+def _table(rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=schema)

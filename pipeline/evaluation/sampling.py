@@ -1,0 +1,168 @@
+"""Draw completions from a policy, reproducibly: transformers' own ``generate``, in batches.
+
+Letters: N prompts.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offpref.pipeline.pairs.encoding import Ids
+
+from .end_tokens import end_tokens
+
+if TYPE_CHECKING:
+    from .sample_sets import SampleSettings
+
+
+class Sampler:
+    """Draws completions of prompts given as ids; a batch depends on its seed and nothing else."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        settings: "SampleSettings",
+        *,
+        limit: int | None,
+        device: str | None,
+        precision: str,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_dir: A model with its tokenizer, in Hugging Face form.
+            settings: How to draw.
+            limit: The model's positions; None for no limit.
+            device: As torch names it; None for a GPU if there is one.
+            precision: ``float32``, ``bf16`` or ``bf16-autocast``.
+        """
+        from transformers import AutoTokenizer
+
+        from offpref.pipeline.models.devices import default_device
+        from offpref.pipeline.models.scoring_model import load_scoring_model
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self.tokenizer = tokenizer
+        self._settings, self._limit, self._precision = settings, limit, precision
+        self._device = default_device(device)
+        loaded = load_scoring_model(
+            model_dir,
+            precision=precision,  # type: ignore[arg-type] # checked there
+            device=self._device,
+            check=False,
+        )
+        self._model = loaded.model
+        self._ends = end_tokens(model_dir, tokenizer.eos_token_id)
+        # What else its file asks for (a repetition penalty, banned tokens) is not the policy's.
+        self._model.generation_config = type(self._model.generation_config)()
+
+    def draw(self, prompts: Sequence[NDArray[np.int32]], *, batch: int) -> list[tuple[Ids, bool]]:
+        """Return of each prompt a completion's ids and whether it ended itself.
+
+        Args:
+            prompts: Ids of the prompts, [N]; one that is repeated is drawn for again.
+            batch: Number of the batch; with the settings' seed it seeds the draws.
+        """
+        import torch
+
+        most, limit = self._settings.max_new_tokens, self._limit
+        rooms = [most if limit is None else min(most, limit - len(each)) for each in prompts]
+        found: dict[int, tuple[Ids, bool]] = {}
+        devices = [self._device] if self._device.type == "cuda" else []
+        seed = np.random.SeedSequence((self._settings.seed, batch))
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(), self._autocast():
+            torch.manual_seed(int(seed.generate_state(1)[0]))
+            for room in sorted(set(rooms)):  # a long prompt takes no room from the others
+                members = [i for i, each in enumerate(rooms) if each == room]
+                ids = self._generate([prompts[i] for i in members], room)
+                found |= dict(zip(members, map(self._cut, ids), strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    def _generate(self, prompts: Sequence[NDArray[np.int32]], room: int) -> NDArray[np.int64]:
+        """Return what the model writes behind each prompt, padded where a completion ends."""
+        import torch
+        import transformers
+
+        make_config: Any = transformers.GenerationConfig  # untyped
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):  # a completion begins right behind its prompt
+            ids[row, longest - len(prompt) :] = torch.from_numpy(np.asarray(prompt, np.int64))
+            mask[row, longest - len(prompt) :] = 1
+        config = make_config(
+            do_sample=True, temperature=self._settings.temperature, top_p=self._settings.top_p,
+            top_k=0, max_new_tokens=room, eos_token_id=self._ends or None,
+            pad_token_id=self._ends[0] if self._ends else 0,
+        )  # fmt: skip
+        found = self._model.generate(
+            input_ids=ids.to(self._device), attention_mask=mask.to(self._device),
+            generation_config=config,
+        )  # fmt: skip
+        whole: NDArray[np.int64] = found[:, longest:].cpu().numpy()
+        return whole
+
+    def _cut(self, ids: Ids) -> tuple[Ids, bool]:
+        """Return a completion up to the token that ends it, that token included."""
+        ends = np.flatnonzero(np.isin(ids, self._ends))
+        return (ids[: ends[0] + 1], True) if len(ends) else (ids, False)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        import torch
+
+        if self._precision != "bf16-autocast":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def sample_texts(
+    model_dir: Path,
+    prompts: Sequence[str],
+    *,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[list[str]]:
+    """Return ``num_samples`` completions of each prompt, as text without control tokens.
+
+    Args:
+        model_dir: A model with its tokenizer, in Hugging Face form.
+        prompts: The prompts, [N].
+        num_samples: Completions of each, at least 1.
+        max_new_tokens: Longest completion.
+        temperature: Above 0; 1 samples from the policy itself.
+        seed: The same seed, prompts and batch size give the same completions.
+        batch_size: Completions drawn at once.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer.padding_side = "left"  # a completion begins right behind its prompt
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True)
+    model.to(device)
+    repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+    texts: list[str] = []
+    devices = [device] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        for start in range(0, len(repeated), batch_size):
+            batch = tokenizer(
+                repeated[start : start + batch_size], return_tensors="pt", padding=True
+            ).to(device)
+            ids = model.generate(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
+                max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+            texts += tokenizer.batch_decode(
+                ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True
+            )
+    return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]

@@ -1,0 +1,1 @@
+"""The losses of preference optimisation: what they need, what they say of pairs, and their registry."""

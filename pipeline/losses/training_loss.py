@@ -1,0 +1,312 @@
+"""What a run minimises: one loss or a weighted sum of some, with what modifies them.
+
+Another f-divergence, objectives and ``ld_alpha`` change the scores that a loss takes,
+``use_weighting`` changes what a pair's loss weighs. All of it is checked here, before any work: a
+setting that acts on no loss of the sum, or on a part of those it should act on, is an error.
+
+Letters in shape comments: N pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offpref.pipeline.training.settings import TrainSettings
+
+from .loss_options import Option, check_option
+from .names import Sides
+from .pair_scores import PairScores, present
+from .registry import LOSSES, OPTION_NAMES, Loss, implicit_rewards, loss_options
+
+MODIFIERS = (
+    "loss_weights", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting",
+    "preference_weight", "objective",
+)  # fmt: skip
+"""Settings that belong to no loss alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossPart:
+    """One loss of the sum."""
+
+    name: str
+    weight: float
+    options: Mapping[str, Option]
+
+    @property
+    def loss(self) -> Loss:
+        """Its entry in the registry."""
+        return LOSSES[self.name]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingLoss:
+    """A weighted sum of losses of pairs, ready to be computed."""
+
+    parts: tuple[LossPart, ...]
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    ld_alpha: float | None = None
+    use_weighting: bool = False
+    preference_weight: float = 1.0
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    """Weights of the other objectives, by ``NAME`` or ``NAME@FINGERPRINT``."""
+
+    def losses(self, scores: PairScores, ld_scores: PairScores | None = None) -> Tensor:  # [N]
+        """Return the loss of each pair; of a whole step where the loss couples pairs.
+
+        Args:
+            scores: What policy and reference say.
+            ld_scores: The same with tokens beyond the shorter completion weighted; None without
+                ``ld_alpha``.
+        """
+        plain = self._shaped(scores)
+        shortened = plain if ld_scores is None else self._shaped(ld_scores)
+        total: Tensor | None = None
+        for part in self.parts:
+            taken = shortened if part.loss.takes_ld_alpha else plain
+            losses = part.loss.function(taken, **part.options)
+            losses = losses if part.weight == 1 else part.weight * losses
+            total = losses if total is None else total + losses
+        assert total is not None
+        return total * weighting(scores) if self.use_weighting else total
+
+    def rewards(
+        self, scores: PairScores, ld_scores: PairScores | None = None
+    ) -> tuple[Tensor, Tensor] | None:  # [N], [N]
+        """Return the rewards of the first loss that has any, as they are logged."""
+        for part in self.parts:
+            taken = ld_scores if part.loss.takes_ld_alpha and ld_scores is not None else scores
+            rewards = implicit_rewards(part.name, self._shaped(taken), part.options)
+            if rewards is not None:
+                return rewards
+        return None
+
+    @property
+    def reward_scale(self) -> float | None:
+        """What a log-ratio is multiplied by in the logged rewards; None where they are other ones.
+
+        Under another divergence it is multiplied by at most as much where it is near 0.
+        """
+        for part in self.parts:
+            if part.loss.rewards is not None:
+                takes_ratios = part.loss.rewards in ("logratios", "forward_kl")
+                beta = float(part.options.get("beta", 1.0))
+                return abs(beta) / self.preference_weight if takes_ratios else None
+        return None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether stored scores of a reference are needed."""
+        return any(part.loss.needs_reference for part in self.parts)
+
+    @property
+    def needs_forward_kl(self) -> bool:
+        """Whether the reference's whole distribution is needed."""
+        return any(part.loss.needs_forward_kl for part in self.parts)
+
+    @property
+    def needs_kl_pairs(self) -> bool:
+        """Whether mismatched sequences and their scores are needed."""
+        return any(part.loss.needs_kl_pairs for part in self.parts)
+
+    @property
+    def couples(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its step."""
+        return any(part.loss.couples for part in self.parts)
+
+    @property
+    def sides(self) -> Sides:
+        """Completions that a pair must have."""
+        sides = {part.loss.sides for part in self.parts}
+        return sides.pop() if len(sides) == 1 else "both"
+
+    @property
+    def name(self) -> str:
+        """What the run calls it."""
+        return "+".join(part.name for part in self.parts)
+
+    def described(self) -> dict[str, Any]:
+        """Return the settings that act, by name; of several losses with a prefix where they differ.
+
+        >>> training_loss(("sft",), {}).described()
+        {'loss_type': 'sft'}
+        """
+        described: dict[str, Any] = {"loss_type": self.name}
+        every = [part.options for part in self.parts]
+        for part in self.parts:
+            for name, value in part.options.items():
+                is_common = all(options.get(name, value) == value for options in every)
+                described[name if is_common else f"{part.name}.{name}"] = value
+        if len(self.parts) > 1 or self.parts[0].weight != 1:
+            described["loss_weights"] = [part.weight for part in self.parts]
+        if self.f_divergence_type != "reverse_kl":
+            described["f_divergence_type"] = self.f_divergence_type
+        if self.f_divergence_type == "alpha_divergence":
+            described["f_alpha_divergence_coef"] = self.f_alpha_divergence_coef
+        if self.ld_alpha is not None:
+            described["ld_alpha"] = self.ld_alpha
+        if self.use_weighting:
+            described["use_weighting"] = True
+        if self.objectives:
+            described["preference_weight"] = self.preference_weight
+            described["objective"] = [f"{k}={v}" for k, v in sorted(self.objectives.items())]
+        return described
+
+    def _shaped(self, scores: PairScores) -> PairScores:
+        if self.f_divergence_type != "reverse_kl":
+            coef = self.f_alpha_divergence_coef
+            scores = scores.with_divergence(self.f_divergence_type, coef)
+        if self.objectives:
+            weights = tuple(self.objectives.values())
+            scores = scores.with_objectives(self.preference_weight, weights)
+        return scores
+
+
+def settled_loss(settings: TrainSettings) -> TrainingLoss:
+    """Return the loss that the settings of a run name.
+
+    Raises:
+        ValueError: See :func:`training_loss`.
+    """
+    names = (*OPTION_NAMES, *MODIFIERS)
+    return training_loss(settings.loss_type, settings.loss_settings(names))
+
+
+def training_loss(names: Sequence[str], given: Mapping[str, Any]) -> TrainingLoss:
+    """Return a sum of losses with the options that were given.
+
+    Args:
+        names: Keys of ``LOSSES``.
+        given: Options and modifiers by name; None, False or nothing where one was not given.
+
+    Raises:
+        ValueError: If there is no such loss, a setting cannot act or is out of range, or weights
+            and losses do not fit.
+    """
+    wanted = {k: v for k, v in given.items() if v is not None and v is not False and v != ()}
+    parts = _parts(names, wanted)
+    _check_modifiers(parts, wanted)
+    loss = TrainingLoss(
+        parts=parts,
+        f_divergence_type=wanted.get("f_divergence_type", "reverse_kl"),
+        f_alpha_divergence_coef=wanted.get("f_alpha_divergence_coef", 0.5),
+        ld_alpha=wanted.get("ld_alpha"),
+        use_weighting=wanted.get("use_weighting", False),
+        preference_weight=wanted.get("preference_weight", 1.0),
+        objectives=read_objectives(wanted.get("objective", ())),
+    )
+    _check_objectives(loss, wanted)
+    return loss
+
+
+def read_objectives(given: Sequence[str]) -> dict[str, float]:
+    """Return the weight of each objective, given as ``NAME=weight``.
+
+    Raises:
+        ValueError: If one has not that form, its weight is not finite, or it is there twice.
+
+    >>> read_objectives(["harmless=0.2", "brevity@0a1b=0.1"])
+    {'harmless': 0.2, 'brevity@0a1b': 0.1}
+    """
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = float("nan")
+        if not name or not isfinite(weight):
+            raise ValueError(f"objective must be NAME=weight, the weight finite, got {text!r}")
+        if name in found:
+            raise ValueError(f"objective {name} is given twice; give it one weight")
+        found[name] = weight
+    return found
+
+
+def weighting(scores: PairScores) -> Tensor:  # [N]
+    """Return WPO's weights (Eq. 2 of arXiv:2406.11827), detached: one number for both completions.
+
+    The product of exp(mean(log q(y_t) - log sum_v q(v)^2)) over chosen and rejected.
+    """
+    chosen = scores.policy_chosen_logps - present(scores.chosen_log_sum_sq)
+    rejected = scores.policy_rejected_logps - present(scores.rejected_log_sum_sq)
+    means = chosen / scores.num_chosen_tokens + rejected / scores.num_rejected_tokens
+    return torch.exp(means.detach())
+
+
+def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"loss_type must name each loss once, got {', '.join(names) or 'none'}")
+    weights = wanted.get("loss_weights", (1.0,) * len(names))
+    if len(weights) != len(names):
+        raise ValueError(
+            f"loss_weights must be one number for each loss_type, got {len(weights)} for "
+            f"{len(names)}: {', '.join(names)}"
+        )
+    if not all(isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"loss_weights must be greater than 0, got {list(weights)}")
+    options = {key: value for key, value in wanted.items() if key in OPTION_NAMES}
+    known = [LOSSES[name].options for name in names if name in LOSSES]
+    for key in options:
+        if len(known) > 1 and not any(key in own for own in known):
+            raise ValueError(f"{key} takes no effect on {', '.join(names)}")
+    parts = []
+    for name, weight in zip(names, weights, strict=True):
+        # Of several losses each takes what acts on it; a loss alone says what does not.
+        own = LOSSES[name].options if len(names) > 1 and name in LOSSES else options
+        taken = loss_options(name, {key: options[key] for key in options if key in own})
+        parts.append(LossPart(name=name, weight=float(weight), options=taken))
+    return tuple(parts)
+
+
+def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> None:
+    if "f_divergence_type" in wanted:
+        _check_acts("f_divergence_type", "takes_divergence", parts)
+    if "f_alpha_divergence_coef" in wanted:
+        check_option("f_alpha_divergence_coef", wanted["f_alpha_divergence_coef"])
+        if wanted.get("f_divergence_type") != "alpha_divergence":
+            raise ValueError(
+                "f_alpha_divergence_coef takes no effect without f_divergence_type alpha_divergence"
+            )
+    if "ld_alpha" in wanted:
+        check_option("ld_alpha", wanted["ld_alpha"])
+        _check_acts("ld_alpha", "takes_ld_alpha", parts)
+    if wanted.get("use_weighting"):
+        for part in parts:
+            if part.loss.couples:
+                raise ValueError(
+                    f"use_weighting takes no effect on {part.name}: its losses belong to no pair"
+                )
+        if all(part.loss.sides == "chosen" for part in parts):
+            raise ValueError("use_weighting takes no effect on sft: it weighs both completions")
+
+
+def _check_objectives(loss: TrainingLoss, wanted: Mapping[str, Any]) -> None:
+    if not loss.objectives:
+        if "preference_weight" in wanted:
+            raise ValueError("preference_weight takes no effect without objective")
+        if any(part.name == "modpo" for part in loss.parts):
+            raise ValueError("modpo needs other objectives: --objective NAME=weight")
+        return
+    check_option("preference_weight", loss.preference_weight)
+    _check_acts("objective", "takes_objectives", loss.parts)
+    for part in loss.parts:
+        if part.options.get("ipo_reduction") == "mean":
+            raise ValueError("objective takes no effect on ipo with means; ipo_reduction sum does")
+
+
+def _check_acts(name: str, takes: str, parts: Sequence[LossPart]) -> None:
+    """Refuse a modifier unless it acts on every loss with a reference, and on one at least."""
+    blocked = [part.name for part in parts if part.loss.needs_reference]
+    blocked = [each for each in blocked if not getattr(LOSSES[each], takes)]
+    if blocked or not any(getattr(part.loss, takes) for part in parts):
+        names = blocked or [part.name for part in parts]
+        acting = ", ".join(each for each, loss in LOSSES.items() if getattr(loss, takes))
+        raise ValueError(
+            f"{name} takes no effect on {', '.join(names)}; losses it acts on: {acting}"
+        )

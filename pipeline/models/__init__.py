@@ -1,0 +1,1 @@
+"""Language models: loaded, run on packed rows, fingerprinted, written as folders."""

@@ -1,0 +1,46 @@
+"""A run's ``run.json`` in its output folder: its id, its attempt, what it depends on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from offpref.stores.errors import StoreFormatError
+from offpref.stores.files.placing import (
+    clear_write_errors,
+    make_folder,
+    move_synced,
+    write_synced,
+)
+
+RUN_FILE = "run.json"
+
+
+def read_run(output_dir: Path) -> dict[str, Any] | None:
+    """Return what ``run.json`` says; None if the folder has none.
+
+    Raises:
+        StoreFormatError: If it is damaged.
+    """
+    path = output_dir / RUN_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreFormatError(f"{path} is damaged: {error}") from error
+
+
+def write_run(output_dir: Path, run: Mapping[str, Any]) -> None:
+    """Write ``run.json``, replacing the one before.
+
+    Raises:
+        StoreWriteError: If the file system refuses.
+    """
+    path = output_dir / RUN_FILE
+    with clear_write_errors(path):
+        make_folder(output_dir)
+        partial = output_dir / f".run-{uuid4().hex}"
+        write_synced((json.dumps(dict(run), indent=2) + "\n").encode(), partial)
+        move_synced(partial, path)

@@ -1,0 +1,460 @@
+"""Language models as scorers: loaded from a folder, run on packed rows, with or without gradient.
+
+``ScoringModel`` is the one forward pass of scoring and of training. It runs the backbone on packed
+rows, keeps only the positions whose next token belongs to a completion, and hands those to the
+kernels together with the output head, so that whole logits never exist.
+
+Which of three routes it takes is decided by a self-check when the model is loaded:
+
+* ``packed``: completions share their prompt's row, kept apart by a mask;
+* ``separate``: one completion a row, without masks (ALiBi, recurrent models);
+* ``logits``: the model's own forward pass, row by row, where its head is not a known one.
+
+Letters in shape comments: R rows, L tokens of the longest row, T completion tokens, H hidden size,
+V vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from offpref.kernels.distributions import HiddenReference, Reference, TopKReference
+from offpref.kernels.forms import Form, check_form, choose_form
+from offpref.kernels.head import OutputHead
+from offpref.kernels.linear import NEEDS_REFERENCE, WANTED, linear_logits, linear_token_scores
+from offpref.kernels.logits import token_scores
+from offpref.kernels.top_tokens import linear_top_tokens, top_tokens
+from offpref.kernels.topk import topk_kl
+from offpref.stores.errors import ModelError
+
+from .batches import PackedBatch, collate_rows, separate_rows
+from .fast_layers import use_fast_layers
+from .gradients import GradientMemory
+from .heads import HeadConvention, head_conventions
+from .masks import mask_rule
+from .model_files import load_model, quiet_transformers
+from .packing import LengthSwitch, PackedRow
+from .selfcheck import PackingReport, check_packing
+
+Precision = Literal["float32", "bf16", "bf16-autocast", "float64"]
+Route = Literal["packed", "separate", "logits"]
+_DTYPES = {
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bf16-autocast": torch.float32,
+    "float64": torch.float64,
+}
+
+
+class TokenScores(NamedTuple):
+    """What a forward pass says of each completion token; None for what was not wanted.
+
+    A tuple, because FSDP2 looks for tensors that need gradients inside tuples, not in dataclasses.
+    """
+
+    sequence_index: Tensor
+    """The caller's number of the sequence that each token belongs to, [T] int64."""
+    token_logps: Tensor | None = None
+    """Log-probability in nats, [T] float32 (float64 where the model is float64)."""
+    entropy: Tensor | None = None
+    """Entropy of the distribution that the token was drawn from, in nats, [T]."""
+    log_sum_sq_probs: Tensor | None = None
+    """log sum_v q(v)^2 of that distribution, without gradient, [T]; for WPO's weights."""
+    forward_kl: Tensor | None = None
+    """KL(reference || policy) at each token, in nats, [T]; a lower bound against the top k."""
+    reverse_kl: Tensor | None = None
+    """KL(policy || reference) at each token, in nats, [T]; against a whole reference only."""
+    top_ids: Tensor | None = None
+    """The k most likely tokens, likeliest first, [T, k] int64."""
+    top_logps: Tensor | None = None
+    """Their log-probs, [T, k]."""
+    top_tail_logps: Tensor | None = None
+    """Log of the probability of all others, [T]."""
+    hidden: Tensor | None = None
+    """Input of the output head, [T, H], in the dtype of the model."""
+    logits: Tensor | None = None
+    """All logits, [T, V]: for checks of a few tokens."""
+
+
+class ScoringModel(nn.Module):
+    """A causal language model that scores the completions of packed rows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: Precision = "float32",
+        route: Route = "packed",
+        kernels: Form | None = None,
+    ) -> None:
+        """Wrap a transformers model; nothing is checked, see :func:`load_scoring_model`.
+
+        Args:
+            model: Any of transformers' models for causal language modelling.
+            precision: ``bf16-autocast`` runs the backbone under autocast; the others take the
+                dtype that the weights have.
+            route: How rows are computed, see the module's docstring.
+            kernels: Form of the kernels; None for the best one on the model's device.
+        """
+        super().__init__()
+        self.model: Any = model  # transformers' classes have no common type with what is used here
+        self.precision = precision
+        self.kernels = kernels
+        self.route: Route = route
+        self.convention: HeadConvention = head_conventions(self.config)[0]
+        self.mask_rule = mask_rule(self.config, attention=self.attention)
+        if self.mask_rule is None and route == "packed":
+            self.route = "separate"
+        self.report: PackingReport | None = None
+        self.gradients: GradientMemory | None = None
+        """Where gradients are kept; None where that is left to torch."""
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the language model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation, ``sdpa`` or ``eager`` unless another was asked for."""
+        return str(self.config._attn_implementation)
+
+    @property
+    def packs(self) -> bool:
+        """Whether completions of one prompt share a row."""
+        return self.route == "packed"
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return int(self.config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of columns of the output head."""
+        return self.head.hidden_size
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of one input of the output head; float32 where only the layers are autocast."""
+        return self.hidden_size * self.dtype.itemsize
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the configuration names; None where it names none."""
+        value = getattr(self.config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def windows(self) -> list[int]:
+        """Sizes of the sliding windows of its layers; empty where every layer sees everything."""
+        rule = self.mask_rule
+        return [] if rule is None else [window for window in rule.windows.values() if window]
+
+    @property
+    def length_switch(self) -> LengthSwitch | None:
+        """The length at which rotary embeddings change for a whole batch, None for most models."""
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        nested = [value for value in parameters.values() if isinstance(value, dict)]
+        for rope in nested or [parameters]:
+            kind = rope.get("rope_type", "default")
+            if kind == "longrope":
+                return LengthSwitch(boundary=int(rope["original_max_position_embeddings"]))
+            if "dynamic" in kind:
+                boundary = int(self.config.max_position_embeddings)
+                return LengthSwitch(boundary=boundary, is_gradual=True)
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def kernel_form(self) -> Form:
+        """Form of the kernels that scores come from; whole logits are torch's."""
+        if self.route == "logits":
+            return "torch"
+        return choose_form(next(self.parameters()), self.kernels)
+
+    @property
+    def head(self) -> OutputHead:
+        """The output head as it is now: under FSDP2 whole only inside the forward pass.
+
+        Raises:
+            ModelError: If the model has no output embedding of the usual form.
+        """
+        layer = self.model.get_output_embeddings()
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.ndim != 2:
+            raise ModelError(
+                f"{type(self.model).__name__} has no output embedding that is a matrix"
+            )
+        return OutputHead(
+            weight=weight,
+            bias=getattr(layer, "bias", None),
+            scale=self.convention.scale,
+            softcap=self.convention.softcap,
+        )
+
+    def keep_gradients(self) -> None:
+        """Keep gradients in memory of their own: for one process, on its CPU."""
+        self.gradients = GradientMemory(each for each in self.parameters() if each.requires_grad)
+        self.gradients.sum_embeddings(self.model)
+
+    def collate(self, rows: Sequence[PackedRow], *, multiple_of: int = 1) -> PackedBatch:
+        """Return the tensors of some rows; where the model does not pack, one completion a row."""
+        rows = rows if self.packs else separate_rows(rows)
+        return collate_rows(rows, multiple_of=multiple_of)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        want: Sequence[str] = ("token_logps",),
+        *,
+        reference: Reference | None = None,
+        measured: Sequence[str] = (),
+        top_k: int | None = None,
+    ) -> TokenScores:
+        """Return what is wanted of each completion token of a batch on the model's device.
+
+        Args:
+            batch: As :meth:`collate` makes it.
+            want: Names of the fields of :class:`TokenScores`.
+            reference: What KLs are taken against, in the order of the batch's tokens.
+            measured: More names, without gradient and computed apart: asking for them changes
+                nothing of what is wanted, not to the last bit.
+            top_k: How many most likely tokens to return; None for none.
+        """
+        if self.route == "logits":
+            return self._forward_logits(batch, (*want, *measured), reference, top_k)
+        with self._autocast():
+            hidden_rows = self._backbone(batch)
+        hidden = hidden_rows.flatten(0, 1).index_select(0, batch.gather_index)
+        head = self.head
+        if self.gradients is not None and torch.is_grad_enabled():
+            head = replace(head, weight_grad=self.gradients.summed(head.weight))
+        kernel_want = [name for name in want if name in WANTED]
+        scores: dict[str, Tensor] = {}
+        if kernel_want:
+            scores = linear_token_scores(
+                hidden, head, batch.labels, reference, want=kernel_want, form=self.kernels
+            )
+        if measured:
+            with torch.no_grad():
+                scores |= linear_token_scores(
+                    hidden.detach(),
+                    head,
+                    batch.labels,
+                    reference,
+                    want=measured,
+                    form=self.kernels,
+                )
+        if top_k is not None:
+            scores |= _top_fields(linear_top_tokens(hidden, head, top_k))
+        return TokenScores(
+            sequence_index=batch.sequence_index,
+            hidden=hidden if "hidden" in want else None,
+            logits=linear_logits(hidden, head) if "logits" in want else None,
+            **scores,
+        )
+
+    def _backbone(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+        switch = self.length_switch
+        if switch is None:
+            return self._layers(batch)
+        longest = (batch.position_ids.amax(dim=1) + 1).cpu().numpy()  # on a GPU, this waits for it
+        classes = switch.classes(longest)
+        kinds = np.unique(classes)
+        if len(kinds) == 1:
+            return self._layers(batch)
+        found: Tensor | None = None
+        for kind in kinds:
+            rows = torch.from_numpy(np.flatnonzero(classes == kind)).to(batch.input_ids.device)
+            part = batch.rows(rows)
+            hidden = self._layers(part)
+            if found is None:
+                found = hidden.new_zeros(*batch.input_ids.shape, hidden.shape[-1])
+            found[rows, : part.input_ids.shape[1]] = hidden
+        assert found is not None  # a batch has a row
+        return found
+
+    def _layers(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+        """Return the last hidden states of rows that the layers compute in one way."""
+        self._reset_rotary()
+        # Padding comes last and attention looks back: without a mask it changes nothing either.
+        arguments: dict[str, Any] = {}
+        if self.route == "packed" and batch.has_shared_prompts:
+            assert self.mask_rule is not None
+            masks = self.mask_rule.masks(batch.segments, batch.position_ids, self.dtype)
+            arguments = {"attention_mask": masks, "position_ids": batch.position_ids}
+        output = self.model.base_model(input_ids=batch.input_ids, **arguments)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _forward_logits(
+        self,
+        batch: PackedBatch,
+        want: Sequence[str],
+        reference: Reference | None,
+        top_k: int | None,
+    ) -> TokenScores:
+        """Score one row at a time the plain way, with whole logits of that row only."""
+        rows, kept = [], []
+        row_length = batch.input_ids.shape[1]
+        start = 0
+        for r in range(batch.input_ids.shape[0]):
+            length = int((batch.segments[r] >= 0).sum())  # On a GPU this waits for the device.
+            places = batch.gather_index[batch.gather_index // row_length == r] % row_length
+            self._reset_rotary()
+            with self._autocast():
+                logits = self.model(input_ids=batch.input_ids[r : r + 1, :length]).logits[0]
+            labels = batch.input_ids[r, places + 1]
+            row = _label_scores(logits[places], labels)
+            if reference is not None:
+                numbers = torch.arange(start, start + len(places), device=places.device)
+                names = [name for name in want if name in NEEDS_REFERENCE]
+                row |= _reference_scores(logits[places], labels, reference.rows(numbers), names)
+            if top_k is not None:
+                row |= _top_fields(top_tokens(logits[places], top_k))
+            rows.append(row)
+            start += len(places)
+            if "logits" in want:
+                kept.append(logits[places])
+        names = [name for name in rows[0] if name in want or name.startswith("top_")]
+        return TokenScores(
+            sequence_index=batch.sequence_index,
+            **{name: torch.cat([row[name] for row in rows]) for name in names},
+            logits=torch.cat(kept) if kept else None,
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision != "bf16-autocast":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _reset_rotary(self) -> None:
+        """Forget the longest sequence seen so far: dynamic NTK scaling would depend on it."""
+        switch = self.length_switch
+        if switch is None or not switch.is_gradual:
+            return
+        for module in self.model.modules():
+            if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
+                module.max_seq_len_cached = switch.boundary
+                module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
+
+
+def load_scoring_model(
+    model_dir: str | Path,
+    *,
+    precision: Precision = "float32",
+    device: str | torch.device = "cpu",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    experts: str | None = None,
+    mesh: DeviceMesh | None = None,
+    kernels: Form | None = None,
+    check: bool = True,
+) -> ScoringModel:
+    """Return a model from a local folder, without dropout, ready to score.
+
+    Args:
+        model_dir: A folder with ``config.json`` and weights as safetensors.
+        precision: Dtype of weights and activations; logits are float32 in any case.
+        device: Where the model goes; ignored where ``mesh`` is given.
+        attention: ``sdpa`` or ``eager``; None takes sdpa where the model supports it.
+        trust_remote_code: Whether Python code in the folder may run.
+        experts: Implementation of mixtures of experts, None for transformers' choice.
+        mesh: Devices to split the weights over with FSDP2, None for one device.
+        kernels: Form of the kernels, ``torch`` or ``triton``; None for the best one there.
+        check: Whether the self-check decides how rows are computed; without it the packed route
+            is taken on trust.
+
+    Raises:
+        ModelError: If folder, configuration or weights are missing or do not fit.
+        ValueError: If the precision is unknown, or the kernels cannot run on the device.
+    """
+    if precision not in _DTYPES:
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    check_form(kernels, torch.device(device if mesh is None else mesh.device_type))
+    with quiet_transformers():
+        model = load_model(
+            Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code
+        )
+        use_fast_layers(model)
+        scoring_model = ScoringModel(model, precision=precision, kernels=kernels).eval()
+        if mesh is None:
+            scoring_model.to(device)
+        else:
+            shard_model(scoring_model, mesh)
+        if check:
+            check_packing(scoring_model)
+    return scoring_model
+
+
+def shard_model(scoring_model: ScoringModel, mesh: DeviceMesh) -> None:
+    """Split the weights over the devices of a mesh, layer by layer, with FSDP2.
+
+    Each process then holds one layer and the root's embeddings whole, and its share of the rest.
+    All processes have to run the same number of forward passes.
+    """
+    names = set(getattr(scoring_model.model, "_no_split_modules", None) or ())
+    for module in list(scoring_model.model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh)
+    fully_shard(scoring_model, mesh=mesh)
+
+
+def score_rows(
+    scoring_model: ScoringModel, rows: Sequence[PackedRow]
+) -> dict[int, NDArray[np.float32]]:
+    """Return the token log-probs of each sequence, by its number, from one forward pass."""
+    batch = scoring_model.collate(rows).to(scoring_model.device)
+    with torch.no_grad():
+        scores = scoring_model(batch)
+    return batch.split(scores.token_logps.cpu().numpy())
+
+
+def _label_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:  # [T] each
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logps = torch.log_softmax(wide, dim=-1)
+    entropy = -(logps.exp() * logps).sum(dim=-1)
+    return {
+        "token_logps": logps.gather(-1, labels[:, None]).squeeze(-1),
+        "entropy": entropy,
+        "log_sum_sq_probs": (2 * logps.detach()).logsumexp(dim=-1),
+    }
+
+
+def _reference_scores(
+    logits: Tensor,  # [T, V]
+    labels: Tensor,  # [T]
+    reference: Reference,
+    names: Sequence[str],
+) -> dict[str, Tensor]:  # [T] each
+    """Return KLs from whole logits of a row."""
+    if isinstance(reference, HiddenReference):
+        ref_logits = linear_logits(reference.hidden, reference.head)
+        return token_scores(logits, labels, ref_logits, want=names)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    lse = wide.logsumexp(1, keepdim=True)
+    kl = topk_kl(reference, wide.gather(1, reference.ids), lse)
+    return {name: kl.squeeze(1) for name in names if name == "forward_kl"}
+
+
+def _top_fields(top: TopKReference) -> dict[str, Tensor]:
+    return {"top_ids": top.ids, "top_logps": top.logps, "top_tail_logps": top.tail_logps}

@@ -1,0 +1,100 @@
+"""What rewards are given to: the texts, sequences or pairs of a pair set."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from offpref.stores.errors import ShardCorruptError
+from offpref.stores.key_index import Keys, to_keys
+from offpref.stores.schema import PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
+from offpref.stores.store import Store
+
+from .pair_sets import PairSet
+from .splits import key_array, sequence_places
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completions:
+    """The distinct completions of a pair set, each with its prompt; N sequences."""
+
+    sequence_keys: Keys  # [N]
+    text_keys: Keys  # [N]
+    """Where they came from; empty for completions given as ids."""
+    num_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [N]
+    """Tokens of each completion."""
+
+
+def load_completions(store: Store, pair_set: PairSet) -> Completions:
+    """Return the completions of a pair set, sorted by sequence key.
+
+    Raises:
+        PairSetError: If one is not in the store.
+    """
+    rows = load_pairs(store, pair_set)
+    both = pa.chunked_array(
+        rows["chosen_key"].chunks + rows["rejected_key"].chunks, pa.binary(16)
+    ).drop_null()
+    wanted = np.unique(to_keys(both))
+    columns = ["sequence_key", "text_key", "num_completion_tokens"]
+    described = store.read(SEQUENCES.name, pair_set.tokenizer, columns)
+    known = to_keys(described["sequence_key"])
+    order = np.argsort(known)
+    places = order[sequence_places(wanted, known[order], pair_set)]
+    texts = to_keys(pc.fill_null(described["text_key"], pa.scalar(bytes(16), pa.binary(16))))
+    return Completions(
+        sequence_keys=wanted,
+        text_keys=texts[places],
+        num_tokens=np.asarray(described["num_completion_tokens"])[places].astype(np.int64),
+    )
+
+
+def load_pairs(store: Store, pair_set: PairSet) -> pa.Table:
+    """Return key, sides and source columns of the pairs of all splits."""
+    return store.read(
+        PAIRS.name, pair_set.tokenizer, ["pair_key", "chosen_key", "rejected_key", "source"],
+        [("pair_set_fingerprint", "=", pair_set.fingerprint)],
+    )  # fmt: skip
+
+
+def _messages(text: str) -> list[Any]:
+    """Return the messages that a row of ``texts`` holds as JSON."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ShardCorruptError(
+            f"{TEXTS.name}: expected messages as a JSON list of objects, got {text[:60]!r}; run"
+            " `offpref store verify`"
+        )
+    return found
+
+
+def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
+    """Return prompt and completion of texts, in the order of the keys.
+
+    Both are strings, or lists of messages where the source gave messages.
+
+    Raises:
+        ShardCorruptError: If a text is not in the store, or is not what its form says.
+    """
+    wanted = pa.table({"text_key": key_array(keys), "place": pa.array(np.arange(len(keys)))})
+    rows = store.read(TEXTS.name, SHARED_PARTITION, ["text_key", "form", "prompt", "completion"])
+    rows = rows.filter(pc.is_in(rows["text_key"], value_set=key_array(keys)))
+    found = {row["text_key"]: row for row in rows.to_pylist()}
+    prompts, completions = [], []
+    for key in wanted["text_key"].to_pylist():
+        row = found.get(key)
+        if row is None:
+            raise ShardCorruptError(
+                f"{TEXTS.name}: expected the text {key.hex()}, which a sequence names, found none;"
+                " run `offpref store verify`"
+            )
+        is_messages = row["form"] == "messages"
+        prompts.append(_messages(row["prompt"]) if is_messages else row["prompt"])
+        completions.append(_messages(row["completion"]) if is_messages else row["completion"])
+    return prompts, completions

@@ -1,0 +1,176 @@
+"""The mismatched sequences on which ``kto`` estimates its KL: a prompt, another's completion.
+
+Which pair gets which is a function of the version of the pair set alone: within a split, prompts
+are put in the order of their keys, and each pair takes the completion of a pair of the next prompt.
+They are written when they are first scored, as sequences like any others, and never change.
+
+Letters in shape comments: P pairs.
+"""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from offpref.pipeline.models.packing import Indices
+from offpref.stores.errors import PairSetError
+from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.keys import sequence_key
+from offpref.stores.reader import RowReader
+from offpref.stores.schema import KL_PAIRS, PAIRS, SEQUENCES
+from offpref.stores.store import Store
+
+from .encoding import Sequence, sequence_table
+from .pair_sets import PairSet
+from .splits import TrainingPairs, key_array, load_pairs, sequence_places
+
+CHUNK_PAIRS = 4096
+
+
+def fix_kl_pairs(store: Store, pair_set: PairSet) -> None:
+    """Write the mismatched sequences of a pair set, all at once, unless they are there.
+
+    Raises:
+        PairSetError: If no split has two prompts.
+    """
+    if len(mismatched_keys(store, pair_set)):
+        return
+    reader = RowReader(store, SEQUENCES.name, pair_set.tokenizer,
+                       columns=["ids", "num_prompt_tokens", "prompt_key"])  # fmt: skip
+    limit = json.loads(pair_set.settings).get("max_length")  # samples of a policy have none
+    num_written = 0
+    with store.batch() as batch:
+        for keys, own, other in _matches(store, pair_set):
+            mixed = _mixed(reader, own, other, limit)
+            unique = {each.key: each for each in mixed}
+            sequences = sequence_table(unique.values())
+            is_new = store.missing(
+                SEQUENCES.name, pair_set.tokenizer, sequences["sequence_key"].combine_chunks()
+            )
+            if (unseen := sequences.filter(is_new)).num_rows:
+                batch.add(SEQUENCES.name, pair_set.tokenizer, unseen)
+            columns = {
+                "pair_set_fingerprint": [pair_set.fingerprint] * len(keys),
+                "pair_key": key_array(keys),
+                "sequence_key": [each.key for each in mixed],
+            }
+            batch.add(KL_PAIRS.name, pair_set.tokenizer, pa.table(columns, schema=KL_PAIRS.schema))
+            num_written += len(keys)
+    if not num_written:
+        raise PairSetError(
+            f"{pair_set}: expected two prompts at least in a split, for one's prompt with the "
+            "other's completion; kto needs them"
+        )
+
+
+def mismatched_keys(store: Store, pair_set: PairSet) -> pa.Array:
+    """Return the keys of a pair set's mismatched sequences, each once; empty if there are none."""
+    return pc.unique(_rows(store, pair_set)["sequence_key"])
+
+
+def find_kl_keys(store: Store, pair_set: PairSet, pairs: TrainingPairs) -> tuple[Keys, Indices]:
+    """Return the mismatched sequence of each pair and the tokens of its completion, [P] each.
+
+    Raises:
+        PairSetError: If they have not been made; the message names the command.
+    """
+    rows = _rows(store, pair_set)
+    order = np.argsort(to_keys(rows["pair_key"]))
+    places, is_there = find_keys(pairs.keys, to_keys(rows["pair_key"])[order])
+    if not is_there.all():
+        raise PairSetError(
+            f"{pair_set}: {int((~is_there).sum()):,} pairs of split {pairs.split} have no "
+            f"mismatched sequence, which kto needs; run: offpref score {store.path} --pair-set "
+            f"{pair_set} --model REFERENCE --kl-pairs"
+        )
+    keys = to_keys(rows["sequence_key"])[order][places]
+    described = store.read(
+        SEQUENCES.name, pair_set.tokenizer, ["sequence_key", "num_completion_tokens"]
+    )
+    known = to_keys(described["sequence_key"])
+    by_key = np.argsort(known)
+    found = sequence_places(keys, known[by_key], pair_set)
+    return keys, np.asarray(described["num_completion_tokens"])[by_key][found].astype(np.int64)
+
+
+def next_prompts(prompt_keys: Keys, pair_keys: Keys) -> Indices:  # [P], [P] -> [P]
+    """Return for each pair the number of the pair whose completion it takes; empty if none can.
+
+    The j-th pair of a prompt takes that of the j-th pair of the next prompt in key order, and
+    begins again where the next prompt has fewer; the last prompt's next is the first.
+    """
+    order = np.lexsort((pair_keys, prompt_keys))
+    _, starts, counts = np.unique(prompt_keys[order], return_index=True, return_counts=True)
+    if len(starts) < 2:
+        return np.empty(0, np.int64)
+    prompt = np.repeat(np.arange(len(starts)), counts)
+    rank = np.arange(len(order)) - starts[prompt]
+    following = (prompt + 1) % len(starts)
+    found = np.empty(len(order), np.int64)
+    found[order] = order[starts[following] + rank % counts[following]]
+    return found
+
+
+def _rows(store: Store, pair_set: PairSet) -> pa.Table:
+    is_own = pc.field("pair_set_fingerprint") == pair_set.fingerprint
+    columns = ["pair_key", "sequence_key"]
+    return store.read(KL_PAIRS.name, pair_set.tokenizer, columns, is_own)
+
+
+def _matches(store: Store, pair_set: PairSet) -> Iterator[tuple[Keys, Keys, Keys]]:
+    """Yield pairs, a sequence with the prompt of each, and one with the completion it takes."""
+    is_own = pc.field("pair_set_fingerprint") == pair_set.fingerprint
+    splits = store.read(PAIRS.name, pair_set.tokenizer, ["split"], is_own)["split"]
+    for split in sorted(pc.unique(splits).to_pylist()):
+        pairs = load_pairs(store, pair_set, split=split, sides="any")
+        has_chosen, has_rejected = pairs.num_chosen_tokens > 0, pairs.num_rejected_tokens > 0
+        own = np.where(has_chosen, pairs.chosen_keys, pairs.rejected_keys)
+        other = next_prompts(_prompt_keys(store, pair_set, own), pairs.keys)
+        if not len(other):
+            continue
+        # Of two completions half of the pairs take the chosen one: by a bit of their own keys.
+        is_even = np.ascontiguousarray(pairs.keys).view(np.uint8).reshape(-1, 16)[:, 0] % 2 == 0
+        takes_chosen = has_chosen[other] & (is_even | ~has_rejected[other])
+        taken = np.where(takes_chosen, pairs.chosen_keys[other], pairs.rejected_keys[other])
+        for start in range(0, len(pairs), CHUNK_PAIRS):
+            part = slice(start, start + CHUNK_PAIRS)
+            yield pairs.keys[part], own[part], taken[part]
+
+
+def _prompt_keys(store: Store, pair_set: PairSet, sequence_keys: Keys) -> Keys:
+    described = store.read(SEQUENCES.name, pair_set.tokenizer, ["sequence_key", "prompt_key"])
+    known = to_keys(described["sequence_key"])
+    by_key = np.argsort(known)
+    places, _ = find_keys(sequence_keys, known[by_key])
+    return to_keys(described["prompt_key"])[by_key][places]
+
+
+def _mixed(reader: RowReader, own: Keys, other: Keys, limit: int | None) -> list[Sequence]:
+    """Return the sequences of some prompts with other completions, cut to the limit if need be."""
+    prompts, completions = reader.rows(key_array(own)), reader.rows(key_array(other))
+    mixed = []
+    for row, number in enumerate(prompts["num_prompt_tokens"].to_pylist()):
+        prompt = _ids(prompts, row)[:number]
+        start = completions["num_prompt_tokens"][row].as_py()
+        whole = np.concatenate([prompt, _ids(completions, row)[start:]]).astype(np.int32)
+        ids = whole[:limit]
+        mixed.append(
+            Sequence(
+                key=sequence_key(ids, number),
+                prompt_key=prompts["prompt_key"][row].as_py(),
+                text_key=None,
+                num_prompt_tokens=number,
+                ids=ids,
+                eos_lost=len(ids) < len(whole),
+                merges=False,
+            )
+        )
+    return mixed
+
+
+def _ids(rows: pa.Table, row: int) -> NDArray[np.int32]:
+    ids: NDArray[np.int32] = rows["ids"][row].values.to_numpy()
+    return ids

@@ -1,0 +1,124 @@
+"""Find the versions of pair sets that a store holds.
+
+``NAME`` means the newest version of a pair set, ``NAME@FINGERPRINT`` a given one.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import NoneType
+
+from offpref.stores.errors import PairSetError, StoreFormatError
+from offpref.stores.files.regular import parse_object
+from offpref.stores.schema import PAIR_SETS, REJECTS
+from offpref.stores.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSet:
+    """A complete version of a pair set, as its row in ``pair_sets`` describes it."""
+
+    name: str
+    fingerprint: str
+    tokenizer: str
+    form: str
+    num_rows: int
+    num_pairs: int
+    num_rejects: int
+    num_eos_lost: int
+    num_merges: int
+    settings: str
+    created_at: datetime
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether its completions were given as messages, which a chat template renders."""
+        return "(messages)" in self.form
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.fingerprint[:12]}"
+
+
+def pair_sets(store: Store) -> list[PairSet]:
+    """Return all complete versions of all pair sets, oldest first."""
+    found = []
+    for tokenizer in store.partitions(PAIR_SETS.name):
+        for row in store.read(PAIR_SETS.name, tokenizer).to_pylist():
+            _check_settings(row["settings"], Path(f"{PAIR_SETS.name}/{tokenizer}"))
+            counts = {name: row[name] for name in row if name.startswith("num_")}
+            described = PairSet(
+                name=row["pair_set"],
+                fingerprint=row["pair_set_fingerprint"],
+                tokenizer=tokenizer,
+                form=row["form"],
+                settings=row["settings"],
+                created_at=row["created_at"],
+                **counts,
+            )
+            found.append((row["created_at"], described))
+    return [described for _, described in sorted(found, key=lambda each: each[0])]
+
+
+# What is read of a pair set's settings here and there, and what it can be.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "max_length": (int, NoneType),
+    "template_date": (str, NoneType),
+    "template": (str, NoneType),
+    "eval_fraction": (int, float, NoneType),
+}
+
+
+def _check_settings(text: str, place: Path) -> None:
+    """Check the settings of a version before anybody relies on them.
+
+    Raises:
+        StoreFormatError: If they are no JSON object, or a field is of another type.
+    """
+    settings = parse_object(text.encode(), place)
+    for name, kinds in _SETTINGS.items():
+        if not isinstance(settings.get(name), kinds):
+            raise StoreFormatError(
+                f"{place}: expected settings whose {name} is of another type, got"
+                f" {settings[name]!r}; offpref did not write this"[:300]
+            )
+
+
+def time_of_version(store: Store, name: str) -> datetime:
+    """Return when a version that is made now was made: after all others of its name.
+
+    A name means its newest version, also where a clock went back, or another host's is ahead.
+    """
+    others = [each.created_at for each in pair_sets(store) if each.name == name]
+    now = datetime.now(UTC)
+    return max([now, *(each + timedelta(microseconds=1) for each in others)])
+
+
+def find_pair_set(store: Store, name: str) -> PairSet:
+    """Return the newest version of a pair set, or the one that ``NAME@FINGERPRINT`` names.
+
+    Raises:
+        PairSetError: If there is none, or more than one that begins with the fingerprint.
+    """
+    wanted, _, version = name.partition("@")
+    known = pair_sets(store)
+    found = [s for s in known if s.name == wanted and s.fingerprint.startswith(version)]
+    if not found:
+        names = ", ".join(str(each) for each in known) or "none"
+        raise PairSetError(f"{store.path}: no pair set is called {name!r}; there are: {names}")
+    if version and len({each.fingerprint for each in found}) > 1:
+        raise PairSetError(f"{name}: more than one version begins so: {', '.join(map(str, found))}")
+    return found[-1]
+
+
+def reject_counts(store: Store, pair_set: PairSet) -> dict[str, int]:
+    """Return how many rows of the pair set could not be used, by reason, most frequent first."""
+    if not pair_set.num_rejects:
+        return {}
+    rejects = store.read(
+        REJECTS.name,
+        pair_set.tokenizer,
+        columns=["reason"],
+        filters=[("pair_set_fingerprint", "=", pair_set.fingerprint)],
+    )
+    return dict(Counter(rejects["reason"].to_pylist()).most_common())

@@ -1,0 +1,220 @@
+"""The pairs of one split as a training run needs them: keys, lengths and weights, loaded whole.
+
+Ids and scores stay on disk until their step comes. The pairs are sorted by key, so that nothing
+depends on how they are stored. Cost: some 100 bytes a pair. Nothing here imports torch.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from offpref.pipeline.losses.names import Sides
+from offpref.pipeline.models.packing import Indices
+from offpref.pipeline.scores.tiers import Tier
+from offpref.stores.errors import PairSetError
+from offpref.stores.files.duplicates import to_hashes
+from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.keys import KEY_BYTES
+from offpref.stores.schema import LOGPS, PAIRS, ROW_HASH, SEQUENCES
+from offpref.stores.store import Store
+
+from .pair_sets import PairSet
+
+_LOGPS = Tier(name=LOGPS.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPairs:
+    """P pairs of one split, sorted by key. A completion of 0 tokens is not there."""
+
+    split: str
+    keys: Keys  # [P]
+    chosen_keys: Keys  # [P]
+    rejected_keys: Keys  # [P]
+    weights: NDArray[np.float64]  # [P]
+    num_prompt_tokens: Indices  # [P]
+    num_chosen_tokens: Indices  # [P]
+    num_rejected_tokens: Indices  # [P]
+    num_left_out: int
+    """Pairs without a chosen completion, which the loss cannot use."""
+    kl_keys: Keys | None = None  # [P]
+    """Mismatched sequence of each pair; None for a loss that estimates no KL."""
+    num_kl_tokens: Indices | None = None  # [P]
+    """Tokens of the mismatched sequence's completion."""
+    chosen_margin_rewards: NDArray[np.float64] | None = None  # [P, K]
+    """Rewards of the chosen completion for the other objectives; None without objectives."""
+    rejected_margin_rewards: NDArray[np.float64] | None = None  # [P, K]
+    """The same of the rejected completion."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def num_tokens(self) -> Indices:  # [P]
+        """Length of each pair's packed row."""
+        return self.num_prompt_tokens + self.num_chosen_tokens + self.num_rejected_tokens
+
+    def sequence_keys(self, numbers: Indices | slice = slice(None)) -> Keys:
+        """Return the keys of the sequences of some pairs, of all by default, each once, sorted."""
+        chosen = self.chosen_keys[numbers][self.num_chosen_tokens[numbers] > 0]
+        rejected = self.rejected_keys[numbers][self.num_rejected_tokens[numbers] > 0]
+        mismatched = np.empty(0, "S16") if self.kl_keys is None else self.kl_keys[numbers]
+        return np.unique(np.concatenate((chosen, rejected, mismatched)))
+
+    def digest(self) -> str:
+        """Return a hash of which pairs there are, of what sequences, and how they weigh."""
+        hasher = blake3(f"{self.split} {len(self)} ".encode())
+        for array in (self.keys, self.chosen_keys, self.rejected_keys):
+            hasher.update(np.ascontiguousarray(array).tobytes())
+        hasher.update(self.weights.astype("<f8").tobytes())
+        hasher.update(self.num_rejected_tokens.astype("<i8").tobytes())
+        return hasher.hexdigest(KEY_BYTES)
+
+    def margin_digest(self) -> str | None:
+        """Return a hash of the margin rewards; None where there are none."""
+        hasher = blake3()
+        for rewards in (self.chosen_margin_rewards, self.rejected_margin_rewards):
+            if rewards is None:
+                return None
+            hasher.update(np.ascontiguousarray(rewards.astype("<f8")).tobytes())
+        return hasher.hexdigest(KEY_BYTES)
+
+
+def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> TrainingPairs:
+    """Return the pairs of a split.
+
+    Args:
+        store: The store.
+        pair_set: The version of the pair set.
+        split: The split.
+        sides: Completions that the loss needs of a pair. For ``chosen`` rejected ones, and pairs
+            without a chosen one, are left out.
+
+    Raises:
+        PairSetError: If the split has no pairs that the loss can use, or, where it compares, a
+            pair has one completion only.
+    """
+    columns = ["pair_key", "chosen_key", "rejected_key", "weight"]
+    is_wanted = (pc.field("pair_set_fingerprint") == pair_set.fingerprint) & (
+        pc.field("split") == split
+    )
+    rows = store.read(PAIRS.name, pair_set.tokenizer, columns, is_wanted).combine_chunks()
+    has_chosen, has_rejected = (np.asarray(pc.is_valid(rows[n])) for n in columns[1:3])
+    num_single = int((~(has_chosen & has_rejected)).sum())
+    if sides == "both" and num_single:
+        raise PairSetError(
+            f"{pair_set}: expected two completions of each pair, {num_single:,} of "
+            f"{rows.num_rows:,} of split {split} have one; --loss-type sft trains on chosen ones, "
+            "--loss-type kto on any"
+        )
+    if sides == "chosen":
+        rows = rows.filter(pa.array(has_chosen))
+    if not rows.num_rows:
+        raise PairSetError(
+            f"{pair_set} has no pair of split {split!r} that the loss can use; "
+            f"it has: {_splits(store, pair_set)}"
+        )
+    num_left_out = int((~has_chosen).sum()) if sides == "chosen" else 0
+    return _sorted_pairs(store, pair_set, rows, split, sides, num_left_out=num_left_out)
+
+
+def _splits(store: Store, pair_set: PairSet) -> str:
+    """Return how many pairs of each split there are, for a person."""
+    rows = store.read(
+        PAIRS.name, pair_set.tokenizer, ["split"],
+        [("pair_set_fingerprint", "=", pair_set.fingerprint)],
+    )  # fmt: skip
+    counts = Counter(rows["split"].to_pylist())
+    return ", ".join(f"{number:,} of {name!r}" for name, number in counts.most_common()) or "none"
+
+
+def reference_digest(store: Store, scorer: str, sequence_keys: Keys, tier: Tier = _LOGPS) -> str:
+    """Return a hash of the stored scores of some sequences.
+
+    Args:
+        store: The store.
+        scorer: The reference's fingerprint.
+        sequence_keys: Keys of the sequences, sorted.
+        tier: Which of its scores.
+    """
+    is_of_tier = [(name, "=", value) for name, value in tier.equal.items()] or None
+    rows = store.read(tier.name, scorer, ["sequence_key", ROW_HASH.name], is_of_tier)
+    _, is_used = find_keys(to_keys(rows["sequence_key"]), sequence_keys)
+    hashes = np.sort(to_hashes(rows[ROW_HASH.name])[is_used])
+    return str(blake3(hashes.astype("<u8").tobytes()).hexdigest(KEY_BYTES))
+
+
+def key_array(keys: Keys) -> pa.Array:
+    """Return keys as Arrow sees them, ``fixed_size_binary(16)`` [N]."""
+    buffer = pa.py_buffer(np.ascontiguousarray(keys))
+    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer])
+
+
+def sequence_places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:
+    """Return where the sequences of some pairs are among the sorted keys of those that are known.
+
+    Raises:
+        PairSetError: If one is not known: the pairs may come from elsewhere.
+    """
+    places, is_there = find_keys(keys, known)
+    if not is_there.all():
+        raise PairSetError(f"{pair_set}: {(~is_there).sum():,} sequences are not in the store")
+    return places
+
+
+def _sorted_pairs(
+    store: Store,
+    pair_set: PairSet,
+    rows: pa.Table,
+    split: str,
+    sides: Sides,
+    *,
+    num_left_out: int,
+) -> TrainingPairs:
+    keys = to_keys(rows["pair_key"])
+    order = np.argsort(keys, kind="stable")
+    chosen = _side_keys(rows["chosen_key"])[order]
+    rejected = np.full(len(keys), b"", "S16")
+    if sides != "chosen":
+        rejected = _side_keys(rows["rejected_key"])[order]
+    described = store.read(
+        SEQUENCES.name,
+        pair_set.tokenizer,
+        ["sequence_key", "prompt_key", "num_prompt_tokens", "num_completion_tokens"],
+    )
+    known = to_keys(described["sequence_key"])
+    by_key = np.argsort(known)
+    prompts = to_keys(described["prompt_key"])[by_key]
+    num_prompt = np.asarray(described["num_prompt_tokens"])[by_key].astype(np.int64)
+    num_completion = np.asarray(described["num_completion_tokens"])[by_key].astype(np.int64)
+    both = []
+    for side in (chosen, rejected):
+        is_there = side != b""
+        places = np.zeros(len(keys), np.int64)
+        places[is_there] = sequence_places(side[is_there], known[by_key], pair_set)
+        both.append((is_there, places, np.where(is_there, num_completion[places], 0)))
+    (has_chosen, first, num_chosen), (has_rejected, second, num_rejected) = both
+    is_pair = has_chosen & has_rejected
+    if differing := int((prompts[first] != prompts[second])[is_pair].sum()):
+        raise PairSetError(f"{pair_set}: {differing:,} pairs have two prompts, expected one")
+    return TrainingPairs(
+        split=split,
+        keys=keys[order],
+        chosen_keys=chosen,
+        rejected_keys=rejected,
+        weights=np.asarray(rows["weight"])[order].astype(np.float64),
+        num_prompt_tokens=num_prompt[np.where(has_chosen, first, second)],
+        num_chosen_tokens=num_chosen,
+        num_rejected_tokens=num_rejected,
+        num_left_out=num_left_out,
+    )
+
+
+def _side_keys(column: pa.ChunkedArray) -> Keys:
+    """Return the keys of one side; empty where there is no completion."""
+    return to_keys(pc.fill_null(column, pa.scalar(bytes(KEY_BYTES), column.type)))

@@ -1,0 +1,1 @@
+"""Margin rewards of objectives, from models, functions and columns; reward models."""

@@ -1,0 +1,121 @@
+"""The margin rewards of a run: what other objectives say of its pairs' completions.
+
+An objective's rewards lie in the store's table ``rewards``, given to a text, a sequence, or a side
+of a pair; the nearest to the pair counts. ``NAME`` means the only source of that objective's
+rewards, ``NAME@FINGERPRINT`` a given one.
+
+Letters in shape comments: P pairs, K objectives.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from offpref.pipeline.pairs.pair_sets import PairSet
+from offpref.pipeline.pairs.splits import TrainingPairs
+from offpref.stores.errors import PairSetError
+from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.keys import KEY_BYTES
+from offpref.stores.schema import REWARDS, SEQUENCES
+from offpref.stores.store import Store
+
+Rewards = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Margins:
+    """Rewards of both completions of P pairs for K objectives."""
+
+    chosen: Rewards  # [P, K]
+    rejected: Rewards  # [P, K]
+
+
+def load_margins(
+    store: Store, pair_set: PairSet, pairs: TrainingPairs, objectives: Iterable[str]
+) -> Margins:
+    """Return the rewards of each pair's completions for each objective.
+
+    Args:
+        store: The store.
+        pair_set: Of the pairs.
+        pairs: Pairs with two completions each.
+        objectives: ``NAME`` or ``NAME@FINGERPRINT``.
+
+    Raises:
+        PairSetError: If an objective has no rewards, several sources, rewards that are not finite,
+            or misses completions; the message says how many and names the command.
+    """
+    chosen, rejected = [], []
+    texts = _text_keys(store, pair_set)
+    for objective in objectives:
+        name, _, version = objective.partition("@")
+        source = _source(store, pair_set, name, version)
+        rows = store.read(
+            REWARDS.name, source, ["subject", "subject_key", "reward"],
+            [("objective", "=", name)],
+        )  # fmt: skip
+        both = [_side_rewards(rows, pairs, side, texts) for side in ("chosen", "rejected")]
+        num_missing = sum(int(np.isnan(values).sum()) for values in both)
+        if num_missing:
+            raise PairSetError(
+                f"objective {name}@{source[:12]} has no finite reward for {num_missing:,} of "
+                f"{2 * len(pairs):,} completions of {pair_set}, split {pairs.split}; run: "
+                f"{_command(store, pair_set, name)}"
+            )
+        chosen.append(both[0])
+        rejected.append(both[1])
+    return Margins(chosen=np.stack(chosen, axis=1), rejected=np.stack(rejected, axis=1))
+
+
+def _source(store: Store, pair_set: PairSet, name: str, version: str) -> str:
+    """Return the partition that an objective's rewards lie in."""
+    sources: dict[str, list[str]] = {}
+    for partition in store.partitions(REWARDS.name):
+        for each in pc.unique(store.read(REWARDS.name, partition, ["objective"])["objective"]):
+            sources.setdefault(each.as_py(), []).append(partition)
+    found = [each for each in sources.get(name, []) if each.startswith(version)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        known = [f"{each}@{fp[:12]}" for each in sorted(sources) for fp in sources[each]]
+        raise PairSetError(
+            f"{store.path}: no rewards of objective {name + ('@' + version if version else '')!r}; "
+            f"there are: {', '.join(known) or 'none'}; run: {_command(store, pair_set, name)}"
+        )
+    choices = ", ".join(f"{name}@{each[:12]}" for each in sorted(found))
+    raise PairSetError(f"objective {name} has rewards of several sources, name one: {choices}")
+
+
+def _command(store: Store, pair_set: PairSet, name: str) -> str:
+    return f"offpref reward {store.path} --pair-set {pair_set} --objective {name} --from SOURCE"
+
+
+def _text_keys(store: Store, pair_set: PairSet) -> Mapping[str, Keys]:
+    """Return all sequences' keys, sorted, and their texts' keys; empty where ids were given."""
+    rows = store.read(SEQUENCES.name, pair_set.tokenizer, ["sequence_key", "text_key"])
+    sequences = to_keys(rows["sequence_key"])
+    texts = to_keys(pc.fill_null(rows["text_key"], pa.scalar(bytes(KEY_BYTES), pa.binary(16))))
+    order = np.argsort(sequences)
+    return {"sequences": sequences[order], "texts": texts[order]}
+
+
+def _side_rewards(
+    rows: pa.Table, pairs: TrainingPairs, side: str, texts: Mapping[str, Keys]
+) -> Rewards:  # [P]
+    """Return the rewards of one side, NaN where there is none that is finite."""
+    sequences = pairs.chosen_keys if side == "chosen" else pairs.rejected_keys
+    places, _ = find_keys(sequences, texts["sequences"])
+    keys = {"text": texts["texts"][places], "sequence": sequences, side: pairs.keys}
+    rewards = np.full(len(pairs), np.nan)
+    for subject, wanted in keys.items():  # what is nearer to the pair comes later
+        own = rows.filter(pc.equal(rows["subject"], subject))
+        known = to_keys(own["subject_key"])
+        order = np.argsort(known)
+        found, is_there = find_keys(wanted, known[order])
+        values = np.asarray(own["reward"])[order]
+        rewards[is_there] = values[found[is_there]]
+    return np.where(np.isfinite(rewards), rewards, np.nan)

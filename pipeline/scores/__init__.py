@@ -1,0 +1,1 @@
+"""Stage one: what the reference says of every sequence, once."""

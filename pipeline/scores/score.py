@@ -1,0 +1,158 @@
+"""Stage one: write what the reference says of every sequence of a pair set, once.
+
+Only sequences that this scorer has not scored are computed; if there are none, no model is loaded,
+and neither torch nor transformers is imported. Scores are committed as they come, so a killed run
+goes on from its last commit.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from offpref.pipeline.models.fingerprints import (
+    model_config,
+    name_scorer,
+    say_former,
+    scorer_spec,
+)
+from offpref.pipeline.pairs.pair_sets import PairSet
+from offpref.pipeline.pairs.tokenization import TokenizerSpec, tokenizer_files, tokenizer_spec
+from offpref.pipeline.progress import Progress
+from offpref.stores.errors import ModelError
+from offpref.stores.store import Store
+
+from .dry_run import DryRun, estimate
+from .scorer import Scorer
+from .settings import ScoreSettings
+from .tiers import Tier
+from .wanted import Wanted
+from .workers import Worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSummary:
+    """What a run of stage one did."""
+
+    pair_set: PairSet
+    is_added: bool
+    """Whether this run added the pair set."""
+    model: str
+    """Name of the reference's folder."""
+    scorer: str
+    """Fingerprint under which the scores lie."""
+    precision: str
+    num_sequences: int
+    num_new: int
+    num_tokens: int
+    """Tokens of the new sequences, prompts counted for each."""
+    num_computed_tokens: int
+    """Tokens that went through the model: prompts once a row, without padding."""
+    seconds: float
+    num_bytes: int
+    """Bytes written."""
+    was_loaded: bool
+    """Whether the model had to be loaded."""
+    num_new_rows: dict[Tier, int]
+    """Rows written, by tier."""
+
+    @property
+    def num_cached(self) -> int:
+        """Sequences whose scores were there, or came from another worker meanwhile."""
+        return self.num_sequences - self.num_new
+
+
+def score(store: Store, settings: ScoreSettings, progress: Progress | None = None) -> ScoreSummary:
+    """Score what is missing of a pair set.
+
+    Raises:
+        ValueError: If a setting takes no effect.
+        ModelError: If the model is missing, incomplete, or does not fit the pair set.
+        PairSetError: If the store has no such pair set.
+        SourceError: If the data cannot be read.
+        StoreError: If the store cannot be read or written.
+    """
+    progress = progress or Progress()
+    started = time.monotonic()
+    spec, source, scorer = _prepared(store, settings, progress)
+    name_scorer(store, spec, settings.model)
+    scorer.run()
+    return ScoreSummary(
+        pair_set=source.pair_set(),
+        is_added=source.is_added,
+        model=settings.model.resolve().name,
+        precision=settings.precision,
+        scorer=scorer.fingerprint,
+        num_sequences=len(source.wanted()),
+        num_new=scorer.num_new,
+        num_tokens=scorer.num_tokens,
+        num_computed_tokens=scorer.num_computed_tokens,
+        seconds=time.monotonic() - started,
+        num_bytes=scorer.writer.num_bytes,
+        was_loaded=scorer.was_loaded,
+        num_new_rows=scorer.writer.num_rows,
+    )
+
+
+def dry_run(store: Store, settings: ScoreSettings) -> DryRun:
+    """Return what :func:`score` would cost; nothing is scored or written.
+
+    Raises:
+        PairSetError: If the pair set is not in the store yet.
+        The others as for :func:`score`.
+    """
+    _, source, scorer = _prepared(store, settings, Progress(), is_adder=False)
+    return estimate(scorer, store, source.is_complete)
+
+
+def _prepared(
+    store: Store, settings: ScoreSettings, progress: Progress, *, is_adder: bool | None = None
+) -> tuple[Mapping[str, object], Wanted, Scorer]:
+    """Return the spec of the reference, what it shall score, and who will."""
+    model_tokenizer = _model_tokenizer(settings.model, store)
+    spec = scorer_spec(
+        settings.model,
+        precision=settings.precision,
+        vocabulary=model_tokenizer.vocabulary if model_tokenizer else None,
+        store=store,
+    )
+    say_former(store, settings.model, spec)
+    worker = Worker.from_environment(is_sharded=settings.shard_model)
+    if settings.shard_model and worker.world_size == 1:
+        raise ValueError("shard_model takes no effect on one process; start several with torchrun")
+    source = Wanted(
+        store,
+        settings.pair_set,
+        settings.data,
+        is_adder=worker.rank == 0 if is_adder is None else is_adder,
+        with_kl_pairs=settings.kl_pairs,
+    )
+    _check_tokenizer(settings.model, model_tokenizer, source)
+    return spec, source, Scorer(store, settings, spec, source, worker, progress)
+
+
+def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:
+    """Return the spec of the model's own tokenizer; None if its folder has none."""
+    model_config(folder)  # says so if the folder is no model
+    try:
+        tokenizer_files(folder)
+    except ModelError:
+        return None
+    return tokenizer_spec(folder, store)
+
+
+def _check_tokenizer(folder: Path, ours: TokenizerSpec | None, source: Wanted) -> None:
+    """Refuse a model whose tokenizer gives other ids than the pair set's, naming what differs."""
+    theirs, template = source.tokenizer_fields()
+    if ours is None:
+        return
+    differing = [
+        name for name, value in ours.without_template().items() if theirs.get(name) != value
+    ]
+    if template is not None and ours.template not in (None, template):
+        differing.append("template")
+    if differing:
+        raise ModelError(
+            f"{folder}: expected the tokenizer of pair set {source.name}, "
+            f"its {', '.join(differing)} differs; add the data with --tokenizer {folder}"
+        )

@@ -1,0 +1,1 @@
+"""Stage two: training runs, sweeps, their checkpoints and records."""

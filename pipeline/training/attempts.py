@@ -1,0 +1,122 @@
+"""How a run begins in its output folder: anew, from where it was left, or not at all."""
+
+import shutil
+from typing import Any
+from uuid import uuid4
+
+from offpref.pipeline.models.devices import Processes
+from offpref.pipeline.models.fingerprints import model_config
+from offpref.pipeline.models.folders import read_run, write_run
+from offpref.pipeline.models.relevant_config import are_same_model
+from offpref.stores.errors import TrainingError
+from offpref.stores.files.placing import clear_write_errors
+
+from .plan import POLICY_CONFIG, TrainingPlan
+from .policies import num_warmup_steps
+from .settings import ROUNDING_ONLY
+
+
+def begin_run(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
+    """Return what ``run.json`` shall say, as the first rank sees it; nothing is written yet.
+
+    Raises:
+        TrainingError: If the run cannot be resumed, because what it depends on has changed.
+    """
+    run = None
+    if processes.is_first:
+        has_run = plan.settings.resume and read_run(plan.settings.output_dir) is not None
+        run = resumed_run(plan) if has_run else _fresh(plan)
+    return dict(processes.gather(run)[0])
+
+
+def write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> None:
+    """Write ``run.json`` on the first rank, into an empty folder if an earlier run goes.
+
+    Raises:
+        StoreWriteError: If the file system refuses.
+    """
+    output = plan.settings.output_dir
+    processes.wait()  # all have looked at the folder, before one of them writes into it
+    if not processes.is_first:
+        return
+    if plan.settings.overwrite and output.is_dir():
+        with clear_write_errors(output):
+            shutil.rmtree(output)
+    write_run(output, run)
+
+
+def resumed_run(plan: TrainingPlan) -> dict[str, Any]:
+    """Return the run to go on with, or that is finished.
+
+    Raises:
+        TrainingError: If what it depends on by more than rounding has changed.
+    """
+    run = read_run(plan.settings.output_dir)
+    assert run is not None  # the caller has looked
+    for name, before, value in _changes(plan, run):
+        if name not in ROUNDING_ONLY:
+            raise TrainingError(
+                f"{plan.settings.output_dir} cannot be resumed: {name} was {before!r} and is "
+                f"{value!r}; --overwrite starts again"
+            )
+    if run["is_finished"]:
+        return run
+    return {
+        **run,
+        "attempt": int(run["attempt"]) + 1,
+        "depends_on": {**run["depends_on"], **plan.depends_on},
+        "num_warmup_steps": _warmup_of(plan, run),
+    }
+
+
+def rounding_changes(plan: TrainingPlan) -> list[str]:
+    """Return a line for each setting that is another one than before, and changes rounding."""
+    run = read_run(plan.settings.output_dir) if plan.settings.resume else None
+    if run is None:
+        return []
+    return [
+        f"note: {name} was {before!r} and is {value!r}: from here on results differ by rounding "
+        "from those of an unbroken run"
+        for name, before, value in _changes(plan, run)
+    ]
+
+
+def _changes(plan: TrainingPlan, run: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return what the run depends on and is another now: its name, before, now."""
+    before = dict(run["depends_on"])
+    before.setdefault(POLICY_CONFIG, _former_policy_config(plan))
+    return [
+        (name, before.get(name), value)
+        for name, value in plan.depends_on.items()
+        if before.get(name) != value
+    ]
+
+
+def _former_policy_config(plan: TrainingPlan) -> str:
+    """Return the policy's configuration of a run that does not name it, as far as it can be told.
+
+    What a finished run wrote has it; nothing else says that it is another one than now.
+    """
+    now = str(plan.depends_on[POLICY_CONFIG])
+    written = plan.settings.output_dir / "config.json"
+    if not written.is_file():
+        return now
+    own, policy = model_config(written.parent), model_config(plan.settings.model)
+    return now if are_same_model(own, policy) else f"that in {written}"
+
+
+def _fresh(plan: TrainingPlan) -> dict[str, Any]:
+    return {
+        "run_id": uuid4().hex,
+        "attempt": 0,
+        "is_finished": False,
+        "depends_on": plan.depends_on,
+        "num_warmup_steps": num_warmup_steps(plan.settings, plan.num_steps),
+    }
+
+
+def _warmup_of(plan: TrainingPlan, run: dict[str, Any]) -> int:
+    """Return the steps that warm up; a run that does not say it has rounded them to the nearest."""
+    if "num_warmup_steps" in run:
+        return int(run["num_warmup_steps"])
+    return plan.settings.warmup_steps or round((plan.settings.warmup_ratio or 0.0) * plan.num_steps)

@@ -1,0 +1,152 @@
+"""Take what a store's runs measured elsewhere: TensorBoard event files, or plain Parquet.
+
+The folder appears whole or not at all and needs nothing of the store afterwards.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from uuid import uuid4
+
+from offpref.stores.errors import StoreWriteError
+from offpref.stores.files.placing import clear_write_errors, make_folder, move_synced
+from offpref.stores.query.catalog import Catalog
+from offpref.stores.query.formats import write_parquet
+from offpref.stores.query.views import view_names
+
+from .boards import Board, check_tensorboard
+
+_STEPS = """
+-- param run runs: runs to export; all if not given
+select
+  latest_runs.run,
+  coalesce(epoch(latest_runs.started_at), 0) as started_at,
+  steps.*
+from steps
+join latest_runs using (run_id)
+where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+order by
+  latest_runs.run,
+  steps.step,
+  steps.split
+"""
+_VIEW = "select * from {view}"
+_VIEW_OF_RUNS = """
+-- param run runs: runs to export
+select * from {view} where list_contains($run::uuid[], run_id)
+"""
+
+
+def export_tensorboard(
+    catalog: Catalog, output: Path, *, runs: str | None = None, overwrite: bool = False
+) -> int:
+    """Write every run's steps as event files, a folder a run, and return how many runs.
+
+    Args:
+        catalog: The store's views.
+        output: Folder to make.
+        runs: Names of runs, commas between them; None exports all.
+        overwrite: Replace what is at ``output``.
+
+    Raises:
+        ValueError: If a run is not there, or tensorboard is not installed.
+        StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
+    """
+    check_tensorboard()
+    with whole_folder(output, overwrite=overwrite) as folder:
+        found = catalog.answer(_STEPS, parameters=_given(runs))
+        rows = (dict(zip(found.columns, row, strict=True)) for row in found.rows)
+        used: set[str] = set()
+        for run, steps in groupby(rows, key=lambda row: str(row["run"])):
+            name = _folder_name(run, used)
+            board = Board(folder / name)
+            wall_time = None
+            for step in steps:
+                # A step has no time of its own, but the run has, and steps say how long they took.
+                wall_time = (wall_time or float(step["started_at"])) + float(step["seconds"])
+                board.add_step(step, wall_time=wall_time)
+            board.close()
+        return len(used)
+
+
+def export_parquet(
+    catalog: Catalog,
+    output: Path,
+    *,
+    runs: str | None = None,
+    views: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[str]:
+    """Write each view as ``<view>.parquet``, and return the views' names. Keys are text in them.
+
+    Args:
+        catalog: The store's views.
+        output: Folder to make.
+        runs: Names of runs, commas between them: views with a column ``run_id`` have their rows
+            alone; None exports all.
+        views: Names of views; none stands for all.
+        overwrite: Replace what is at ``output``.
+
+    Raises:
+        ValueError: If a run or a view is not there.
+        StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
+    """
+    for view in views:
+        if view not in view_names():
+            known = ", ".join(sorted(view_names()))
+            raise ValueError(f"no view is called {view!r}; there are: {known}")
+    wanted = [view for view in view_names() if not views or view in views]
+    with whole_folder(output, overwrite=overwrite) as folder:
+        for view in wanted:
+            columns = catalog.answer(_VIEW.format(view=view), limit=0).columns
+            is_of_runs = runs is not None and "run_id" in columns
+            sql = (_VIEW_OF_RUNS if is_of_runs else _VIEW).format(view=view)
+            write = partial(write_parquet, path=folder / f"{view}.parquet")
+            catalog.read_batches(sql, write, parameters=_given(runs) if is_of_runs else None)
+    return wanted
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; with all that is in it at the end it becomes ``path``.
+
+    Raises:
+        StoreWriteError: If ``path`` exists, is not empty and may not be replaced, or the file
+            system refuses.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreWriteError(f"{path} is no folder; name another one")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise StoreWriteError(f"{path} is not empty; name a new folder, or --overwrite replaces it")
+    beside = path.absolute().with_name(f".{path.absolute().name}.{uuid4().hex[:8]}.partial")
+    replaced = beside.with_suffix(".replaced")
+    with clear_write_errors(path):
+        make_folder(path.absolute().parent)
+        try:
+            beside.mkdir()
+            yield beside
+            if path.exists():
+                path.rename(replaced)
+            move_synced(beside, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _given(runs: str | None) -> dict[str, str]:
+    return {} if runs is None else {"run": runs}
+
+
+def _folder_name(run: str, used: set[str]) -> str:
+    """Return a name that any file system takes, and that no other run has."""
+    plain = re.sub(r"[^\w@.+-]", "_", run).lstrip(".") or "run"
+    name, number = plain, 1
+    while name in used:
+        number += 1
+        name = f"{plain}-{number}"
+    used.add(name)
+    return name

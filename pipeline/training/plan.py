@@ -1,0 +1,268 @@
+"""What a training run will do, checked before any work: pairs, reference, loss, steps.
+
+Everything that can be wrong with the data or the settings is found here, before a model is loaded
+or a file is written.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offpref.pipeline.losses.registry import OPTION_NAMES
+from offpref.pipeline.losses.training_loss import MODIFIERS, TrainingLoss, settled_loss
+from offpref.pipeline.models.fingerprints import max_positions, model_config, weights_hash
+from offpref.pipeline.models.packing import Indices
+from offpref.pipeline.models.relevant_config import relevant_config
+from offpref.pipeline.pairs.mismatched import find_kl_keys
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
+from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs, reference_digest
+from offpref.pipeline.pairs.step_order import epoch_steps
+from offpref.pipeline.pairs.tokenization import tokenizer_spec
+from offpref.pipeline.rewards.margins import load_margins
+from offpref.pipeline.scores.kl_sources import find_kl_source
+from offpref.pipeline.scores.references import Reference, ReferenceRequest, find_reference
+from offpref.pipeline.scores.tiers import KL_TIERS, KlSource
+from offpref.stores.errors import ModelError, PairSetError
+from offpref.stores.keys import fingerprint
+from offpref.stores.store import Store
+
+from .boards import check_tensorboard
+from .settings import ROUNDING_ONLY, TrainSettings
+
+POLICY_CONFIG = "policy configuration"
+"""Name of what a forward pass of the policy depends on beside its weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """A run that can start."""
+
+    store_path: Path
+    settings: TrainSettings
+    pair_set: PairSet
+    pairs: TrainingPairs
+    eval_pairs: TrainingPairs | None
+    reference: Reference | None
+    loss: TrainingLoss
+    kl: KlSource | None
+    """What KLs are taken against; None where the run takes none."""
+    digests: dict[str, str | None]
+    """What the run reads, hashed, by a name that a person understands."""
+    num_warmup_steps: int | None = None
+    """Steps that warm up, as the run says that is resumed; None for what the settings say."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.settings.run_name or self.settings.output_dir.resolve().name
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.pairs) // self.settings.pairs_per_step
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        epochs = 1.0 if self.settings.num_epochs is None else self.settings.num_epochs
+        return self.settings.max_steps or int(epochs * self.steps_per_epoch)
+
+    @property
+    def config_fingerprint(self) -> str:
+        """Hash of all that the results depend on by more than rounding."""
+        dropped = {*ROUNDING_ONLY}
+        if self.reference is not None and self.reference.is_policy:
+            dropped.add(POLICY_CONFIG)  # the reference's fingerprint says it
+        kept = {k: v for k, v in self.depends_on.items() if k not in dropped}
+        return fingerprint(kept)
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """All that a resumed run must share with the run it goes on with, by name."""
+        settings = self.settings.results_depend_on()
+        told = {"loss_type", *OPTION_NAMES, *MODIFIERS}  # the loss says which of them act
+        given = {name: value for name, value in settings.items() if name not in told}
+        kl = self.kl.described() if self.kl and self.loss.needs_forward_kl else {}
+        return {**given, **self.loss.described(), **kl, **self.digests}
+
+    def epoch(self, epoch: int) -> Indices:  # [S, N]
+        """Return the pairs of each step of an epoch, from 0 on."""
+        return epoch_steps(
+            self.pairs.keys,
+            self.pairs.num_tokens,
+            seed=self.settings.seed,
+            epoch=epoch,
+            pairs_per_step=self.settings.pairs_per_step,
+        )
+
+
+def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
+    """Return the plan of a run.
+
+    Raises:
+        ValueError: If a setting cannot act, or the output folder is not free.
+        PairSetError: If the pairs cannot be used, or scores are missing.
+        ModelError: If the policy does not fit the pairs.
+    """
+    loss = settled_loss(settings)
+    if settings.report_to is not None:
+        check_tensorboard()
+    _check_folders(store, settings)
+    takes_kl = loss.needs_forward_kl or settings.kl_metrics
+    if settings.reference is not None and not (loss.needs_reference or takes_kl):
+        raise ValueError(f"reference takes no effect on {loss.name}, which needs none")
+    if settings.kl_tier is not None and not takes_kl:
+        raise ValueError(f"kl_tier takes no effect on {loss.name} without kl_metrics")
+    pair_set = find_pair_set(store, settings.pair_set)
+    _check_tokenizer(store, settings.model, pair_set)
+    splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
+    found = [_load(store, pair_set, split, loss) for split in splits]
+    _check_lengths(settings.model, pair_set, found)
+    reference = kl = None
+    if loss.needs_reference or takes_kl:
+        request = _request(settings, pair_set, found, loss)
+        reference = find_reference(store, request)
+    if takes_kl:
+        assert reference is not None
+        why = loss.name if loss.needs_forward_kl else "kl_metrics"
+        kl = find_kl_source(store, request, reference, found, kl_tier=settings.kl_tier, why=why)
+    plan = TrainingPlan(
+        store_path=store.path,
+        settings=settings,
+        pair_set=pair_set,
+        pairs=found[0],
+        eval_pairs=found[1] if len(found) > 1 else None,
+        reference=reference,
+        loss=loss,
+        kl=kl,
+        digests=_digests(
+            store,
+            settings,
+            found,
+            reference if loss.needs_reference else None,  # of metrics nothing depends
+            kl if loss.needs_forward_kl else None,
+        ),
+    )
+    _check_steps(plan)
+    return plan
+
+
+def _load(store: Store, pair_set: PairSet, split: str, loss: TrainingLoss) -> TrainingPairs:
+    """Return the pairs of a split with all that the loss needs beside the reference's scores."""
+    pairs = load_pairs(store, pair_set, split=split, sides=loss.sides)
+    if loss.needs_kl_pairs:
+        keys, num_tokens = find_kl_keys(store, pair_set, pairs)
+        pairs = replace(pairs, kl_keys=keys, num_kl_tokens=num_tokens)
+    if loss.objectives:
+        margins = load_margins(store, pair_set, pairs, loss.objectives)
+        pairs = replace(
+            pairs,
+            chosen_margin_rewards=margins.chosen,
+            rejected_margin_rewards=margins.rejected,
+        )
+    return pairs
+
+
+def _request(
+    settings: TrainSettings,
+    pair_set: PairSet,
+    found: list[TrainingPairs],
+    loss: TrainingLoss,
+) -> ReferenceRequest:
+    takes_kl = loss.needs_forward_kl or settings.kl_metrics
+    return ReferenceRequest(
+        named=settings.reference,
+        policy=settings.model,
+        precision=settings.precision,
+        pair_set=pair_set,
+        sequence_keys=np.unique(np.concatenate([pairs.sequence_keys() for pairs in found])),
+        needs_kl_pairs=loss.needs_kl_pairs,
+        options=f"--tier {settings.kl_tier or KL_TIERS[0]}" if takes_kl else "",
+    )
+
+
+def _digests(
+    store: Store,
+    settings: TrainSettings,
+    found: list[TrainingPairs],
+    reference: Reference | None,
+    kl: KlSource | None,
+) -> dict[str, str | None]:
+    """Hash what the run reads. Held-out data changes no parameter and is not a part of it."""
+    pairs = found[0]
+    margins = pairs.margin_digest()
+    kl_scores = {}
+    if reference is not None and kl is not None:
+        keys = pairs.sequence_keys()
+        kl_scores["reference distributions"] = reference_digest(
+            store, reference.fingerprint, keys, kl.tier
+        )
+    return {
+        **({} if margins is None else {"margin rewards": margins}),
+        **kl_scores,
+        "pairs": pairs.digest(),
+        "policy": weights_hash(settings.model, store),
+        POLICY_CONFIG: fingerprint(relevant_config(model_config(settings.model), store)),
+        "reference": reference.fingerprint if reference else None,
+        "reference scores": reference_digest(store, reference.fingerprint, pairs.sequence_keys())
+        if reference
+        else None,
+    }
+
+
+def _check_folders(store: Store, settings: TrainSettings) -> None:
+    model_config(settings.model)  # says so if the folder is no model
+    output = settings.output_dir.resolve()
+    if output in (settings.model.resolve(), store.path.resolve()):
+        raise ValueError(f"output_dir {settings.output_dir} is the policy's or the store's own")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output_dir {settings.output_dir} is a file")
+    is_taken = output.is_dir() and any(output.iterdir())
+    has_run = (output / "run.json").exists()
+    if is_taken and not settings.resume and not settings.overwrite:
+        hint = "--resume goes on with it, --overwrite replaces it" if has_run else "choose another"
+        raise ValueError(f"output_dir {settings.output_dir} is not empty; {hint}")
+    if is_taken and not has_run:
+        raise ValueError(
+            f"output_dir {settings.output_dir} holds something else than a run; choose another"
+        )
+
+
+def _check_steps(plan: TrainingPlan) -> None:
+    num_pairs, size = len(plan.pairs), plan.settings.pairs_per_step
+    if not plan.steps_per_epoch:
+        raise ValueError(
+            f"pairs_per_step is {size}, and split {plan.pairs.split} of {plan.pair_set} has "
+            f"{num_pairs:,} pairs: not one step"
+        )
+    if not plan.num_steps:
+        raise ValueError(f"num_epochs is {plan.settings.num_epochs}: not one step")
+
+
+def _check_lengths(folder: Path, pair_set: PairSet, found: list[TrainingPairs]) -> None:
+    limit = max_positions(model_config(folder))
+    for pairs in found:
+        completions = [pairs.num_chosen_tokens, pairs.num_rejected_tokens]
+        completions += [] if pairs.num_kl_tokens is None else [pairs.num_kl_tokens]
+        longest = pairs.num_prompt_tokens + np.maximum.reduce(completions)
+        if limit is not None and longest.max() > limit:
+            raise ModelError(
+                f"{folder}: expected sequences of at most {limit} tokens, {pair_set} has some of "
+                f"up to {longest.max()}; add the data with --max-length {limit}"
+            )
+
+
+def _check_tokenizer(store: Store, folder: Path, pair_set: PairSet) -> None:
+    """Refuse a policy whose tokenizer gives other ids than the pair set's."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((folder / name).exists() for name in names):
+        return
+    theirs: dict[str, Any] = store.read_spec(pair_set.tokenizer)
+    own = tokenizer_spec(folder, store).without_template()
+    if differing := [name for name, value in own.items() if theirs.get(name) != value]:
+        raise PairSetError(
+            f"{folder}: expected the tokenizer of pair set {pair_set}, its "
+            f"{', '.join(differing)} differs; add the data with --tokenizer {folder}"
+        )

@@ -1,0 +1,413 @@
+"""Stage two: train a policy on the pairs of a store, against stored scores of the reference.
+
+The reference is never loaded. What is measured goes to the store while the run goes on, and the
+output folder ends as a model that transformers loads. A run that was killed or interrupted goes on
+from its last checkpoint as if nothing had happened.
+"""
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offpref.pipeline.models.devices import Processes, join_processes, keep_freed_memory
+from offpref.pipeline.models.folders import read_run, write_run
+from offpref.pipeline.models.out_of_memory import (
+    LOAD_ADVICE,
+    OutOfMemoryError,
+    clear_memory_errors,
+)
+from offpref.pipeline.models.scoring_model import ScoringModel
+from offpref.pipeline.models.tensor_files import tensor_errors
+from offpref.pipeline.progress import Progress
+from offpref.stores.errors import StoreError, StoreWriteError
+from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
+
+from .attempts import begin_run, resumed_run, rounding_changes, write_begin
+from .boards import FOLDER as BOARD_FOLDER
+from .boards import Board
+from .checkpoints import (
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+    whole_state,
+)
+from .measurements import Measured
+from .plan import TrainingPlan
+from .policies import load_policy, make_optimizer, trainable, write_policy
+from .run_records import RunRecords
+from .step_checks import check_passes
+from .trainer import Trainer
+
+PARTIAL = ".partial-policy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSummary:
+    """What a run did."""
+
+    run_id: str
+    name: str
+    attempt: int
+    reference: str | None
+    is_own_reference: bool
+    """Whether the policy starts from the reference's weights."""
+    kl_source: str | None
+    """What KLs were taken against, None for no KLs: the tier, and what that makes them."""
+    num_resumed: int
+    """Steps that an earlier attempt had done."""
+    num_steps: int
+    """Steps done by now."""
+    first: Measured | None
+    """What the first step of this attempt measured."""
+    last: Measured | None
+    held_out: tuple[Measured, ...]
+    """What its first and last evaluation measured of held-out pairs; empty where none was."""
+    num_pairs: int
+    num_tokens: int
+    seconds: float
+    data_wait_seconds: float
+    output_dir: Path
+    is_first: bool
+    """Whether this process speaks for all of them."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after a checkpoint was written; its message says how to go on."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """What a shell shows for a process that this signal ended."""
+
+
+def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
+    """Run a plan to its end.
+
+    Raises:
+        TrainingError: If a loss is not finite, the policy is not what the store says, or a run
+            cannot be resumed because its data or settings have changed.
+        ModelError: If the policy cannot be loaded.
+        StoreError: If the store or the output folder cannot be written.
+        Interrupted: On Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    progress = progress or Progress()
+    processes = join_processes(plan.settings.device)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
+    progress = progress if processes.is_first else Progress()
+    run = begin_run(plan, processes)
+    if run["is_finished"]:
+        return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
+    plan = replace(plan, num_warmup_steps=int(run["num_warmup_steps"]))
+    with clear_memory_errors(LOAD_ADVICE):
+        policy = load_policy(plan.settings, processes)
+    check_passes(plan, policy, processes)
+    _say(plan, policy, progress)
+    write_begin(plan, run, processes)  # a policy that cannot be loaded leaves the folder as it is
+    optimizer = make_optimizer(policy, plan.settings)
+    num_done = 0
+    checkpoint = newest_checkpoint(plan.settings.output_dir) if plan.settings.resume else None
+    if checkpoint is not None:
+        num_done = int(read_state(checkpoint)["step"])
+        load_checkpoint(checkpoint, policy, optimizer, processes=processes)
+    with _recording(plan, run, policy, num_done, processes) as records:
+        trainer = Trainer(plan, policy, optimizer, processes, records, progress)
+        if checkpoint is not None:
+            trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
+        save = _saver(plan, run, policy, optimizer, processes, records, trainer)
+        with _stopping(trainer) as heard:
+            done = _run(trainer, records, num_done, save, plan)
+        if trainer.is_interrupted:
+            raise Interrupted(
+                f"interrupted: step {done} of {plan.num_steps} is saved in "
+                f"{plan.settings.output_dir}; --resume goes on",
+                *heard[:1],
+            )
+        with _recorded(records, lambda: done):
+            _write_result(policy, plan, processes, lambda: save(done))
+        if records is not None:
+            records.add_event("finished", done)
+        if processes.is_first:
+            write_run(plan.settings.output_dir, {**run, "is_finished": True})
+    return _summary(plan, run, processes, trainer, num_resumed=num_done)
+
+
+@contextmanager
+def _recording(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    policy: ScoringModel,
+    num_done: int,
+    processes: Processes,
+) -> Iterator[RunRecords | None]:
+    """Give the first rank its records, and end their thread whatever happens."""
+    if not processes.is_first:
+        yield None
+        return
+    records = _open_records(plan, run, policy, num_done)
+    try:
+        yield records
+    finally:
+        records.close()
+
+
+def _saver(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    policy: ScoringModel,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    records: RunRecords | None,
+    trainer: Trainer,
+) -> Callable[[int], None]:
+    """Return what writes a checkpoint of a step, once all before it is in the store."""
+
+    def save(step: int) -> None:
+        if records is not None:
+            records.flush()
+        state = {"run_id": run["run_id"], "attempt": run["attempt"], "step": step}
+        save_checkpoint(
+            plan.settings.output_dir, policy, optimizer,
+            {**state, "tie_tolerance": trainer.tie_tolerance},
+            processes=processes, keep=plan.settings.keep,
+        )  # fmt: skip
+        if records is not None:
+            records.add_event("saved", step)
+
+    return save
+
+
+def _run(
+    trainer: Trainer,
+    records: RunRecords | None,
+    num_done: int,
+    save: Callable[[int], None],
+    plan: TrainingPlan,
+) -> int:
+    """Run the steps and write down how it ended; where memory ends, keep the steps before."""
+    if records is not None:
+        records.add_event("started", num_done)
+    with _recorded(records, lambda: trainer.history[-1][0] if trainer.history else num_done):
+        try:
+            done = trainer.run(num_done, save)
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(f"{error}; {_kept(trainer, save, plan)}") from error
+    if trainer.is_interrupted and records is not None:
+        records.add_event("interrupted", done)
+    return done
+
+
+@contextmanager
+def _recorded(records: RunRecords | None, step: Callable[[], int]) -> Iterator[None]:
+    """Let the store say how a run ended that ends with an error."""
+    try:
+        yield
+    except BaseException as error:  # raised again
+        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if records is not None:
+            with suppress(StoreError):  # the store itself may be what failed
+                records.add_event(event, step(), str(error) or type(error).__name__)
+        raise
+
+
+def _kept(trainer: Trainer, save: Callable[[int], None], plan: TrainingPlan) -> str:
+    """Save the steps before one that failed, if they are still whole; return where it stands."""
+    step = trainer.put_back()
+    if step:
+        with suppress(StoreError, MemoryError, RuntimeError):
+            save(step)
+    return _state_of(plan)
+
+
+def _state_of(plan: TrainingPlan) -> str:
+    """Return what --resume would do, in words."""
+    checkpoint = newest_checkpoint(plan.settings.output_dir)
+    if checkpoint is None:
+        return "no step is saved, --resume starts again"
+    return f"step {int(read_state(checkpoint)['step'])} is saved, --resume goes on from there"
+
+
+def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
+    """Tell what a person should know before the first step."""
+    for line in rounding_changes(plan):
+        progress.note(line)
+    if any(parameter.dtype == torch.bfloat16 for parameter in trainable(policy).values()):
+        what = "weights" if plan.settings.lora_r is None else "the adapter's weights"
+        progress.note(
+            f"note: --precision bf16 keeps {what} and the optimizer's state in bf16: an update "
+            "smaller than half the last bit of a weight is lost; --precision bf16-autocast, in "
+            "score and train, keeps them in float32"
+        )
+    if policy.report is not None and policy.report.message:
+        progress.note(policy.report.message)
+    if plan.pairs.num_left_out:
+        progress.note(
+            f"{plan.pairs.num_left_out:,} pairs of split {plan.pairs.split} are left out: they "
+            "have no chosen completion"
+        )
+
+
+def is_trained(plan: TrainingPlan) -> bool:
+    """Return whether the plan's output folder holds its finished run.
+
+    Raises:
+        TrainingError: If it holds a run that depends on something else.
+    """
+    return read_run(plan.settings.output_dir) is not None and bool(resumed_run(plan)["is_finished"])
+
+
+def _summary(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    processes: Processes,
+    trainer: Trainer | None,
+    *,
+    num_resumed: int,
+) -> TrainSummary:
+    """Return what a run that is done by now has done, in this attempt by ``trainer``, if it was."""
+    steps = [] if trainer is None else [measured for _, measured in trainer.history]
+    return TrainSummary(
+        run_id=run["run_id"],
+        name=plan.name,
+        attempt=run["attempt"],
+        reference=str(plan.reference) if plan.reference else None,
+        is_own_reference=plan.reference is not None and plan.reference.is_policy,
+        kl_source=str(plan.kl) if plan.kl else None,
+        num_resumed=num_resumed,
+        num_steps=plan.num_steps,
+        first=steps[0] if steps else None,
+        last=steps[-1] if steps else None,
+        held_out=() if trainer is None else tuple(trainer.held_out),
+        num_pairs=0 if trainer is None else trainer.num_pairs,
+        num_tokens=0 if trainer is None else trainer.num_tokens,
+        seconds=0.0 if trainer is None else trainer.seconds,
+        data_wait_seconds=0.0 if trainer is None else trainer.data_wait_seconds,
+        output_dir=plan.settings.output_dir,
+        is_first=processes.is_first,
+    )
+
+
+def _open_board(plan: TrainingPlan, num_done: int) -> Board | None:
+    """Return where the run reports to besides the store, if anywhere."""
+    if plan.settings.report_to is None:
+        return None
+    folder = plan.settings.output_dir / BOARD_FOLDER
+    with clear_write_errors(folder):
+        return Board(folder, first_step=num_done + 1 if num_done else None)
+
+
+def _open_records(
+    plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel, num_done: int
+) -> RunRecords:
+    import transformers
+
+    name = torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu"
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": name,
+        "num_threads": torch.get_num_threads(),
+        "attention": policy.attention,
+        "route": policy.route,
+        "kernels": policy.kernel_form,
+    }
+    records = RunRecords(
+        plan.store_path,
+        bytes.fromhex(run["run_id"]),
+        int(run["attempt"]),
+        provenance={"run": plan.name, **versions},
+        board=_open_board(plan, num_done),
+    )
+    records.add_run(
+        {
+            "name": plan.name,
+            "config_fingerprint": plan.config_fingerprint,
+            "config": json.dumps(
+                {
+                    **plan.settings.described(),
+                    **plan.loss.described(),
+                    **(plan.kl.described() if plan.kl else {}),
+                    "dropout": 0.0,
+                }
+            ),
+            "pair_set": plan.pair_set.name,
+            "pair_set_fingerprint": plan.pair_set.fingerprint,
+            "reference": plan.reference.fingerprint if plan.reference else None,
+            "policy": plan.digests["policy"],
+            "versions": json.dumps(versions),
+        }
+    )
+    return records
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the run after its step; a second one ends it at once.
+
+    Yields:
+        The signals that came.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+
+    def stop(number: int, frame: object) -> None:
+        heard.append(number)
+        trainer.interrupt()
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield heard
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _write_result(
+    policy: ScoringModel, plan: TrainingPlan, processes: Processes, save: Callable[[], None]
+) -> None:
+    """Write the trained policy into the output folder: weights first, what makes it a model last.
+
+    A kill in between leaves a folder that nobody takes for a model, and the checkpoint to resume.
+    Where the file system refuses, the last step is saved if it takes that.
+    """
+    weights = whole_state(policy) if processes.mesh is not None else None
+    if processes.is_first:
+        output = plan.settings.output_dir
+        try:
+            with clear_write_errors(output), tensor_errors():
+                _place_policy(policy, plan, weights)
+        except StoreWriteError as error:
+            shutil.rmtree(output / PARTIAL, ignore_errors=True)
+            if processes.mesh is None:
+                with suppress(StoreError):
+                    save()
+            raise StoreWriteError(f"{error}; {_state_of(plan)}") from error
+    processes.wait()
+
+
+def _place_policy(policy: ScoringModel, plan: TrainingPlan, weights: dict[str, Any] | None) -> None:
+    """Write the policy beside, and move its files into the output folder one after the other."""
+    output = plan.settings.output_dir
+    partial = output / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write_policy(policy, plan.settings, partial, weights)
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name.endswith("config.json")):
+        sync_file(path)
+        move_synced(path, output / path.relative_to(partial))
+    shutil.rmtree(partial)
+    sync_folder(output)

@@ -1,0 +1,1 @@
+"""What keeps a store in order: verify, compact, garbage, repair, listing."""

@@ -1,0 +1,91 @@
+"""What is in a store, as `offpref store ls` shows it: from the commit records alone."""
+
+from dataclasses import dataclass
+
+from offpref.stores.schema import TABLES
+from offpref.stores.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """A partition of a table."""
+
+    table: str
+    """Name of the table."""
+
+    partition: str
+    """Name of the partition."""
+
+    name: str | None
+    """What a person calls the partition's spec; None if nobody said."""
+
+    num_rows: int
+    """Rows in its shards; one that was written twice counts twice until it is compacted."""
+
+    num_bytes: int
+    """Size of its shards."""
+
+    num_shards: int
+    """Number of its shards."""
+
+
+def list_contents(store: Store) -> list[str]:
+    """Return a table for a person: a line of headings, one a partition, and the sum."""
+    listed = list_partitions(store)
+    rows = [("table", "partition", "name", "rows", "bytes", "shards")]
+    rows += [
+        (
+            part.table,
+            part.partition,
+            part.name or "",
+            f"{part.num_rows:,}",
+            f"{part.num_bytes:,}",
+            f"{part.num_shards:,}",
+        )
+        for part in listed
+    ]
+    num_rows = sum(part.num_rows for part in listed)
+    num_bytes = sum(part.num_bytes for part in listed)
+    num_shards = sum(part.num_shards for part in listed)
+    rows.append(("", "", "", f"{num_rows:,}", f"{num_bytes:,}", f"{num_shards:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def list_partitions(store: Store) -> list[Listed]:
+    """Return every partition of ``store`` that has rows, by table and name, and output heads."""
+    listed = []
+    for table in TABLES:
+        for partition in store.partitions(table):
+            shards = store.shards(table, partition)
+            listed.append(
+                Listed(
+                    table=table,
+                    partition=partition,
+                    name=store.name_of(partition),
+                    num_rows=sum(shard.num_rows for shard in shards),
+                    num_bytes=sum(shard.num_bytes for shard in shards),
+                    num_shards=len(shards),
+                )
+            )
+    return [*listed, *_list_heads(store)]
+
+
+def _list_heads(store: Store) -> list[Listed]:
+    return [
+        Listed(
+            table="heads",
+            partition=head.fingerprint,
+            name=store.name_of(head.fingerprint),
+            num_rows=1,
+            num_bytes=head.num_bytes,
+            num_shards=1,
+        )
+        for head in store.heads()
+    ]

@@ -1,0 +1,1 @@
+"""Stage three: views, named questions and their answers, in DuckDB."""

@@ -1,0 +1,99 @@
+"""A store in a notebook: its views as DuckDB relations, and answers as Arrow or pandas.
+
+from offpref.stores import open_store
+
+store = open_store("store")
+store.view("examples").filter("split = 'eval'").aggregate("run_id, avg(loss)")
+store.arrow("accuracy", run="dpo")
+store.pandas("select * from latest_runs")
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import duckdb
+
+from offpref.stores.live import LiveStore
+
+from .catalog import Catalog
+from .views import view_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+class Notebook:
+    """The views of one store as they were when it was opened or refreshed; nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store at ``path``; see `offpref.stores.open_store`."""
+        self._store = LiveStore.open(path)
+        self._catalog = Catalog(self._store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the views, in alphabetical order."""
+        return sorted(view_names())
+
+    def view(self, name: str) -> duckdb.DuckDBPyRelation:
+        """Return a view as a relation of DuckDB's; nothing is read before it is asked for rows.
+
+        Raises:
+            ValueError: If there is no such view.
+        """
+        return self._catalog.relation(name)
+
+    def arrow(self, question: str, **parameters: str) -> "pa.Table":
+        """Return the answer to a named question or to one SELECT as an Arrow table; keys are text.
+
+        Args:
+            question: Its name, or SQL.
+            parameters: As ``offpref query --set`` takes them.
+
+        Raises:
+            StoreError: As `Catalog.select` says.
+            ValueError: If a parameter is unknown, or its value cannot be one.
+        """
+        return self._catalog.select(question, parameters=parameters)
+
+    def pandas(self, question: str, **parameters: str) -> "pd.DataFrame":
+        """Return the same as a pandas data frame.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("pandas is not installed: pip install pandas") from error
+        frame = self.arrow(question, **parameters).to_pandas()
+        assert isinstance(frame, pd.DataFrame)
+        return frame
+
+    def refresh(self) -> bool:
+        """Look at what was committed since; return whether anything has changed.
+
+        Relations made before stay as they are.
+        """
+        is_changed = self._store.refresh()
+        if is_changed:
+            self._catalog = Catalog(self._store)
+        return is_changed
+
+    def close(self) -> None:
+        """Close the connection: relations end with it."""
+        self._catalog.close()

@@ -1,0 +1,158 @@
+"""The named questions kept in ``sql/``: what each answers, its parameters and its columns.
+
+A question is a file ``sql/<name>.sql`` that begins with comments:
+
+    -- How often the chosen completion has the higher reward.
+    -- param run runs: the runs to show; all if not given
+    -- param num_buckets integer = 5: how many buckets
+    -- column accuracy: share of pairs that the run has right
+
+The first sentence, which may go on over several lines, says what it answers. ``param`` gives a name
+that the SQL spells ``$name``, a type and, after ``=``, a default; without one it is null. Types are
+``integer``, ``number``, ``text`` and ``runs``: names of runs, or beginnings of their ids, which the
+SQL sees as ``uuid[]``. ``column`` says what a column means; those of the same name as a column of a
+table need no words of their own.
+
+Values are handed to DuckDB beside the SQL, as prepared parameters; none becomes a part of its text.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from offpref.stores.errors import UnknownQueryError
+
+SQL = Path(__file__).parent / "sql"
+
+Value: TypeAlias = "str | int | float | bool | list[str] | None"
+
+_PARAM = re.compile(r"param (\w+) (integer|number|text|runs)(?: = (\S.*?))?: (.+)")
+_COLUMN = re.compile(r"column (\w+): (.+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """What may be set of a question."""
+
+    name: str
+    kind: str
+    """``integer``, ``number``, ``text`` or ``runs``."""
+    default: str | None
+    """As a person would spell it; None for null."""
+    meaning: str
+
+    def value(self, text: str | None) -> Value:
+        """Return what DuckDB is given for a value as it was spelled; None stands for the default.
+
+        Raises:
+            ValueError: If it is not of the parameter's kind.
+        """
+        text = self.default if text is None else text
+        if text is None:
+            return None
+        try:
+            if self.kind == "integer":
+                return int(text)
+            if self.kind == "number":
+                return float(text)
+        except ValueError:
+            raise ValueError(f"{self.name} must be of type {self.kind}, got {text!r}") from None
+        return text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A named question."""
+
+    name: str
+    answers: str
+    """The sentence that says what it answers."""
+    parameters: tuple[Parameter, ...]
+    columns: Mapping[str, str]
+    """Meanings of columns, by name."""
+    sql: str
+
+    @property
+    def code(self) -> str:
+        """The SQL without comments and literals: what views it names is named here."""
+        return re.sub(r"--[^\n]*|'[^']*'", "", self.sql)
+
+    def check_parameters(self, given: Mapping[str, object]) -> None:
+        """Check that every name in ``given`` is a parameter.
+
+        Raises:
+            ValueError: If one is not; the message lists those that are.
+        """
+        known = [each.name for each in self.parameters]
+        for name in given:
+            if name not in known:
+                there_are = f"it has: {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"{self.name} has no parameter {name!r}; {there_are}")
+
+
+def query_names() -> list[str]:
+    """Return the names of the questions, in alphabetical order."""
+    return sorted(p.stem for p in SQL.glob("*.sql") if not p.stem.startswith("view_"))
+
+
+def read_question(name: str) -> Question:
+    """Return the question called ``name``.
+
+    Raises:
+        UnknownQueryError: If there is none.
+    """
+    path = SQL / f"{name}.sql"
+    if name.startswith("view_") or not re.fullmatch(r"\w+", name) or not path.is_file():
+        known = ", ".join(query_names())
+        raise UnknownQueryError(f"no query is called {name!r}; there are: {known}")
+    return parse_question(name, path.read_text(encoding="utf-8"))
+
+
+def parse_question(name: str, text: str) -> Question:
+    """Return the question that SQL with comments before it asks; without any it has no parameters.
+
+    Raises:
+        ValueError: If a comment begins like a parameter or a column and does not go on like one.
+    """
+    answers, notes = read_comments(text)
+    parameters, columns = [], {}
+    for note in notes:
+        if found := _PARAM.fullmatch(note):
+            parameters.append(
+                Parameter(
+                    name=found[1], kind=found[2], default=_unquoted(found[3]), meaning=found[4]
+                )
+            )
+        elif found := _COLUMN.fullmatch(note):
+            columns[found[1]] = found[2]
+        else:
+            raise ValueError(
+                "expected a comment like `param NAME integer|number|text|runs = DEFAULT: meaning`"
+                f" or `column NAME: meaning`, got {note!r}"
+            )
+    return Question(
+        name=name, answers=answers, parameters=tuple(parameters), columns=columns, sql=text
+    )
+
+
+def read_comments(text: str) -> tuple[str, Sequence[str]]:
+    """Return the sentence that a file of SQL begins with, and the notes that follow it.
+
+    A note begins with ``param`` or ``column`` and may go on over lines that are indented.
+    """
+    notes = [""]
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        comment = line.removeprefix("--").removeprefix(" ")
+        if re.match(r"(param|column) \w+", comment):
+            notes.append(comment)
+        else:
+            notes[-1] = f"{notes[-1]} {comment.strip()}".strip()
+    return notes[0], notes[1:]
+
+
+def _unquoted(default: str | None) -> str | None:
+    return None if default is None else default.removeprefix("'").removesuffix("'")
