@@ -20,13 +20,13 @@ from typing import Any
 
 import duckdb
 
-OFFPREF = [sys.executable, "-P", "-c", "from offpref.pipeline.commands.start import start; start()"]
-NEW_DOOR = [
-    sys.executable,
-    "-P",
-    "-c",
-    "from offpref.pipeline.commands.start import start; start()",
-]
+DOOR = """
+try:
+    from offpref.pipeline.commands.start import start
+except ImportError:  # as the tree was before it had rooms
+    from offpref.pipeline.start import start
+start()
+"""
 VOLATILE = {
     "run_id", "attempt", "seconds", "data_wait_seconds", "peak_memory_bytes", "time", "written_at",
     "started_at", "ended_at", "measured_at", "evaluation_id", "versions", "provenance", "config",
@@ -115,19 +115,12 @@ def run(folder: Path, digests: Path) -> None:
 def offpref(*words: str, may_fail: bool = False) -> str:
     """Run a command and return what it printed."""
     done = subprocess.run(
-        [*door(), *words], capture_output=True, text=True, check=False,
+        [sys.executable, "-P", "-c", DOOR, *words], capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
     )  # fmt: skip
     if done.returncode and not may_fail:
         raise SystemExit(f"offpref {' '.join(words)}\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def door() -> list[str]:
-    """Return how `offpref` starts, in either tree."""
-    old = "from importlib.util import find_spec as f; print(f('offpref.pipeline.commands.start') is None)"
-    is_new = subprocess.run([sys.executable, "-P", "-c", old], capture_output=True, text=True)
-    return NEW_DOOR if "True" in is_new.stdout else OFFPREF
 
 
 def stored(store: Path) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""The losses of preference optimisation: what they need, what they say of pairs, and their registry."""
+"""The losses of preference optimisation, of pair scores, and their registry."""

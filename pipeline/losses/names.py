@@ -1,4 +1,4 @@
-"""The names of losses and of what they need. Help is printed from them, so nothing here is heavy."""
+"""The names of losses and of what they need, from which help is printed without torch."""
 
 from typing import Literal
 

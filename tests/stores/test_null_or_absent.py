@@ -124,7 +124,8 @@ def test_a_class_that_was_asked_once_is_not_imported_again(scored: Store, capped
     score(scored, ScoreSettings(model=capped / "null", pair_set="reviews"))
 
     code = (
-        "import sys; from offpref.pipeline.commands.start import start; sys.argv = ['offpref', 'score', "
+        "import sys; from offpref.pipeline.commands.start import start\n"
+        "sys.argv = ['offpref', 'score', "
         f"{str(scored.path)!r}, '--pair-set', 'reviews', '--model', {str(capped / 'null')!r}]\n"
         "try: start()\nexcept SystemExit: pass\n"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"

@@ -410,8 +410,10 @@ def test_live_list_can_be_read_without_offpref(store: Store) -> None:
 def test_stores_import_neither_torch_nor_transformers(store: Store) -> None:
     commit(store, {1: -1.0})
     code = (
-        "import sys; from pathlib import Path; from offpref.stores.query.catalog import open_catalog\n"
-        "from offpref.stores.maintenance import garbage as collect; from offpref.stores.maintenance import compact; from offpref.stores.maintenance import listing; from offpref.stores import reader; from offpref.stores.maintenance import verify\n"
+        "import sys; from pathlib import Path\n"
+        "from offpref.stores import reader\n"
+        "from offpref.stores.maintenance import compact, garbage, listing, verify\n"
+        "from offpref.stores.query.catalog import open_catalog\n"
         "print(open_catalog(Path(sys.argv[1])).select('store').num_rows)\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
