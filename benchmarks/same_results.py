@@ -130,7 +130,8 @@ def stored(store: Path) -> dict[str, str]:
     for folder in sorted((store / "data").glob("*/*")):
         table, key = folder.parent.name, folder.name
         rows = duckdb.sql(f"select * from read_parquet('{folder}/*/*.parquet')")
-        kept = [c for c in rows.columns if c not in VOLATILE]
+        types = dict(zip(rows.columns, map(str, rows.types), strict=True))
+        kept = [c for c in types if c not in VOLATILE and "TIMESTAMP" not in types[c]]
         lines = sorted(json.dumps(list(map(plain, row)))
                        for row in rows.select(*(f'"{c}"' for c in kept)).fetchall())  # fmt: skip
         name = names.get(key, key) if table in BY_RUN else key
@@ -149,7 +150,7 @@ def run_names(store: Path) -> dict[str, str]:
         for folder in (store / "data" / table).glob("*"):
             rows = duckdb.sql(f"select * from read_parquet('{folder}/*/*.parquet')")
             if "name" in rows.columns:
-                found[folder.name] = str(rows.select("name").fetchone()[0])
+                found[folder.name] = str(rows.select("name").limit(1).fetchall()[0][0])
     return found
 
 

@@ -67,6 +67,17 @@ def find_keys(keys: Keys, among: Keys) -> tuple[NDArray[np.int64], NDArray[np.bo
     return places, among[places] == keys
 
 
+def lookup(keys: Keys, known: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return for each of ``keys`` its place in ``known``, in whatever order, and if it is there.
+
+    >>> lookup(np.array([b"b", b"c"], "S16"), np.array([b"d", b"b"], "S16"))
+    (array([1, 0]), array([ True, False]))
+    """
+    order = np.argsort(known)
+    places, is_there = find_keys(keys, known[order])
+    return order[places] if len(known) else places, is_there
+
+
 def rows_equal(rows: pa.Table, equal: Mapping[str, object]) -> pa.ChunkedArray | None:
     """Return which of ``rows`` have the values ``equal``; None if nothing is asked."""
     mask = None

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from offpref.pipeline.models.fingerprints import scorer_fingerprint, scorer_spec
 from offpref.pipeline.models.folders import read_run
 from offpref.pipeline.models.out_of_memory import clear_memory_errors
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.rewards.reward import reward, rewards_by_sequence
@@ -33,8 +33,8 @@ from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.scores.stored_logps import summed_logps
 from offpref.stores import keys as content
 from offpref.stores.errors import ModelError, PairSetError
-from offpref.stores.key_index import Keys, find_keys, to_keys
-from offpref.stores.schema import EVALUATIONS, GENERATIONS, PAIRS
+from offpref.stores.key_index import Keys, lookup, to_keys
+from offpref.stores.schema import EVALUATIONS, GENERATIONS
 from offpref.stores.store import Store
 
 from .rows import Measured, evaluation_row, generation_rows
@@ -268,9 +268,7 @@ class _Evaluation:
         if settings.kind == "implicit" and self._reference is not None:
             settings = replace(settings, reference=self._reference)
         keys, values = rewards_by_sequence(self._store, settings, sources[settings.objective])
-        order = np.argsort(keys)
-        places, _ = find_keys(sample_keys(self._store, samples), keys[order])
-        return values[order][places]
+        return values[lookup(sample_keys(self._store, samples), keys)[0]]
 
     def _accuracy(self) -> float | None:
         """Return the share of held-out pairs whose chosen completion has the higher reward."""
@@ -287,8 +285,5 @@ class _Evaluation:
 
 
 def _sides(store: Store, pair_set: PairSet, split: str) -> tuple[Keys, Keys]:
-    rows = store.read(
-        PAIRS.name, pair_set.tokenizer, ["chosen_key", "rejected_key"],
-        [("pair_set_fingerprint", "=", pair_set.fingerprint), ("split", "=", split)],
-    ).drop_null()  # fmt: skip
+    rows = pair_rows(store, pair_set, ["chosen_key", "rejected_key"], split=split).drop_null()
     return to_keys(rows["chosen_key"]), to_keys(rows["rejected_key"])

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offpref.pipeline.notices import say_once
+from offpref.pipeline.pairs.pair_sets import version_rows
 from offpref.stores.keys import content_key, fingerprint
-from offpref.stores.schema import PAIRS, SEQUENCES
+from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
 
@@ -79,7 +80,7 @@ def _fits(row: Mapping[str, Any], ends: Sequence[int], room: Callable[[int], int
 
 def _keys(store: Store, tokenizer: str, name: str) -> list[bytes]:
     """Return the keys of the sequences of a sample set, each once, sorted."""
-    rows = store.read(PAIRS.name, tokenizer, ["chosen_key"], [("pair_set_fingerprint", "=", name)])
+    rows = version_rows(store, name, ["chosen_key"], tokenizer=tokenizer)
     return sorted(set(rows["chosen_key"].to_pylist()))
 
 

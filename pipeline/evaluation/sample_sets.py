@@ -21,7 +21,13 @@ import pyarrow as pa
 
 from offpref.pipeline.models.fingerprints import max_positions, model_config
 from offpref.pipeline.pairs.encoding import Ids, Sequence, sequence_table
-from offpref.pipeline.pairs.pair_sets import PairSet, pair_sets, time_of_version
+from offpref.pipeline.pairs.pair_sets import (
+    PairSet,
+    pair_rows,
+    pair_sets,
+    time_of_version,
+    version_rows,
+)
 from offpref.pipeline.pairs.prompts import Prompt, prompts_of
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
@@ -147,10 +153,7 @@ def draw_samples(
 
 def sample_keys(store: Store, samples: PairSet) -> Keys:  # [P N]
     """Return the sequence key of each sample, prompt after prompt."""
-    rows = store.read(
-        PAIRS.name, samples.tokenizer, ["chosen_key", "source_row"],
-        [("pair_set_fingerprint", "=", samples.fingerprint)],
-    )  # fmt: skip
+    rows = pair_rows(store, samples, ["chosen_key", "source_row"])
     # Processes that draw at once on devices that round otherwise leave several: the first counts.
     _, places = np.unique(np.asarray(rows["source_row"]), return_index=True)
     return to_keys(rows["chosen_key"])[places]
@@ -222,10 +225,9 @@ class _SampleRows:
 
     def missing_batches(self) -> Iterator[range]:
         """Yield the rows of each batch that the store does not have."""
-        rows = self._store.read(
-            PAIRS.name, self._source.tokenizer, ["source_row"],
-            [("pair_set_fingerprint", "=", self.fingerprint)],
-        )  # fmt: skip
+        rows = version_rows(
+            self._store, self.fingerprint, ["source_row"], tokenizer=self._source.tokenizer
+        )
         there = set(rows["source_row"].to_pylist())
         num_rows, size = len(self.prompts) * self._settings.num_samples, self._settings.batch_size
         for start in range(0, num_rows, size):

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from offpref.stores.errors import ShardCorruptError
 from offpref.stores.key_index import Keys, to_keys
-from offpref.stores.schema import PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
+from offpref.stores.schema import SEQUENCES, SHARED_PARTITION, TEXTS
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet
+from .pair_sets import PairSet, pair_rows
 from .splits import key_array, sequence_places
 
 
@@ -34,16 +34,14 @@ def load_completions(store: Store, pair_set: PairSet) -> Completions:
     Raises:
         PairSetError: If one is not in the store.
     """
-    rows = load_pairs(store, pair_set)
+    rows = pair_rows(store, pair_set, ["chosen_key", "rejected_key"])
     both = pa.chunked_array(
         rows["chosen_key"].chunks + rows["rejected_key"].chunks, pa.binary(16)
     ).drop_null()
     wanted = np.unique(to_keys(both))
     columns = ["sequence_key", "text_key", "num_completion_tokens"]
     described = store.read(SEQUENCES.name, pair_set.tokenizer, columns)
-    known = to_keys(described["sequence_key"])
-    order = np.argsort(known)
-    places = order[sequence_places(wanted, known[order], pair_set)]
+    places = sequence_places(wanted, to_keys(described["sequence_key"]), pair_set)
     texts = to_keys(pc.fill_null(described["text_key"], pa.scalar(bytes(16), pa.binary(16))))
     return Completions(
         sequence_keys=wanted,
@@ -52,12 +50,9 @@ def load_completions(store: Store, pair_set: PairSet) -> Completions:
     )
 
 
-def load_pairs(store: Store, pair_set: PairSet) -> pa.Table:
+def sourced_pairs(store: Store, pair_set: PairSet) -> pa.Table:
     """Return key, sides and source columns of the pairs of all splits."""
-    return store.read(
-        PAIRS.name, pair_set.tokenizer, ["pair_key", "chosen_key", "rejected_key", "source"],
-        [("pair_set_fingerprint", "=", pair_set.fingerprint)],
-    )  # fmt: skip
+    return pair_rows(store, pair_set, ["pair_key", "chosen_key", "rejected_key", "source"])
 
 
 def _messages(text: str) -> list[Any]:

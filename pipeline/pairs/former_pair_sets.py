@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offpref.stores.key_index import to_keys
-from offpref.stores.schema import PAIRS, SEQUENCES
+from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
 from .completions import load_texts
-from .pair_sets import PairSet
+from .pair_sets import PairSet, pair_rows
 from .tokenization import Tokenizer
 
 _RIGHT, _WRONG = "right", "wrong"
@@ -74,10 +74,7 @@ def _rows(
         found: The version.
         containing: What a text must hold one of; None yields all.
     """
-    pairs = store.read(
-        PAIRS.name, found.tokenizer, ["chosen_key", "rejected_key"],
-        [("pair_set_fingerprint", "=", found.fingerprint)],
-    )  # fmt: skip
+    pairs = pair_rows(store, found, ["chosen_key", "rejected_key"])
     wanted = pa.chunked_array(
         pairs["chosen_key"].chunks + pairs["rejected_key"].chunks, pa.binary(16)
     )

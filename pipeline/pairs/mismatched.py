@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from offpref.pipeline.models.packing import Indices
 from offpref.stores.errors import PairSetError
-from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import sequence_key
 from offpref.stores.reader import RowReader
-from offpref.stores.schema import KL_PAIRS, PAIRS, SEQUENCES
+from offpref.stores.schema import KL_PAIRS, SEQUENCES
 from offpref.stores.store import Store
 
 from .encoding import Sequence, sequence_table
-from .pair_sets import PairSet
+from .pair_sets import PairSet, pair_rows
 from .splits import TrainingPairs, key_array, load_pairs, sequence_places
 
 CHUNK_PAIRS = 4096
@@ -78,22 +78,19 @@ def find_kl_keys(store: Store, pair_set: PairSet, pairs: TrainingPairs) -> tuple
         PairSetError: If they have not been made; the message names the command.
     """
     rows = _rows(store, pair_set)
-    order = np.argsort(to_keys(rows["pair_key"]))
-    places, is_there = find_keys(pairs.keys, to_keys(rows["pair_key"])[order])
+    places, is_there = lookup(pairs.keys, to_keys(rows["pair_key"]))
     if not is_there.all():
         raise PairSetError(
             f"{pair_set}: {int((~is_there).sum()):,} pairs of split {pairs.split} have no "
             f"mismatched sequence, which kto needs; run: offpref score {store.path} --pair-set "
             f"{pair_set} --model REFERENCE --kl-pairs"
         )
-    keys = to_keys(rows["sequence_key"])[order][places]
+    keys = to_keys(rows["sequence_key"])[places]
     described = store.read(
         SEQUENCES.name, pair_set.tokenizer, ["sequence_key", "num_completion_tokens"]
     )
-    known = to_keys(described["sequence_key"])
-    by_key = np.argsort(known)
-    found = sequence_places(keys, known[by_key], pair_set)
-    return keys, np.asarray(described["num_completion_tokens"])[by_key][found].astype(np.int64)
+    found = sequence_places(keys, to_keys(described["sequence_key"]), pair_set)
+    return keys, np.asarray(described["num_completion_tokens"])[found].astype(np.int64)
 
 
 def next_prompts(prompt_keys: Keys, pair_keys: Keys) -> Indices:  # [P], [P] -> [P]
@@ -122,8 +119,7 @@ def _rows(store: Store, pair_set: PairSet) -> pa.Table:
 
 def _matches(store: Store, pair_set: PairSet) -> Iterator[tuple[Keys, Keys, Keys]]:
     """Yield pairs, a sequence with the prompt of each, and one with the completion it takes."""
-    is_own = pc.field("pair_set_fingerprint") == pair_set.fingerprint
-    splits = store.read(PAIRS.name, pair_set.tokenizer, ["split"], is_own)["split"]
+    splits = pair_rows(store, pair_set, ["split"])["split"]
     for split in sorted(pc.unique(splits).to_pylist()):
         pairs = load_pairs(store, pair_set, split=split, sides="any")
         has_chosen, has_rejected = pairs.num_chosen_tokens > 0, pairs.num_rejected_tokens > 0
@@ -142,10 +138,8 @@ def _matches(store: Store, pair_set: PairSet) -> Iterator[tuple[Keys, Keys, Keys
 
 def _prompt_keys(store: Store, pair_set: PairSet, sequence_keys: Keys) -> Keys:
     described = store.read(SEQUENCES.name, pair_set.tokenizer, ["sequence_key", "prompt_key"])
-    known = to_keys(described["sequence_key"])
-    by_key = np.argsort(known)
-    places, _ = find_keys(sequence_keys, known[by_key])
-    return to_keys(described["prompt_key"])[by_key][places]
+    places, _ = lookup(sequence_keys, to_keys(described["sequence_key"]))
+    return to_keys(described["prompt_key"])[places]
 
 
 def _mixed(reader: RowReader, own: Keys, other: Keys, limit: int | None) -> list[Sequence]:

@@ -4,14 +4,18 @@
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import NoneType
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from offpref.stores.errors import PairSetError, StoreFormatError
 from offpref.stores.files.regular import parse_object
-from offpref.stores.schema import PAIR_SETS, REJECTS
+from offpref.stores.schema import PAIR_SETS, PAIRS, REJECTS
 from offpref.stores.store import Store
 
 
@@ -109,6 +113,25 @@ def find_pair_set(store: Store, name: str) -> PairSet:
     if version and len({each.fingerprint for each in found}) > 1:
         raise PairSetError(f"{name}: more than one version begins so: {', '.join(map(str, found))}")
     return found[-1]
+
+
+def pair_rows(
+    store: Store, pair_set: PairSet, columns: Sequence[str], *, split: str | None = None
+) -> pa.Table:
+    """Return columns of the pairs of a pair set, of one split or of all."""
+    return version_rows(
+        store, pair_set.fingerprint, columns, tokenizer=pair_set.tokenizer, split=split
+    )
+
+
+def version_rows(
+    store: Store, version: str, columns: Sequence[str], *, tokenizer: str, split: str | None = None
+) -> pa.Table:
+    """Return the same of a version that may not be complete yet, by its fingerprint."""
+    is_own = pc.field("pair_set_fingerprint") == version
+    if split is not None:
+        is_own &= pc.field("split") == split
+    return store.read(PAIRS.name, tokenizer, list(columns), is_own)
 
 
 def reject_counts(store: Store, pair_set: PairSet) -> dict[str, int]:

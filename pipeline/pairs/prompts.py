@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from offpref.stores import keys
-from offpref.stores.schema import PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
+from offpref.stores.schema import SEQUENCES, SHARED_PARTITION, TEXTS
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet
+from .pair_sets import PairSet, pair_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +49,7 @@ class Prompt:
 
 def prompts_of(store: Store, pair_set: PairSet, split: str) -> list[Prompt]:
     """Return the prompts of a split, each once, in the order of their keys: as good as shuffled."""
-    pairs = store.read(
-        PAIRS.name, pair_set.tokenizer, ["chosen_key", "rejected_key"],
-        [("pair_set_fingerprint", "=", pair_set.fingerprint), ("split", "=", split)],
-    )  # fmt: skip
+    pairs = pair_rows(store, pair_set, ["chosen_key", "rejected_key"], split=split)
     wanted = pc.unique(pc.coalesce(pairs["chosen_key"], pairs["rejected_key"]))
     rows = store.read(
         SEQUENCES.name, pair_set.tokenizer,

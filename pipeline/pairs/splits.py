@@ -18,12 +18,12 @@ from offpref.pipeline.models.packing import Indices
 from offpref.pipeline.scores.tiers import Tier
 from offpref.stores.errors import PairSetError
 from offpref.stores.files.duplicates import to_hashes
-from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.key_index import Keys, find_keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
-from offpref.stores.schema import LOGPS, PAIRS, ROW_HASH, SEQUENCES
+from offpref.stores.schema import LOGPS, ROW_HASH, SEQUENCES
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet
+from .pair_sets import PairSet, pair_rows
 
 _LOGPS = Tier(name=LOGPS.name)
 
@@ -100,10 +100,7 @@ def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> 
             pair has one completion only.
     """
     columns = ["pair_key", "chosen_key", "rejected_key", "weight"]
-    is_wanted = (pc.field("pair_set_fingerprint") == pair_set.fingerprint) & (
-        pc.field("split") == split
-    )
-    rows = store.read(PAIRS.name, pair_set.tokenizer, columns, is_wanted).combine_chunks()
+    rows = pair_rows(store, pair_set, columns, split=split).combine_chunks()
     has_chosen, has_rejected = (np.asarray(pc.is_valid(rows[n])) for n in columns[1:3])
     num_single = int((~(has_chosen & has_rejected)).sum())
     if sides == "both" and num_single:
@@ -125,11 +122,7 @@ def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> 
 
 def _splits(store: Store, pair_set: PairSet) -> str:
     """Return how many pairs of each split there are, for a person."""
-    rows = store.read(
-        PAIRS.name, pair_set.tokenizer, ["split"],
-        [("pair_set_fingerprint", "=", pair_set.fingerprint)],
-    )  # fmt: skip
-    counts = Counter(rows["split"].to_pylist())
+    counts = Counter(pair_rows(store, pair_set, ["split"])["split"].to_pylist())
     return ", ".join(f"{number:,} of {name!r}" for name, number in counts.most_common()) or "none"
 
 
@@ -156,12 +149,12 @@ def key_array(keys: Keys) -> pa.Array:
 
 
 def sequence_places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:
-    """Return where the sequences of some pairs are among the sorted keys of those that are known.
+    """Return where the sequences of some pairs are among the keys of those that are known.
 
     Raises:
         PairSetError: If one is not known: the pairs may come from elsewhere.
     """
-    places, is_there = find_keys(keys, known)
+    places, is_there = lookup(keys, known)
     if not is_there.all():
         raise PairSetError(f"{pair_set}: {(~is_there).sum():,} sequences are not in the store")
     return places
@@ -188,15 +181,14 @@ def _sorted_pairs(
         ["sequence_key", "prompt_key", "num_prompt_tokens", "num_completion_tokens"],
     )
     known = to_keys(described["sequence_key"])
-    by_key = np.argsort(known)
-    prompts = to_keys(described["prompt_key"])[by_key]
-    num_prompt = np.asarray(described["num_prompt_tokens"])[by_key].astype(np.int64)
-    num_completion = np.asarray(described["num_completion_tokens"])[by_key].astype(np.int64)
+    prompts = to_keys(described["prompt_key"])
+    num_prompt = np.asarray(described["num_prompt_tokens"]).astype(np.int64)
+    num_completion = np.asarray(described["num_completion_tokens"]).astype(np.int64)
     both = []
     for side in (chosen, rejected):
         is_there = side != b""
         places = np.zeros(len(keys), np.int64)
-        places[is_there] = sequence_places(side[is_there], known[by_key], pair_set)
+        places[is_there] = sequence_places(side[is_there], known, pair_set)
         both.append((is_there, places, np.where(is_there, num_completion[places], 0)))
     (has_chosen, first, num_chosen), (has_rejected, second, num_rejected) = both
     is_pair = has_chosen & has_rejected

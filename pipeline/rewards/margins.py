@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.splits import TrainingPairs
 from offpref.stores.errors import PairSetError
-from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
 from offpref.stores.schema import REWARDS, SEQUENCES
 from offpref.stores.store import Store
@@ -95,12 +95,11 @@ def _command(store: Store, pair_set: PairSet, name: str) -> str:
 
 
 def _text_keys(store: Store, pair_set: PairSet) -> Mapping[str, Keys]:
-    """Return all sequences' keys, sorted, and their texts' keys; empty where ids were given."""
+    """Return all sequences' keys and their texts' keys; empty where ids were given."""
     rows = store.read(SEQUENCES.name, pair_set.tokenizer, ["sequence_key", "text_key"])
     sequences = to_keys(rows["sequence_key"])
     texts = to_keys(pc.fill_null(rows["text_key"], pa.scalar(bytes(KEY_BYTES), pa.binary(16))))
-    order = np.argsort(sequences)
-    return {"sequences": sequences[order], "texts": texts[order]}
+    return {"sequences": sequences, "texts": texts}
 
 
 def _side_rewards(
@@ -108,14 +107,11 @@ def _side_rewards(
 ) -> Rewards:  # [P]
     """Return the rewards of one side, NaN where there is none that is finite."""
     sequences = pairs.chosen_keys if side == "chosen" else pairs.rejected_keys
-    places, _ = find_keys(sequences, texts["sequences"])
+    places, _ = lookup(sequences, texts["sequences"])
     keys = {"text": texts["texts"][places], "sequence": sequences, side: pairs.keys}
     rewards = np.full(len(pairs), np.nan)
     for subject, wanted in keys.items():  # what is nearer to the pair comes later
         own = rows.filter(pc.equal(rows["subject"], subject))
-        known = to_keys(own["subject_key"])
-        order = np.argsort(known)
-        found, is_there = find_keys(wanted, known[order])
-        values = np.asarray(own["reward"])[order]
-        rewards[is_there] = values[found[is_there]]
+        found, is_there = lookup(wanted, to_keys(own["subject_key"]))
+        rewards[is_there] = np.asarray(own["reward"])[found[is_there]]
     return np.where(np.isfinite(rewards), rewards, np.nan)

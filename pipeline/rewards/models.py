@@ -31,7 +31,7 @@ from offpref.pipeline.pairs.template_days import template_day
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import ModelError
-from offpref.stores.key_index import Keys, find_keys
+from offpref.stores.key_index import Keys, lookup
 from offpref.stores.store import Store
 
 from .former_rewards import remember_rewards, settled_spec
@@ -113,8 +113,7 @@ class ModelRewards(TextRewards):
     def _again(self, keys: Keys) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the rewards of some texts as the model gives them now."""
         found = Rewards.together(list(self.rewards("text", keys, Progress())))
-        order = np.argsort(found.keys)
-        return found.rewards[order][find_keys(keys, found.keys[order])[0]]
+        return found.rewards[lookup(keys, found.keys)[0]]
 
     def provenance(self) -> dict[str, object]:
         """Return what is recorded of how the rewards were made, but names none of them."""

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow.compute as pc
 
-from offpref.pipeline.pairs.completions import load_completions, load_pairs
-from offpref.pipeline.pairs.pair_sets import PairSet, pair_sets
+from offpref.pipeline.pairs.completions import load_completions
+from offpref.pipeline.pairs.pair_sets import PairSet, pair_rows, pair_sets
 from offpref.stores.key_index import Keys, to_keys
 from offpref.stores.schema import REWARDS
 from offpref.stores.store import Store
@@ -34,7 +34,7 @@ def coverage(store: Store) -> list[str]:
 
 def _covered(store: Store, pair_set: PairSet, given: dict[str, Keys]) -> tuple[int, int]:
     if "chosen" in given or "rejected" in given:
-        pairs = to_keys(load_pairs(store, pair_set)["pair_key"])
+        pairs = to_keys(pair_rows(store, pair_set, ["pair_key"])["pair_key"])
         found = sum(
             int(np.isin(pairs, given[s]).sum()) for s in ("chosen", "rejected") if s in given
         )

@@ -17,7 +17,7 @@ from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
 from offpref.pipeline.pairs.splits import key_array
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import PairSetError
-from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.schema import REWARDS
 from offpref.stores.store import Store
 
@@ -208,11 +208,9 @@ def _stored(
         REWARDS.name, fingerprint, ["subject_key", "reward"],
         [("objective", "=", objective), ("subject", "=", subject)],
     )  # fmt: skip
-    known = to_keys(rows["subject_key"])
-    order = np.argsort(known)
-    places, is_there = find_keys(keys, known[order])
+    places, is_there = lookup(keys, to_keys(rows["subject_key"]))
     rewards = np.full(len(keys), np.nan)
-    rewards[is_there] = np.asarray(rows["reward"])[order][places[is_there]]
+    rewards[is_there] = np.asarray(rows["reward"])[places[is_there]]
     return rewards
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow.compute as pc
 
-from offpref.pipeline.pairs.completions import Completions, load_completions, load_pairs
+from offpref.pipeline.pairs.completions import Completions, load_completions, sourced_pairs
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import PairSetError
@@ -93,7 +93,7 @@ class RewardSource(ABC):
         Args:
             found: Rewards of :meth:`subjects`, in their order.
         """
-        pairs = load_pairs(self.store, self.pair_set)
+        pairs = sourced_pairs(self.store, self.pair_set)
         pairs = pairs.filter(pc.is_valid(pairs["chosen_key"]))
         pairs = pairs.filter(pc.is_valid(pairs["rejected_key"]))
         if not pairs.num_rows:
@@ -124,7 +124,7 @@ class ColumnRewards(RewardSource):
 
     def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
         super().__init__(store, settings, pair_set)
-        rows = load_pairs(store, pair_set)
+        rows = sourced_pairs(store, pair_set)
         order = np.argsort(to_keys(rows["pair_key"]))
         self._keys = to_keys(rows["pair_key"])[order]
         sources = [

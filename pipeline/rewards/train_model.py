@@ -39,7 +39,7 @@ from offpref.pipeline.models.out_of_memory import LOAD_ADVICE, clear_memory_erro
 from offpref.pipeline.models.random_states import measuring
 from offpref.pipeline.models.tensor_files import tensor_errors
 from offpref.pipeline.pairs.completions import load_completions, load_texts
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
 from offpref.pipeline.pairs.step_order import epoch_steps
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.training.checkpoints import place_folder
@@ -47,7 +47,6 @@ from offpref.pipeline.training.policies import COPIED
 from offpref.stores.errors import ModelError, PairSetError, TrainingError
 from offpref.stores.files.placing import clear_write_errors, make_folder
 from offpref.stores.key_index import Keys, find_keys, to_keys
-from offpref.stores.schema import PAIRS
 from offpref.stores.store import Store
 
 from .texts import TextReader, padded
@@ -229,18 +228,12 @@ def _batches(pairs: _Pairs, members: list[int], max_batch_tokens: int) -> Iterat
 
 
 def _splits(store: Store, pair_set: PairSet) -> list[str]:
-    rows = store.read(
-        PAIRS.name, pair_set.tokenizer, ["split"],
-        [("pair_set_fingerprint", "=", pair_set.fingerprint)],
-    )  # fmt: skip
-    return sorted(set(rows["split"].to_pylist()))
+    return sorted(set(pair_rows(store, pair_set, ["split"])["split"].to_pylist()))
 
 
 def _load_pairs(store: Store, pair_set: PairSet, split: str, reader: TextReader) -> _Pairs:
-    rows = store.read(
-        PAIRS.name, pair_set.tokenizer, ["pair_key", "chosen_key", "rejected_key", "weight"],
-        [("pair_set_fingerprint", "=", pair_set.fingerprint), ("split", "=", split)],
-    ).drop_null()  # fmt: skip
+    columns = ["pair_key", "chosen_key", "rejected_key", "weight"]
+    rows = pair_rows(store, pair_set, columns, split=split).drop_null()
     keys = to_keys(rows["pair_key"])
     completions = load_completions(store, pair_set)
     sides: list[list[list[int]]] = []

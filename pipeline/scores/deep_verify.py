@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from offpref.kernels.head import OutputHead
 from offpref.kernels.linear import linear_token_scores
 from offpref.stores.errors import StoreError
-from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.lengths import check_ids, check_lengths
 from offpref.stores.reader import RowReader
 from offpref.stores.schema import HIDDEN, LOGPS, SEQUENCES
@@ -142,13 +142,11 @@ def _completions(store: Store, keys: Keys) -> list[NDArray[np.int64]]:
     columns = ["sequence_key", "num_prompt_tokens"]
     for tokenizer in store.partitions(SEQUENCES.name):
         described = store.read(SEQUENCES.name, tokenizer, columns)
-        known = to_keys(described["sequence_key"])
-        order = np.argsort(known)
-        places, is_there = find_keys(keys, known[order])
+        places, is_there = lookup(keys, to_keys(described["sequence_key"]))
         own = keys[is_there]
         if not len(own):
             continue
-        splits = np.asarray(described["num_prompt_tokens"])[order][places[is_there]]
+        splits = np.asarray(described["num_prompt_tokens"])[places[is_there]]
         ids = lists(RowReader(store, SEQUENCES.name, tokenizer, columns=["ids"]), own, "ids")
         found |= {
             bytes(key): each[split:].astype(np.int64)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from offpref.stores.errors import ShardCorruptError
-from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.schema import LOGPS
 from offpref.stores.store import Store
 
@@ -20,13 +20,11 @@ def summed_logps(store: Store, scorer: str, keys: Keys) -> Numbers:  # [N]
         ShardCorruptError: If one is not, or a completion has no token.
     """
     rows = store.read(LOGPS.name, scorer, ["sequence_key", "token_logps"])
-    known = to_keys(rows["sequence_key"])
-    order = np.argsort(known)
     lists = rows["token_logps"].combine_chunks()
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     values = np.asarray(lists.values).astype(np.float64)
     offsets = np.asarray(lists.offsets)
-    places, is_there = find_keys(keys, known[order])
+    places, is_there = lookup(keys, to_keys(rows["sequence_key"]))
     # A list without values would get its neighbour's.
     if not is_there.all() or (np.diff(offsets) < 1).any():
         raise ShardCorruptError(
@@ -34,4 +32,4 @@ def summed_logps(store: Store, scorer: str, keys: Keys) -> Numbers:  # [N]
             " `offpref store verify`"
         )
     sums = np.add.reduceat(values, offsets[:-1]) if len(values) else np.empty(0)
-    return sums[order][places]
+    return sums[places]

@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 
 from offpref.pipeline.pairs.add import PlannedAdd, add_pairs, plan_add
 from offpref.pipeline.pairs.mismatched import fix_kl_pairs, mismatched_keys
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, version_rows
 from offpref.pipeline.pairs.settings import AddSettings
-from offpref.stores.schema import PAIRS
 from offpref.stores.store import Store
 
 
@@ -116,12 +115,8 @@ class Wanted:
         if self._keys is not None:
             return self._keys
         is_all = self._found is not None and self._has_kl_pairs(self._found)
-        pairs = self._store.read(
-            PAIRS.name,
-            self.tokenizer,
-            columns=["chosen_key", "rejected_key"],
-            filters=[("pair_set_fingerprint", "=", self.version)],
-        )
+        columns = ["chosen_key", "rejected_key"]
+        pairs = version_rows(self._store, self.version, columns, tokenizer=self.tokenizer)
         both = pa.chunked_array(
             pairs["chosen_key"].chunks + pairs["rejected_key"].chunks, pa.binary(16)
         )
