@@ -1,6 +1,7 @@
-"""A run's ``run.json`` in its output folder: its id, its attempt, what it depends on."""
+"""Folders of models and runs: a run's ``run.json``, and the tokenizer that goes along."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,21 @@ from offpref.stores.files.placing import (
 )
 
 RUN_FILE = "run.json"
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model", "chat_template*", "generation_config.json", "additional_chat_templates/*",
+)  # fmt: skip
+"""Patterns of what a model's folder holds beside its weights and configuration."""
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files of a model's folder into another, byte for byte."""
+    for pattern in TOKENIZER_FILES:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and path.suffix != ".safetensors":
+                place = target / path.relative_to(source)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
 
 
 def read_run(output_dir: Path) -> dict[str, Any] | None:

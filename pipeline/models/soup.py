@@ -4,24 +4,21 @@ A baseline for MODPO: policies trained on one objective each, interpolated witho
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from offpref.pipeline.training.checkpoints import place_folder
-from offpref.pipeline.training.policies import COPIED
 from offpref.stores.errors import ModelError
-from offpref.stores.files.placing import clear_write_errors, make_folder
+from offpref.stores.files.placing import whole_folder
 
 from .fingerprints import model_config, weight_files
+from .folders import copy_tokenizer
 from .tensor_files import tensor_errors
 
 
@@ -49,17 +46,13 @@ def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) ->
     if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(f"output_dir {output_dir} is not empty")
     tensors = _mean([_Tensors(folder) for folder in folders], [w / total for w in weights])
-    partial = output_dir.parent / f".{output_dir.name}-{uuid4().hex}"
-    with clear_write_errors(output_dir), tensor_errors():
-        make_folder(partial)
-        try:
-            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-            _copy_rest(folders[0], partial)
-            note = {"soup": [[str(f), w / total] for f, w in zip(folders, weights, strict=True)]}
-            (partial / "soup.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-            place_folder(partial, output_dir)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(output_dir) as folder, tensor_errors():
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config: dict[str, Any] = model_config(folders[0])
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        copy_tokenizer(folders[0], folder)
+        note = {"soup": [[str(f), w / total] for f, w in zip(folders, weights, strict=True)]}
+        (folder / "soup.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return len(tensors)
 
 
@@ -105,14 +98,3 @@ def _mean(models: Sequence[_Tensors], weights: Sequence[float]) -> dict[str, Ten
             mean.add_(part.double(), alpha=weight)
         found[name] = mean.to(parts[0].dtype)
     return found
-
-
-def _copy_rest(source: Path, target: Path) -> None:
-    config: dict[str, Any] = model_config(source)
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for pattern in COPIED:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and path.suffix != ".safetensors":
-                place = target / path.relative_to(source)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, place)

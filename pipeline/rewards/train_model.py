@@ -10,13 +10,11 @@ Letters in shape comments: P pairs, N pairs of a step, B texts of a batch.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from torch.nn.functional import logsigmoid
 
 from offpref.pipeline.models.devices import default_device, keep_freed_memory
 from offpref.pipeline.models.fingerprints import max_positions, model_config
+from offpref.pipeline.models.folders import copy_tokenizer
 from offpref.pipeline.models.model_files import (
     check_tensors,
     language_head,
@@ -42,10 +41,8 @@ from offpref.pipeline.pairs.completions import load_completions, load_texts
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
 from offpref.pipeline.pairs.step_order import epoch_steps
 from offpref.pipeline.progress import Progress
-from offpref.pipeline.training.checkpoints import place_folder
-from offpref.pipeline.training.policies import COPIED
 from offpref.stores.errors import ModelError, PairSetError, TrainingError
-from offpref.stores.files.placing import clear_write_errors, make_folder
+from offpref.stores.files.placing import whole_folder
 from offpref.stores.key_index import Keys, find_keys, to_keys
 from offpref.stores.store import Store
 
@@ -284,26 +281,14 @@ def _load(settings: RewardTrainSettings, device: torch.device, reader: TextReade
 
 
 def _write(model: nn.Module, settings: RewardTrainSettings, accuracies: dict[str, float]) -> None:
-    output = settings.output_dir
-    partial = output.parent / f".{output.name}-{uuid4().hex}"
-    with clear_write_errors(output), tensor_errors():
-        make_folder(partial)
-        try:
-            with quiet_transformers():
-                model.save_pretrained(partial)  # type: ignore[operator] # transformers' models can
-            _write_config(settings.model, partial)
-            for pattern in COPIED:
-                for source in sorted(settings.model.glob(pattern)):
-                    if source.is_file() and source.suffix != ".safetensors":
-                        target = partial / source.relative_to(settings.model)
-                        target.parent.mkdir(exist_ok=True)
-                        shutil.copyfile(source, target)
-            note = {"pair_set": settings.pair_set, "accuracies": accuracies}
-            text = json.dumps(note, indent=2) + "\n"
-            (partial / "reward_model.json").write_text(text, encoding="utf-8")
-            place_folder(partial, output)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(settings.output_dir) as folder, tensor_errors():
+        with quiet_transformers():
+            model.save_pretrained(folder)  # type: ignore[operator] # transformers' models can
+        _write_config(settings.model, folder)
+        copy_tokenizer(settings.model, folder)
+        note = {"pair_set": settings.pair_set, "accuracies": accuracies}
+        text = json.dumps(note, indent=2) + "\n"
+        (folder / "reward_model.json").write_text(text, encoding="utf-8")
 
 
 def _write_config(source: Path, folder: Path) -> None:

@@ -10,7 +10,6 @@ the learning rate is a function of it. There is no pickle in a checkpoint of one
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,9 +34,7 @@ from offpref.stores.files.crash import crash_at
 from offpref.stores.files.placing import (
     clear_write_errors,
     make_folder,
-    move_synced,
-    sync_file,
-    sync_folder,
+    place_folder,
     write_synced,
 )
 
@@ -139,17 +136,6 @@ def load_checkpoint(
                 _load_whole(checkpoint, policy, optimizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StoreFormatError(f"{checkpoint} cannot be loaded: {error}") from error
-
-
-def place_folder(partial: Path, path: Path) -> None:
-    """Fsync a folder with all its files and rename it to ``path``, which it replaces."""
-    for root, _, names in os.walk(partial):
-        for name in names:
-            sync_file(Path(root) / name)
-        sync_folder(Path(root))
-    if path.exists():
-        shutil.rmtree(path)
-    move_synced(partial, path)
 
 
 def whole_state(policy: ScoringModel) -> dict[str, Any]:

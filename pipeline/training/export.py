@@ -4,16 +4,13 @@ The folder appears whole or not at all and needs nothing of the store afterwards
 """
 
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from uuid import uuid4
 
 from offpref.stores.errors import StoreWriteError
-from offpref.stores.files.placing import clear_write_errors, make_folder, move_synced
+from offpref.stores.files.placing import whole_folder
 from offpref.stores.query.catalog import Catalog
 from offpref.stores.query.formats import write_parquet
 from offpref.stores.query.views import view_names
@@ -57,7 +54,8 @@ def export_tensorboard(
         StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
     """
     check_tensorboard()
-    with whole_folder(output, overwrite=overwrite) as folder:
+    check_folder(output, overwrite=overwrite)
+    with whole_folder(output) as folder:
         found = catalog.answer(_STEPS, parameters=_given(runs))
         rows = (dict(zip(found.columns, row, strict=True)) for row in found.rows)
         used: set[str] = set()
@@ -100,7 +98,8 @@ def export_parquet(
             known = ", ".join(sorted(view_names()))
             raise ValueError(f"no view is called {view!r}; there are: {known}")
     wanted = [view for view in view_names() if not views or view in views]
-    with whole_folder(output, overwrite=overwrite) as folder:
+    check_folder(output, overwrite=overwrite)
+    with whole_folder(output) as folder:
         for view in wanted:
             columns = catalog.answer(_VIEW.format(view=view), limit=0).columns
             is_of_runs = runs is not None and "run_id" in columns
@@ -110,31 +109,12 @@ def export_parquet(
     return wanted
 
 
-@contextmanager
-def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a new folder beside ``path``; with all that is in it at the end it becomes ``path``.
-
-    Raises:
-        StoreWriteError: If ``path`` exists, is not empty and may not be replaced, or the file
-            system refuses.
-    """
+def check_folder(path: Path, *, overwrite: bool) -> None:
+    """Raise StoreWriteError if ``path`` is not an empty folder and may not be replaced."""
     if path.exists() and not path.is_dir():
         raise StoreWriteError(f"{path} is no folder; name another one")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise StoreWriteError(f"{path} is not empty; name a new folder, or --overwrite replaces it")
-    beside = path.absolute().with_name(f".{path.absolute().name}.{uuid4().hex[:8]}.partial")
-    replaced = beside.with_suffix(".replaced")
-    with clear_write_errors(path):
-        make_folder(path.absolute().parent)
-        try:
-            beside.mkdir()
-            yield beside
-            if path.exists():
-                path.rename(replaced)
-            move_synced(beside, path)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _given(runs: str | None) -> dict[str, str]:

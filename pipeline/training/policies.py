@@ -7,7 +7,6 @@ copies of its tokenizer's files.
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,12 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from offpref.pipeline.models.devices import Processes
+from offpref.pipeline.models.folders import copy_tokenizer
 from offpref.pipeline.models.model_files import quiet_transformers
 from offpref.pipeline.models.scoring_model import ScoringModel, load_scoring_model, shard_model
 from offpref.stores.errors import ModelError
 
 from .settings import TrainSettings
-
-COPIED = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.model", "chat_template*", "generation_config.json", "additional_chat_templates/*",
-)  # fmt: skip
 
 
 def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:
@@ -130,12 +125,7 @@ def write_policy(
             _write_lora(policy, settings, folder, weights)
     if (folder / "config.json").exists():
         _write_config(policy, settings.model, folder)
-    for pattern in COPIED:
-        for source in sorted(settings.model.glob(pattern)):
-            if source.is_file() and source.suffix != ".safetensors":
-                target = folder / source.relative_to(settings.model)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(source, target)
+    copy_tokenizer(settings.model, folder)
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -4,20 +4,16 @@ For experiments that want a small model of their own world; ``offpref sft`` begi
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from offpref.pipeline.pairs.forms import find_form, read_examples
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.stores.errors import ModelError, SourceError
-from offpref.stores.files.placing import clear_write_errors, make_folder, write_synced
+from offpref.stores.files.placing import whole_folder, write_synced
 from offpref.stores.keys import canonical_json
 from offpref.stores.sources import read_rows, source_files, source_hash
-
-from .checkpoints import place_folder
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 MADE_OF = "scratch.json"
@@ -64,16 +60,10 @@ def make_model(
         return False
     if folder.exists() and any(folder.iterdir()):
         raise ModelError(f"{folder} is not empty; name another --output-dir")
-    partial = folder.parent / f".{folder.name}-{uuid4().hex}"
-    with clear_write_errors(folder):
-        make_folder(partial)
-        try:
-            _write_tokenizer(partial, _texts(data), vocab_size)
-            _write_weights(partial, settings, config, seed)
-            write_synced(canonical_json(made_of).encode(), partial / MADE_OF)
-            place_folder(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder) as partial:
+        _write_tokenizer(partial, _texts(data), vocab_size)
+        _write_weights(partial, settings, config, seed)
+        write_synced(canonical_json(made_of).encode(), partial / MADE_OF)
     return True
 
 

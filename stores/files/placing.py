@@ -6,6 +6,7 @@ finds every byte of it, also after a power cut.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,40 @@ def move_synced(source: Path, path: Path) -> None:
     make_folder(path.parent)
     source.rename(path)
     sync_folder(path.parent)
+
+
+def place_folder(partial: Path, path: Path) -> None:
+    """Fsync a folder with all its files and rename it to ``path``, which it replaces."""
+    for root, _, names in os.walk(partial):
+        for name in names:
+            sync_file(Path(root) / name)
+        sync_folder(Path(root))
+    if not path.exists():
+        move_synced(partial, path)
+        return
+    replaced = partial.with_name(f"{partial.name}.replaced")
+    path.rename(replaced)
+    move_synced(partial, path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; with all that is in it at the end it becomes ``path``.
+
+    After an error, Ctrl-C included, nothing of it is left.
+
+    Raises:
+        StoreWriteError: If the file system refuses.
+    """
+    partial = path.absolute().with_name(f".{path.absolute().name}.{uuid4().hex[:8]}.partial")
+    with clear_write_errors(path):
+        make_folder(partial)
+        try:
+            yield partial
+            place_folder(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
