@@ -44,8 +44,8 @@ def errors(model: Path, policy_dir: Path, out: Path) -> dict[str, object]:
 
     from offpref.kernels.distributions import HiddenReference
     from offpref.kernels.top_tokens import linear_top_tokens
+    from offpref.pipeline.models.loading import load_scoring_model
     from offpref.pipeline.models.packing import PackedRow
-    from offpref.pipeline.models.scoring_model import load_scoring_model
     from offpref.stores.store import Store
 
     store = Store.open(out / "store")

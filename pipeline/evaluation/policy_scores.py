@@ -16,6 +16,7 @@ import torch
 
 from offpref.kernels.distributions import HiddenReference
 from offpref.pipeline.models.devices import default_device
+from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.packing import (
     MAX_BATCH_TOKENS,
     cut_batches,
@@ -23,7 +24,7 @@ from offpref.pipeline.models.packing import (
     label_prompts,
     plan_rows,
 )
-from offpref.pipeline.models.scoring_model import ScoringModel, load_scoring_model
+from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.pairs.splits import key_array
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.hidden_states import HiddenReader

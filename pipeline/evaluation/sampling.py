@@ -43,7 +43,7 @@ class Sampler:
         from transformers import AutoTokenizer
 
         from offpref.pipeline.models.devices import default_device
-        from offpref.pipeline.models.scoring_model import load_scoring_model
+        from offpref.pipeline.models.loading import load_scoring_model
 
         tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         self.tokenizer = tokenizer

@@ -1,14 +1,10 @@
-"""Language models as scorers: loaded from a folder, run on packed rows, with or without gradient.
+"""Language models as scorers: run on packed rows, with or without gradient.
 
 ``ScoringModel`` is the one forward pass of scoring and of training. It runs the backbone on packed
 rows, keeps only the positions whose next token belongs to a completion, and hands those to the
 kernels together with the output head, so that whole logits never exist.
 
-Which of three routes it takes is decided by a self-check when the model is loaded:
-
-* ``packed``: completions share their prompt's row, kept apart by a mask;
-* ``separate``: one completion a row, without masks (ALiBi, recurrent models);
-* ``logits``: the model's own forward pass, row by row, where its head is not a known one.
+Which of three routes it takes, see ``routes``, is decided by a self-check when it is loaded.
 
 Letters in shape comments: R rows, L tokens of the longest row, T completion tokens, H hidden size,
 V vocabulary.
@@ -17,18 +13,14 @@ V vocabulary.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
 from offpref.kernels.distributions import HiddenReference, Reference, TopKReference
-from offpref.kernels.forms import Form, check_form, choose_form
+from offpref.kernels.forms import Form, choose_form
 from offpref.kernels.head import OutputHead
 from offpref.kernels.linear import NEEDS_REFERENCE, WANTED, linear_logits, linear_token_scores
 from offpref.kernels.logits import token_scores
@@ -37,22 +29,11 @@ from offpref.kernels.topk import topk_kl
 from offpref.stores.errors import ModelError
 
 from .batches import PackedBatch, collate_rows, separate_rows
-from .fast_layers import use_fast_layers
 from .gradients import GradientMemory
 from .heads import HeadConvention, head_conventions
 from .masks import mask_rule
-from .model_files import load_model, quiet_transformers
 from .packing import LengthSwitch, PackedRow
-from .selfcheck import PackingReport, check_packing
-
-Precision = Literal["float32", "bf16", "bf16-autocast", "float64"]
-Route = Literal["packed", "separate", "logits"]
-_DTYPES = {
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bf16-autocast": torch.float32,
-    "float64": torch.float64,
-}
+from .routes import PackingReport, Precision, Route, Way
 
 
 class TokenScores(NamedTuple):
@@ -96,7 +77,7 @@ class ScoringModel(nn.Module):
         route: Route = "packed",
         kernels: Form | None = None,
     ) -> None:
-        """Wrap a transformers model; nothing is checked, see :func:`load_scoring_model`.
+        """Wrap a transformers model; nothing is checked, see :func:`loading.load_scoring_model`.
 
         Args:
             model: Any of transformers' models for causal language modelling.
@@ -198,6 +179,9 @@ class ScoringModel(nn.Module):
         Raises:
             ModelError: If the model has no output embedding of the usual form.
         """
+        return self._head(self.convention)
+
+    def _head(self, convention: HeadConvention) -> OutputHead:
         layer = self.model.get_output_embeddings()
         weight = getattr(layer, "weight", None)
         if weight is None or weight.ndim != 2:
@@ -207,9 +191,14 @@ class ScoringModel(nn.Module):
         return OutputHead(
             weight=weight,
             bias=getattr(layer, "bias", None),
-            scale=self.convention.scale,
-            softcap=self.convention.softcap,
+            scale=convention.scale,
+            softcap=convention.softcap,
         )
+
+    def take(self, report: PackingReport) -> None:
+        """Compute rows as the self-check has found right."""
+        self.report = report
+        self.route, self.convention = report.way
 
     def keep_gradients(self) -> None:
         """Keep gradients in memory of their own: for one process, on its CPU."""
@@ -229,6 +218,7 @@ class ScoringModel(nn.Module):
         reference: Reference | None = None,
         measured: Sequence[str] = (),
         top_k: int | None = None,
+        way: Way | None = None,
     ) -> TokenScores:
         """Return what is wanted of each completion token of a batch on the model's device.
 
@@ -239,13 +229,15 @@ class ScoringModel(nn.Module):
             measured: More names, without gradient and computed apart: asking for them changes
                 nothing of what is wanted, not to the last bit.
             top_k: How many most likely tokens to return; None for none.
+            way: How to compute rows, where it is not the model's own way: for the self-check.
         """
-        if self.route == "logits":
+        route, convention = way or Way(self.route, self.convention)
+        if route == "logits":
             return self._forward_logits(batch, (*want, *measured), reference, top_k)
         with self._autocast():
-            hidden_rows = self._backbone(batch)
+            hidden_rows = self._backbone(batch, route)
         hidden = hidden_rows.flatten(0, 1).index_select(0, batch.gather_index)
-        head = self.head
+        head = self._head(convention)
         if self.gradients is not None and torch.is_grad_enabled():
             head = replace(head, weight_grad=self.gradients.summed(head.weight))
         kernel_want = [name for name in want if name in WANTED]
@@ -273,32 +265,32 @@ class ScoringModel(nn.Module):
             **scores,
         )
 
-    def _backbone(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+    def _backbone(self, batch: PackedBatch, route: Route) -> Tensor:  # [R, L, H]
         switch = self.length_switch
         if switch is None:
-            return self._layers(batch)
+            return self._layers(batch, route)
         longest = (batch.position_ids.amax(dim=1) + 1).cpu().numpy()  # on a GPU, this waits for it
         classes = switch.classes(longest)
         kinds = np.unique(classes)
         if len(kinds) == 1:
-            return self._layers(batch)
+            return self._layers(batch, route)
         found: Tensor | None = None
         for kind in kinds:
             rows = torch.from_numpy(np.flatnonzero(classes == kind)).to(batch.input_ids.device)
             part = batch.rows(rows)
-            hidden = self._layers(part)
+            hidden = self._layers(part, route)
             if found is None:
                 found = hidden.new_zeros(*batch.input_ids.shape, hidden.shape[-1])
             found[rows, : part.input_ids.shape[1]] = hidden
         assert found is not None  # a batch has a row
         return found
 
-    def _layers(self, batch: PackedBatch) -> Tensor:  # [R, L, H]
+    def _layers(self, batch: PackedBatch, route: Route) -> Tensor:  # [R, L, H]
         """Return the last hidden states of rows that the layers compute in one way."""
         self._reset_rotary()
         # Padding comes last and attention looks back: without a mask it changes nothing either.
         arguments: dict[str, Any] = {}
-        if self.route == "packed" and batch.has_shared_prompts:
+        if route == "packed" and batch.has_shared_prompts:
             assert self.mask_rule is not None
             masks = self.mask_rule.masks(batch.segments, batch.position_ids, self.dtype)
             arguments = {"attention_mask": masks, "position_ids": batch.position_ids}
@@ -356,77 +348,6 @@ class ScoringModel(nn.Module):
             if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
                 module.max_seq_len_cached = switch.boundary
                 module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
-
-
-def load_scoring_model(
-    model_dir: str | Path,
-    *,
-    precision: Precision = "float32",
-    device: str | torch.device = "cpu",
-    attention: str | None = None,
-    trust_remote_code: bool = False,
-    experts: str | None = None,
-    mesh: DeviceMesh | None = None,
-    kernels: Form | None = None,
-    check: bool = True,
-) -> ScoringModel:
-    """Return a model from a local folder, without dropout, ready to score.
-
-    Args:
-        model_dir: A folder with ``config.json`` and weights as safetensors.
-        precision: Dtype of weights and activations; logits are float32 in any case.
-        device: Where the model goes; ignored where ``mesh`` is given.
-        attention: ``sdpa`` or ``eager``; None takes sdpa where the model supports it.
-        trust_remote_code: Whether Python code in the folder may run.
-        experts: Implementation of mixtures of experts, None for transformers' choice.
-        mesh: Devices to split the weights over with FSDP2, None for one device.
-        kernels: Form of the kernels, ``torch`` or ``triton``; None for the best one there.
-        check: Whether the self-check decides how rows are computed; without it the packed route
-            is taken on trust.
-
-    Raises:
-        ModelError: If folder, configuration or weights are missing or do not fit.
-        ValueError: If the precision is unknown, or the kernels cannot run on the device.
-    """
-    if precision not in _DTYPES:
-        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
-    check_form(kernels, torch.device(device if mesh is None else mesh.device_type))
-    with quiet_transformers():
-        model = load_model(
-            Path(model_dir), _DTYPES[precision], attention, experts, trust_remote_code
-        )
-        use_fast_layers(model)
-        scoring_model = ScoringModel(model, precision=precision, kernels=kernels).eval()
-        if mesh is None:
-            scoring_model.to(device)
-        else:
-            shard_model(scoring_model, mesh)
-        if check:
-            check_packing(scoring_model)
-    return scoring_model
-
-
-def shard_model(scoring_model: ScoringModel, mesh: DeviceMesh) -> None:
-    """Split the weights over the devices of a mesh, layer by layer, with FSDP2.
-
-    Each process then holds one layer and the root's embeddings whole, and its share of the rest.
-    All processes have to run the same number of forward passes.
-    """
-    names = set(getattr(scoring_model.model, "_no_split_modules", None) or ())
-    for module in list(scoring_model.model.modules()):
-        if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh)
-    fully_shard(scoring_model, mesh=mesh)
-
-
-def score_rows(
-    scoring_model: ScoringModel, rows: Sequence[PackedRow]
-) -> dict[int, NDArray[np.float32]]:
-    """Return the token log-probs of each sequence, by its number, from one forward pass."""
-    batch = scoring_model.collate(rows).to(scoring_model.device)
-    with torch.no_grad():
-        scores = scoring_model(batch)
-    return batch.split(scores.token_logps.cpu().numpy())
 
 
 def _label_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:  # [T] each

@@ -7,9 +7,6 @@ token against a bound for the dtype, and the same against what a row without the
 so that a small model whose context hardly matters cannot pass by accident.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,12 +14,11 @@ from torch import Tensor
 from offpref.stores.errors import ModelError
 
 from .batches import PackedBatch, collate_rows, separate_rows
-from .heads import head_conventions
+from .heads import HeadConvention, head_conventions
 from .out_of_memory import is_out_of_memory
 from .packing import PackedRow
-
-if TYPE_CHECKING:
-    from .scoring_model import Route, ScoringModel
+from .routes import PackingReport, Route, Way
+from .scoring_model import ScoringModel
 
 # Mean difference per token, nats: below the first it is rounding, above the second it is not.
 _BOUNDS = {
@@ -36,30 +32,10 @@ _LONGEST_PROBE = {"cpu": 512, "cuda": 8192}
 _COMPLETION_LENGTHS = (5, 9)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackingReport:
-    """What the self-check found."""
+def check_packing(scoring_model: ScoringModel) -> PackingReport:
+    """Return the fastest way of computing rows that agrees with the model's own logits.
 
-    route: str
-    """The route taken: ``packed``, ``separate`` or ``logits``."""
-    message: str | None
-    """One line for the user where it is not ``packed``, else None."""
-    num_probe_tokens: int
-    """Length of the probe's prompt."""
-    covers_window: bool
-    """Whether the probe is longer than the model's sliding window, if it has one."""
-    packed_difference: float | None
-    """Mean difference per token between packed and plain, nats; None where not tried."""
-    separate_difference: float | None
-    """The same for separate rows."""
-    naive_difference: float | None
-    """The same for a packed row without its mask: what being wrong looks like."""
-
-
-def check_packing(scoring_model: "ScoringModel") -> PackingReport:
-    """Set the fastest route of a model that agrees with its own logits, and return what was seen.
-
-    Under FSDP2 all processes have to call it.
+    The model is left as it was. Under FSDP2 all processes have to call it.
 
     Raises:
         ModelError: If the model cannot score the probe in any way.
@@ -69,48 +45,33 @@ def check_packing(scoring_model: "ScoringModel") -> PackingReport:
     with torch.no_grad():
         report = _compare(scoring_model, _probe(scoring_model))
     scoring_model.train(was_training)
-    scoring_model.report = report
     return report
 
 
-def _compare(model: "ScoringModel", row: PackedRow) -> PackingReport:
-    """Run the probe every way; leave the model on the fastest route that is right."""
+def _compare(model: ScoringModel, row: PackedRow) -> PackingReport:
+    """Run the probe every way, and report on the fastest one that is right."""
     packed, alone = collate_rows([row]), [collate_rows([one]) for one in separate_rows([row])]
     together = collate_rows(separate_rows([row]))
-    plain = [_scores(model, "logits", batch) for batch in alone]
+    usual = head_conventions(model.config)[0]
+    plain = [_scores(model, Way("logits", usual), batch) for batch in alone]
     if not all(plain):
         raise ModelError(f"{_name(model)} cannot be run on token ids alone")
     logps, logits = (torch.cat(tensors) for tensors in zip(*filter(None, plain), strict=True))
     if not torch.isfinite(logps).all():
         raise ModelError(f"{_name(model)} gives log-probs that are not finite")
+    convention = _head_convention(model, together, logits)
 
-    def difference(route: "Route", batch: PackedBatch) -> float | None:
-        scores = _scores(model, route, batch)
+    def difference(route: Route, batch: PackedBatch) -> float | None:
+        if convention is None:
+            return None
+        scores = _scores(model, Way(route, convention), batch)
         return None if scores is None else float((scores[0] - logps).abs().mean())
 
-    has_known_head = _find_head_convention(model, together, logits)
-    separate = naive = by_mask = None
-    if has_known_head:
-        separate, naive = difference("separate", together), difference("separate", packed)
-    if has_known_head and model.mask_rule is not None:
-        by_mask = difference("packed", packed)
-
-    bounds = _BOUNDS[_numerics(model)]
-    message = None
-    if by_mask is not None and _is_right(by_mask, naive, bounds):
-        model.route = "packed"
-    elif separate is not None and separate <= bounds[1]:
-        model.route = "separate"
-        why = "its layers take no such mask" if by_mask is None else f"off by {by_mask:.1e} nats"
-        message = (
-            f"{_name(model)} cannot keep completions in one row apart ({why}): "
-            f"each completion is computed with its own prompt"
-        )
-    else:
-        model.route = "logits"
-        message = f"{_name(model)} has an output head of its own: whole logits are computed, slowly"
+    separate, naive = difference("separate", together), difference("separate", packed)
+    by_mask = None if model.mask_rule is None else difference("packed", packed)
+    route, message = _fastest(model, by_mask, naive, separate)
     return PackingReport(
-        route=model.route,
+        way=Way(route, convention or head_conventions(model.config)[-1]),
         message=message,
         num_probe_tokens=len(row.prompt),
         covers_window=not model.windows or len(row.prompt) > max(model.windows),
@@ -120,32 +81,48 @@ def _compare(model: "ScoringModel", row: PackedRow) -> PackingReport:
     )
 
 
+def _fastest(
+    model: ScoringModel, by_mask: float | None, naive: float | None, separate: float | None
+) -> tuple[Route, str | None]:
+    """Return the fastest route that is right, and what to say where it is not ``packed``."""
+    bounds = _BOUNDS[_numerics(model)]
+    if by_mask is not None and _is_right(by_mask, naive, bounds):
+        return "packed", None
+    if separate is not None and separate <= bounds[1]:
+        why = "its layers take no such mask" if by_mask is None else f"off by {by_mask:.1e} nats"
+        return "separate", (
+            f"{_name(model)} cannot keep completions in one row apart ({why}): "
+            f"each completion is computed with its own prompt"
+        )
+    return "logits", (
+        f"{_name(model)} has an output head of its own: whole logits are computed, slowly"
+    )
+
+
 def _is_right(difference: float, naive: float | None, bounds: tuple[float, float]) -> bool:
     rounding, most = bounds
     limit = most if naive is None else min(most, _SHARE_OF_NAIVE * naive)
     return difference <= max(rounding, limit)
 
 
-def _find_head_convention(model: "ScoringModel", batch: PackedBatch, logits: Tensor) -> bool:
-    """Set the first convention whose logits are the model's own; return whether there is one."""
+def _head_convention(
+    model: ScoringModel, batch: PackedBatch, logits: Tensor
+) -> HeadConvention | None:
+    """Return the first convention whose logits are the model's own; None if there is none."""
     bound = _HEAD_BOUNDS[_numerics(model)] * max(float(logits.abs().max()), 1e-6)
     for convention in head_conventions(model.config):
-        model.convention = convention
-        scores = _scores(model, "separate", batch)
+        scores = _scores(model, Way("separate", convention), batch)
         if scores is None or scores[1].shape != logits.shape:
             continue
         if float((scores[1] - logits).abs().max()) <= bound:
-            return True
-    return False
+            return convention
+    return None
 
 
-def _scores(
-    model: "ScoringModel", route: "Route", batch: PackedBatch
-) -> tuple[Tensor, Tensor] | None:
+def _scores(model: ScoringModel, way: Way, batch: PackedBatch) -> tuple[Tensor, Tensor] | None:
     """Return log-probs [T] and logits [T, V] in float64, None where the model cannot be run so."""
-    model.route = route
     try:
-        scores = model(batch.to(model.device), want=("token_logps", "logits"))
+        scores = model(batch.to(model.device), want=("token_logps", "logits"), way=way)
     except (ModelError, AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -153,7 +130,7 @@ def _scores(
     return scores.token_logps.double().cpu(), scores.logits.double().cpu()
 
 
-def _probe(model: "ScoringModel") -> PackedRow:
+def _probe(model: ScoringModel) -> PackedRow:
     """Return a prompt, longer than the sliding window if it may be, and two completions of it."""
     first, second = _COMPLETION_LENGTHS
     limits = [_LONGEST_PROBE.get(model.device.type, 512)]
@@ -176,9 +153,9 @@ def _probe(model: "ScoringModel") -> PackedRow:
     )
 
 
-def _numerics(model: "ScoringModel") -> torch.dtype:
+def _numerics(model: ScoringModel) -> torch.dtype:
     return torch.bfloat16 if model.precision == "bf16-autocast" else model.dtype
 
 
-def _name(model: "ScoringModel") -> str:
+def _name(model: ScoringModel) -> str:
     return type(model.model).__name__

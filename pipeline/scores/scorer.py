@@ -449,7 +449,7 @@ class _Batch:
 
 
 def _import_models() -> Callable[..., "ScoringModel"]:
-    from offpref.pipeline.models.scoring_model import load_scoring_model
+    from offpref.pipeline.models.loading import load_scoring_model
 
     return load_scoring_model
 

@@ -17,8 +17,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.folders import copy_tokenizer
+from offpref.pipeline.models.loading import load_scoring_model, shard_model
 from offpref.pipeline.models.model_files import quiet_transformers
-from offpref.pipeline.models.scoring_model import ScoringModel, load_scoring_model, shard_model
+from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.stores.errors import ModelError
 
 from .settings import TrainSettings

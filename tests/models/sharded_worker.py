@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from offpref.pipeline.models.scoring_model import load_scoring_model, score_rows
+from offpref.pipeline.models.loading import load_scoring_model
 
 
 def main(model_dir: Path, folder: Path, rank: int) -> None:
@@ -21,8 +21,10 @@ def main(model_dir: Path, folder: Path, rank: int) -> None:
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     rows = torch.load(folder / "rows.pt", weights_only=False)
     model = load_scoring_model(model_dir, mesh=mesh)
-    scores = score_rows(model, rows)
-    model(model.collate(rows)).token_logps.sum().backward()
+    batch = model.collate(rows)
+    with torch.no_grad():
+        scores = batch.split(model(batch).token_logps.numpy())
+    model(batch).token_logps.sum().backward()
     kept = {
         "scores": scores,
         "gradients": [p.grad.full_tensor() for p in model.parameters()],

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from offpref.pipeline.models.devices import Processes
+from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.packing import PackedRow
-from offpref.pipeline.models.scoring_model import load_scoring_model
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings

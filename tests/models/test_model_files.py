@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from offpref.pipeline.models.scoring_model import load_scoring_model
+from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.rewards.reward import reward
 from offpref.pipeline.rewards.settings import RewardSettings
 from offpref.pipeline.rewards.train_model import RewardTrainSettings, train_reward

@@ -13,10 +13,12 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
+from scored_rows import score_rows
 
 from offpref.kernels import reference
 from offpref.pipeline.models.batches import collate_rows, separate_rows
 from offpref.pipeline.models.heads import head_conventions
+from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.masks import MaskRule
 from offpref.pipeline.models.packing import (
     LengthSwitch,
@@ -25,7 +27,7 @@ from offpref.pipeline.models.packing import (
     fill_rows,
     plan_rows,
 )
-from offpref.pipeline.models.scoring_model import ScoringModel, load_scoring_model, score_rows
+from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.selfcheck import check_packing
 from offpref.stores.errors import ModelError
 
@@ -323,6 +325,7 @@ def test_self_check_catches_a_model_that_ignores(
     ignore(model, without)
 
     report = check_packing(model)
+    model.take(report)
 
     assert report.route == model.route == "separate"
     assert largest_difference(score_rows(model, ROWS), plain_logps(model, ROWS)) < (
@@ -334,7 +337,8 @@ def test_self_check_catches_a_wrong_window(model_dirs: Callable[[str], Path]) ->
     model = load(model_dirs("mistral-window"), "mistral-window", check=False)
     model.mask_rule = MaskRule(windows={"sliding_attention": 7}, is_additive=False)
 
-    assert check_packing(model).route == "separate"
+    model.take(check_packing(model))
+    assert model.route == "separate"
 
 
 class _OwnHead(torch.nn.Linear):
@@ -353,6 +357,7 @@ def test_unknown_head_is_computed_by_the_model_itself(
     model.model.lm_head = head
 
     report = check_packing(model)
+    model.take(report)
 
     assert report.route == "logits"
     assert "whole logits are computed" in str(report.message)
@@ -380,7 +385,7 @@ def test_wrong_guess_of_the_head_is_put_right(model_dirs: Callable[[str], Path])
     model.config.model_type = "hyperclovax"
     assert head_conventions(model.config)[0].scale == 4
 
-    check_packing(model)
+    model.take(check_packing(model))
 
     assert model.convention.scale == 0.25
 

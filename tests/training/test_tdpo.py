@@ -24,8 +24,8 @@ from offpref.kernels.distributions import HiddenReference
 from offpref.kernels.head import OutputHead
 from offpref.kernels.top_tokens import linear_top_tokens
 from offpref.pipeline.models.devices import Processes
+from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.packing import PackedRow
-from offpref.pipeline.models.scoring_model import load_scoring_model
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.deep_verify import verify_hidden
