@@ -5,7 +5,6 @@ Letters in shape comments: T tokens, V vocabulary, H hidden size, k most likely 
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .head import OutputHead
@@ -53,31 +52,3 @@ class TopKReference:
 
 
 Reference = HiddenReference | TopKReference
-
-
-def check_reference(reference: Reference, num_tokens: int, vocab_size: int) -> None:
-    """Raise ValueError where shapes or dtypes of a reference do not fit the tokens."""
-    if isinstance(reference, HiddenReference):
-        hidden, weight = reference.hidden, reference.head.weight
-        if hidden.ndim != 2 or hidden.shape != (num_tokens, weight.shape[1]):
-            raise ValueError(
-                f"the reference's hidden states must be [{num_tokens}, {weight.shape[1]}], "
-                f"got {tuple(hidden.shape)}"
-            )
-        return
-    k = reference.ids.shape[-1]
-    shapes = [tuple(t.shape) for t in (reference.ids, reference.logps, reference.tail_logps)]
-    if shapes != [(num_tokens, k), (num_tokens, k), (num_tokens,)]:
-        raise ValueError(
-            f"a top-k reference must be [{num_tokens}, k], [{num_tokens}, k] and [{num_tokens}], "
-            f"got {', '.join(map(str, shapes))}"
-        )
-    if reference.ids.dtype != torch.int64 or not 0 < k <= vocab_size:
-        raise ValueError(
-            f"ids must be int64 and k between 1 and {vocab_size}, got {reference.ids.dtype}, {k}"
-        )
-    if reference.ids.device.type == "cpu" and num_tokens:  # a GPU would have to be waited for
-        lowest, highest = map(int, reference.ids.aminmax())
-        if lowest < 0 or highest >= vocab_size:
-            bad = lowest if lowest < 0 else highest
-            raise ValueError(f"ids must be between 0 and {vocab_size - 1}, got {bad}")

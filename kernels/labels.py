@@ -7,19 +7,6 @@ IGNORE_INDEX = -100
 """Label of a token whose results and gradients are 0, whatever it holds."""
 
 
-def check_labels(labels: Tensor, vocab_size: int) -> None:  # [T] int64
-    """Raise ValueError for a label that is no column; on a GPU nothing waits for the check."""
-    if labels.device.type != "cpu" or not labels.numel():
-        return
-    kept = labels[labels != IGNORE_INDEX]
-    if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < vocab_size:
-        bad = kept[(kept < 0) | (kept >= vocab_size)][0]
-        raise ValueError(
-            f"labels must be between 0 and {vocab_size - 1}, or {IGNORE_INDEX} to be ignored, "
-            f"got {int(bad)}"
-        )
-
-
 def label_columns(labels: Tensor, v: slice) -> tuple[Tensor, Tensor]:  # [t, n] -> [t, n], [t, n]
     """Return each label's column within a block, any column where it is elsewhere, and which."""
     is_here = (labels >= v.start) & (labels < v.stop)

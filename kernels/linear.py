@@ -23,13 +23,36 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import torch_linear
-from .distributions import HiddenReference, Reference, TopKReference, check_reference
+from .checks import check_linear
+from .distributions import HiddenReference, Reference, TopKReference
 from .forms import Form, choose_form
 from .head import OutputHead
-from .labels import IGNORE_INDEX, check_labels
+from .inputs import NEEDS_REFERENCE, WANTED, LinearInputs
+from .labels import IGNORE_INDEX
+from .logits import label_logps, token_scores
+from .top_tokens import linear_top_tokens, top_tokens
+from .topk import topk_kl
+from .transform import Transform
 
-WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")
-NEEDS_REFERENCE = ("forward_kl", "reverse_kl")
+__all__ = [
+    "IGNORE_INDEX",
+    "NEEDS_REFERENCE",
+    "WANTED",
+    "Form",
+    "HiddenReference",
+    "OutputHead",
+    "Reference",
+    "TopKReference",
+    "Transform",
+    "label_logps",
+    "linear_logits",
+    "linear_token_scores",
+    "linear_top_tokens",
+    "token_scores",
+    "top_tokens",
+    "topk_kl",
+]
+
 WORKSPACE_BYTES = {"cpu": 64 << 20}
 """Most memory for buffers by type of device, where nothing is asked for."""
 GPU_WORKSPACE_BYTES = 1 << 30
@@ -81,42 +104,38 @@ def linear_token_scores(
         return compiled_around
     if workspace_bytes is None:
         workspace_bytes = WORKSPACE_BYTES.get(hidden.device.type, GPU_WORKSPACE_BYTES)
-    _check(hidden, head, labels, reference, want, workspace_bytes)
-    if not set(want) & set(NEEDS_REFERENCE):
-        reference = None
+    wished = frozenset(want)
+    inputs = LinearInputs(hidden, head, labels, reference, wished, workspace_bytes)
+    check_linear(inputs)
+    if not wished & set(NEEDS_REFERENCE):
+        inputs = inputs._replace(reference=None)
     if bool((labels == IGNORE_INDEX).any()):
-        return _scores_of_kept(hidden, head, labels, reference, want, workspace_bytes, form)
-    with torch.autocast(hidden.device.type, enabled=False):
-        settings = _Settings(
-            head.scale, head.softcap, frozenset(want), workspace_bytes, choose_form(hidden, form),
-            head.weight_grad,
-        )  # fmt: skip
-        results = _LinearTokenScores.apply(  # type: ignore[no-untyped-call] # torch
-            hidden, head.weight, head.bias, labels, reference, settings
-        )
-    scores = dict(zip(WANTED, results, strict=True))
+        scores = _scores_of_kept(inputs, form)
+    else:
+        scores = _scores(inputs, form)
     return {name: scores[name] for name in want}
 
 
-def _scores_of_kept(
-    hidden: Tensor,
-    head: OutputHead,
-    labels: Tensor,
-    reference: Reference | None,
-    want: Sequence[str],
-    workspace_bytes: int,
-    form: Form | None,
-) -> dict[str, Tensor]:
-    """Return the scores of the tokens that are not ignored, and 0 for the others."""
-    kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-    scores = linear_token_scores(
-        hidden.index_select(0, kept), head, labels[kept],
-        None if reference is None else reference.rows(kept),
-        want=want, workspace_bytes=workspace_bytes, form=form,
+def _scores(inputs: LinearInputs, form: Form | None) -> dict[str, Tensor]:
+    head = inputs.head
+    settings = _Settings(
+        head.scale, head.softcap, inputs.want, inputs.workspace_bytes,
+        choose_form(inputs.hidden, form), head.weight_grad,
     )  # fmt: skip
+    with torch.autocast(inputs.hidden.device.type, enabled=False):
+        results = _LinearTokenScores.apply(  # type: ignore[no-untyped-call] # torch
+            inputs.hidden, head.weight, head.bias, inputs.labels, inputs.reference, settings
+        )
+    return dict(zip(WANTED, results, strict=True))
+
+
+def _scores_of_kept(inputs: LinearInputs, form: Form | None) -> dict[str, Tensor]:
+    """Return the scores of the tokens that are not ignored, and 0 for the others."""
+    kept = (inputs.labels != IGNORE_INDEX).nonzero().squeeze(1)
     return {
-        name: values.new_zeros(len(labels)).index_copy(0, kept, values)
-        for name, values in scores.items()
+        name: values.new_zeros(len(inputs.labels)).index_copy(0, kept, values)
+        for name, values in _scores(inputs.rows(kept), form).items()
+        if name in inputs.want
     }
 
 
@@ -126,7 +145,7 @@ def linear_logits(hidden: Tensor, head: OutputHead) -> Tensor:  # [T, H] -> [T, 
     For checks of a handful of tokens; without gradient. Float32, or float64 if ``hidden`` is.
     """
     labels = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    _check(hidden, head, labels, None, (), 1)
+    check_linear(LinearInputs(hidden, head, labels, None, frozenset(), 1))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         return torch_linear.logits(hidden, head)
 
@@ -140,6 +159,11 @@ class _Settings(NamedTuple):
     workspace_bytes: int
     form: Form
     weight_grad: Tensor | None
+
+    def inputs(
+        self, hidden: Tensor, head: OutputHead, labels: Tensor, reference: Reference | None
+    ) -> LinearInputs:
+        return LinearInputs(hidden, head, labels, reference, self.want, self.workspace_bytes)
 
 
 def _form(name: Form) -> Any:  # one of two modules with the same functions
@@ -163,7 +187,7 @@ class _LinearTokenScores(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         head = OutputHead(weight=weight, bias=bias, scale=settings.scale, softcap=settings.softcap)
         results, saved = _form(settings.form).forward(
-            hidden, head, labels, reference, settings.want, settings.workspace_bytes
+            settings.inputs(hidden, head, labels, reference)
         )
         ctx.save_for_backward(hidden, weight, bias, labels, *saved)
         ctx.reference, ctx.settings = reference, settings
@@ -183,64 +207,10 @@ class _LinearTokenScores(torch.autograd.Function):
         )  # fmt: skip
         with torch.autocast(hidden.device.type, enabled=False):
             found = _form(settings.form).backward(
-                hidden, head, labels, ctx.reference, tuple(saved),
-                dict(zip(WANTED, grads, strict=True)),
-                ctx.needs_input_grad[:3], settings.workspace_bytes,
+                settings.inputs(hidden, head, labels, ctx.reference), tuple(saved),
+                dict(zip(WANTED, grads, strict=True)), ctx.needs_input_grad[:3],
             )  # fmt: skip
         if settings.weight_grad is not None and found[1] is not None:
             settings.weight_grad.add_(found[1])  # Triton's backward pass returns it whole.
             found = found[0], None, found[2]
         return *found, None, None, None
-
-
-def _check(
-    hidden: Tensor,
-    head: OutputHead,
-    labels: Tensor,
-    reference: Reference | None,
-    want: Sequence[str],
-    workspace_bytes: int,
-) -> None:
-    weight, bias = head.weight, head.bias
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden [T, H] and the head's weight [V, H] must share H, "
-            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
-    if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels must be int64 [{hidden.shape[0]}], got {labels.dtype} {tuple(labels.shape)}"
-        )
-    columns = head.vocab_size
-    if isinstance(reference, HiddenReference) and set(want) & set(NEEDS_REFERENCE):
-        columns = min(columns, reference.head.vocab_size)  # no others carry a probability
-    check_labels(labels, columns)
-    if not hidden.is_floating_point() or not weight.is_floating_point():
-        raise ValueError(f"dtypes must be floating, got {hidden.dtype} and {weight.dtype}")
-    devices = {tensor.device for tensor in (hidden, weight, bias, labels) if tensor is not None}
-    if len(devices) > 1:
-        raise ValueError(f"all tensors must be on one device, got {sorted(map(str, devices))}")
-    if unknown := set(want) - set(WANTED):
-        raise ValueError(f"want must be out of {WANTED}, got {sorted(unknown)}")
-    if not head.scale > 0:
-        raise ValueError(f"scale must be greater than 0, got {head.scale}")
-    if head.softcap is not None and not head.softcap > 0:
-        raise ValueError(f"softcap must be greater than 0 or None, got {head.softcap}")
-    if workspace_bytes <= 0:
-        raise ValueError(f"workspace_bytes must be greater than 0, got {workspace_bytes}")
-    _check_reference(reference, hidden, head, want)
-
-
-def _check_reference(
-    reference: Reference | None, hidden: Tensor, head: OutputHead, want: Sequence[str]
-) -> None:
-    wanted = [name for name in want if name in NEEDS_REFERENCE]
-    if reference is None:
-        if wanted:
-            raise ValueError(f"reference must be given for {', '.join(wanted)}, got None")
-        return
-    check_reference(reference, hidden.shape[0], head.vocab_size)
-    if isinstance(reference, TopKReference) and "reverse_kl" in wanted:
-        raise ValueError("reverse_kl needs the whole reference, got its k most likely tokens")

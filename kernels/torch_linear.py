@@ -10,23 +10,20 @@ from torch import Tensor
 
 from .distributions import HiddenReference, Reference, TopKReference
 from .head import OutputHead
+from .inputs import LinearInputs
 from .topk import topk_extra, topk_kl
 from .torch_blocks import VOCAB_BLOCK, BlockShape, HeadLogits, block_shape, compute_dtype
-from .torch_row_gradients import Extra, HeadSink, Upstream, add_gradients
+from .torch_row_gradients import Backward, Extra, HeadSink, Upstream, add_gradients
 from .torch_row_sums import RowStats, row_stats
 
 KLS = frozenset(("forward_kl", "reverse_kl"))
 
 
 def forward(
-    hidden: Tensor,  # [T, H]
-    head: OutputHead,
-    labels: Tensor,  # [T]
-    reference: Reference | None,
-    want: frozenset[str],
-    workspace_bytes: int,
+    inputs: LinearInputs,
 ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
     """Return the results, [T] each, and what the backward pass needs of them."""
+    hidden, head, labels, reference, want, workspace_bytes = inputs
     policy, whole = sources(hidden, head, reference)
     shape = _shape(policy, whole, workspace_bytes, is_backward=False)
     top = reference if isinstance(reference, TopKReference) else None
@@ -46,19 +43,16 @@ def forward(
 
 
 def backward(
-    hidden: Tensor,
-    head: OutputHead,
-    labels: Tensor,
-    reference: Reference | None,
+    inputs: LinearInputs,
     saved: tuple[Tensor | None, ...],
     grads: Mapping[str, Tensor | None],  # [T] each
     needs: tuple[bool, bool, bool],
-    workspace_bytes: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of hidden states, weight and bias, those that are needed.
 
     That of the weight is None where the head names a place for it.
     """
+    hidden, head, labels, reference, _, workspace_bytes = inputs
     stats = RowStats(*saved)  # type: ignore[arg-type] # they come back as they went
     policy, whole = sources(hidden, head, reference if stats.ref_log_sum is not None else None)
     upstream = Upstream(
@@ -76,7 +70,7 @@ def backward(
         policy, needs_hidden=needs_hidden, needs_weight=needs_weight, needs_bias=needs_bias
     )
     shape = _shape(policy, whole, workspace_bytes, is_backward=True)
-    add_gradients(policy, whole, labels, stats, upstream, extra, sink, shape)
+    add_gradients(Backward(policy, whole, labels, stats, upstream, extra), sink, shape)
     weight_grad = sink.weight if head.weight_grad is None else None
     return sink.hidden_as(hidden), weight_grad, sink.bias_as(head.bias)
 

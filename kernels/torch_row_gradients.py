@@ -80,24 +80,31 @@ class Sink(Protocol):
         """Know that nothing more comes for these columns."""
 
 
-def add_gradients(
-    policy: Logits,
-    reference: Logits | None,
-    labels: Tensor,  # [T]
-    stats: RowStats,
-    upstream: Upstream,
-    extra: Extra | None,
-    sink: Sink,
-    shape: BlockShape,
-) -> None:
+class Backward(NamedTuple):
+    """What the backward pass of some tokens starts from."""
+
+    policy: Logits
+    reference: Logits | None
+    labels: Tensor  # [T]
+    stats: RowStats
+    upstream: Upstream
+    extra: Extra | None
+
+
+def add_gradients(start: Backward, sink: Sink, shape: BlockShape) -> None:
     """Hand the gradient of every block to the sink."""
-    ways = list(_ways(policy, reference, upstream, extra))
+    policy, labels = start.policy, start.labels
+    ways = list(_ways(policy, start.upstream, start.extra))
     for v in shape.vocabulary(policy.vocab_size):
         for way, members in ways:
             for rows in shape.tokens(members, len(labels)):
-                own = None if way == "full" else _label_gradients(labels, upstream.logps, rows, v)
+                own = (
+                    None
+                    if way == "full"
+                    else _label_gradients(labels, start.upstream.logps, rows, v)
+                )
                 rows, num_padding = policy.padded(rows, v)
-                step = _Step(policy, reference, labels, stats, upstream, extra, rows, v)
+                step = _Step(*start, rows, v)
                 block, factor = _BLOCKS[way](step)
                 if num_padding:  # tokens that are there already: they count once
                     (block if factor is None else factor)[-num_padding:] = 0
@@ -105,9 +112,7 @@ def add_gradients(
         sink.finish(v)
 
 
-def _ways(
-    policy: Logits, reference: Logits | None, upstream: Upstream, extra: Extra | None
-) -> Iterator[tuple[Way, Rows]]:
+def _ways(policy: Logits, upstream: Upstream, extra: Extra | None) -> Iterator[tuple[Way, Rows]]:
     """Yield each way with its tokens; a token whose gradient is 0 is in none."""
     logps, forward_kl, reverse_kl, entropy = (grad.squeeze(1) for grad in upstream)
     is_full = (reverse_kl != 0) | (entropy != 0) | (extra is not None)

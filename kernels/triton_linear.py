@@ -16,12 +16,13 @@ from torch import Tensor
 
 from .distributions import HiddenReference, Reference, TopKReference
 from .head import OutputHead
+from .inputs import LinearInputs
 from .labels import label_columns
 from .topk import topk_extra, topk_kl
 from .torch_blocks import BlockShape, block_shape
 from .torch_products import wide_product
 from .transform import PLAIN, Transform
-from .triton_rows import RowStats, backward_rows, forward_rows
+from .triton_rows import TritonRowStats, backward_rows, forward_rows
 
 KLS = ("forward_kl", "reverse_kl")
 
@@ -57,20 +58,16 @@ def _both(
 
 
 def forward(
-    hidden: Tensor,  # [T, H]
-    head: OutputHead,
-    labels: Tensor,  # [T]
-    reference: Reference | None,
-    want: frozenset[str],
-    workspace_bytes: int,
+    inputs: LinearInputs,
 ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
     """Return the results, [T] each, and what the backward pass needs of them."""
+    hidden, head, labels, reference, want, workspace_bytes = inputs
     policy, whole = _sources(hidden, head, reference)
     top = reference if isinstance(reference, TopKReference) else None
     exact = want - set(KLS) if whole is None else want
     per_token = 4 * policy.vocab_size * (1 if whole is None else 2)
     shape = BlockShape(max(1, workspace_bytes // per_token), policy.vocab_size)
-    parts: list[RowStats] = []
+    parts: list[TritonRowStats] = []
     picked: list[Tensor] = []
     everything = slice(0, policy.vocab_size)
     # Without tokens, one empty chunk gives the results their shape.
@@ -87,7 +84,7 @@ def forward(
         if top is not None:
             picked.append(_transformed(raw, top.ids[rows], policy.head))
     together = zip(*parts, strict=True)
-    stats = RowStats(
+    stats = TritonRowStats(
         *(None if fields[0] is None else torch.cat(fields) for fields in together)  # type: ignore[arg-type] # the same are None in all
     )
     results = {name: getattr(stats, name) for name in want}
@@ -101,18 +98,15 @@ def forward(
 
 
 def backward(
-    hidden: Tensor,
-    head: OutputHead,
-    labels: Tensor,
-    reference: Reference | None,
+    inputs: LinearInputs,
     saved: tuple[Tensor | None, ...],
     grads: Mapping[str, Tensor | None],  # [T] each
     needs: tuple[bool, bool, bool],
-    workspace_bytes: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of hidden states, weight and bias, those that are needed."""
+    hidden, head, labels, reference, _, workspace_bytes = inputs
     policy, whole = _sources(hidden, head, reference)
-    step = _Backward(policy, whole, reference, labels, saved, grads)
+    step = _Backward(inputs, (policy, whole), saved, grads)
     sums = _GradientSums(policy, needs)
     shape = _shape(policy, whole, workspace_bytes)
     for v in shape.vocabulary(policy.vocab_size):
@@ -128,15 +122,14 @@ class _Backward:
 
     def __init__(
         self,
-        policy: _Source,
-        whole: _Source | None,
-        reference: Reference | None,
-        labels: Tensor,
+        inputs: LinearInputs,
+        sources: tuple[_Source, _Source | None],
         saved: tuple[Tensor | None, ...],
         grads: Mapping[str, Tensor | None],
     ) -> None:
-        self.policy, self.whole, self.labels = policy, whole, labels
-        self.stats = RowStats(*saved[:-1])  # type: ignore[arg-type] # as they went
+        self.policy, self.whole = sources
+        self.labels, reference = inputs.labels, inputs.reference
+        self.stats = TritonRowStats(*saved[:-1])  # type: ignore[arg-type] # as they went
         self.grads = {name: grads.get(name) for name in ("token_logps", "entropy", *KLS)}
         self.q_coefs: Tensor | None = None
         self.extra = None
@@ -175,7 +168,7 @@ class _Backward:
 
     def block(self, rows: slice | Tensor, v: slice, *, is_reference: bool) -> Tensor:  # [t, v]
         labels, logps = self.labels[rows].contiguous(), _of(self.grads["token_logps"], rows)
-        stats = RowStats(*(_of(each, rows) for each in self.stats))  # type: ignore[arg-type]
+        stats = TritonRowStats(*(_of(each, rows) for each in self.stats))  # type: ignore[arg-type]
         if is_reference:
             assert self.whole is not None
             raw = self.whole.raw(rows, v)

@@ -26,6 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .checks import check_rows
 from .labels import IGNORE_INDEX
 from .transform import PLAIN, Transform
 from .triton_backward import gradient_kernel
@@ -43,7 +44,7 @@ class RowConfig:
     num_warps: int
 
 
-class RowStats(NamedTuple):
+class TritonRowStats(NamedTuple):
     """What the forward pass found of each row, float32 [T]; None where it was not wanted.
 
     Forward and backward pass it as it is; ``ctx.save_for_backward(*stats)`` keeps it.
@@ -75,15 +76,16 @@ class RowStats(NamedTuple):
         """Log-normaliser of the policy's logits."""
         return self.max_logits + self.log_sums
 
-    def of_reference(self) -> "RowStats":
+    def of_reference(self) -> "TritonRowStats":
         """Return the reference's own normalisers, to give to :func:`backward_rows` as a policy's.
 
         Where a token's KL and log-prob gradients are equal, the gradient is ``g (e - p)``.
         """
         assert self.ref_max_logits is not None
         assert self.ref_log_sums is not None
-        return RowStats(self.ref_max_logits, self.ref_log_sums, *(None,) * 4, self.token_logps,
-                        *(None,) * 4)  # fmt: skip
+        return TritonRowStats(
+            self.ref_max_logits, self.ref_log_sums, *(None,) * 4, self.token_logps, *(None,) * 4
+        )
 
 
 CONFIGS = {
@@ -118,7 +120,7 @@ def forward_rows(
     ref_transform: Transform = PLAIN,
     ignore_index: int = IGNORE_INDEX,
     config: RowConfig | None = None,
-) -> RowStats:
+) -> TritonRowStats:
     """Return what is wanted of each row, and what its backward pass needs.
 
     Args:
@@ -137,24 +139,24 @@ def forward_rows(
         ValueError: If a shape, dtype, device, name or transform does not fit, or a KL is wanted
             without reference.
     """
-    _check_rows(logits, labels, transform)
+    check_rows(logits, labels, transform)
     if unknown := set(want) - set(RESULTS):
         raise ValueError(f"want must be out of {RESULTS}, got {sorted(unknown)}")
     has_kl = not {"forward_kl", "reverse_kl"}.isdisjoint(want)
     if has_kl and ref_logits is None:
         raise ValueError(f"ref_logits must be given for {sorted(want)}, got None")
     if ref_logits is not None:
-        _check_rows(ref_logits, labels, ref_transform)
+        check_rows(ref_logits, labels, ref_transform)
     found = {
         name: logits.new_empty(logits.shape[0], dtype=torch.float32)
-        for name in RowStats._fields
+        for name in TritonRowStats._fields
         if name in want
         or name in ("max_logits", "log_sums", "token_logps")
         or (
             has_kl and name in ("ref_max_logits", "ref_log_sums", "gaps", "log_tilts", "forward_kl")
         )
     }
-    stats = RowStats(*(found.get(name) for name in RowStats._fields))  # type: ignore[arg-type]
+    stats = TritonRowStats(*(found.get(name) for name in TritonRowStats._fields))  # type: ignore[arg-type]
     num_columns = logits.shape[1]
     if has_kl:
         assert ref_logits is not None
@@ -190,7 +192,7 @@ def forward_rows(
 def backward_rows(
     logits: Tensor,  # [T, v]
     labels: Tensor,  # [T] int64
-    stats: RowStats,
+    stats: TritonRowStats,
     *,
     grad_logps: Tensor | None = None,  # [T]
     grad_entropy: Tensor | None = None,  # [T]
@@ -231,13 +233,13 @@ def backward_rows(
             not keep what a gradient needs.
     """
     has_kl = grad_forward_kl is not None or grad_reverse_kl is not None
-    _check_rows(logits, labels, transform, first_column)
+    check_rows(logits, labels, transform, first_column)
     if has_kl and ref_logits is None:
         raise ValueError("ref_logits must be given with the gradient of a KL, got None")
     if not has_kl:
         ref_logits = None
     if ref_logits is not None:
-        _check_rows(ref_logits, labels, ref_transform, first_column)
+        check_rows(ref_logits, labels, ref_transform, first_column)
     for name, grad, kept in (
         ("entropy", grad_entropy, stats.entropy),
         ("forward_kl", grad_forward_kl, stats.log_tilts),
@@ -323,28 +325,3 @@ def _launching(logits: Tensor) -> AbstractContextManager[object]:
             "TRITON_INTERPRET=1 before triton is imported"
         )
     return _without_warnings()
-
-
-def _check_rows(
-    logits: Tensor, labels: Tensor, transform: Transform, first_column: int = 0
-) -> None:
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits must be floating [T, V], got {logits.dtype} {logits.shape}")
-    if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels must be int64 [{logits.shape[0]}], got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if not labels.is_contiguous():
-        raise ValueError(f"labels must be contiguous, got stride {labels.stride()}")
-    bias, needed = transform.bias, first_column + logits.shape[1]
-    if bias is not None and (bias.ndim != 1 or bias.shape[0] < needed or bias.stride() != (1,)):
-        raise ValueError(f"bias must be contiguous [{needed}], got {tuple(bias.shape)}")
-    tensors = (logits, labels) if bias is None else (logits, labels, bias)
-    if len({tensor.device for tensor in tensors}) > 1:
-        raise ValueError(
-            f"all tensors must be on one device, got {[str(tensor.device) for tensor in tensors]}"
-        )
-    if not transform.scale > 0:
-        raise ValueError(f"scale must be greater than 0, got {transform.scale}")
-    if transform.softcap is not None and not transform.softcap > 0:
-        raise ValueError(f"softcap must be greater than 0 or None, got {transform.softcap}")

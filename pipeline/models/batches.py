@@ -47,11 +47,6 @@ class PackedBatch:
         """Whether a row holds several completions: then, and only then, it needs a mask."""
         return len(self.sequence_indices) > self.input_ids.shape[0]
 
-    @property
-    def num_padded_tokens(self) -> int:
-        """R times L: what the model computes."""
-        return self.input_ids.numel()
-
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
         """Return the batch on a device."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offpref.pipeline.settings import CPU_BATCH_TOKENS
+
 MAX_ROW_TOKENS = 4096
-# On a CPU a batch is best kept in the cache: 1024 tokens were a sixth faster than 4096 and a
-# quarter faster than 8192 (float32 Llama, 40M parameters).
-# A GPU wants more.
-MAX_BATCH_TOKENS = 1024
 
 Ids = NDArray[np.int32] | NDArray[np.int64]
 Indices = NDArray[np.int64]
@@ -190,7 +188,7 @@ def plan_rows(
 
 
 def cut_batches(
-    plan: RowPlan, *, max_batch_tokens: int = MAX_BATCH_TOKENS, multiple_of: int = 1
+    plan: RowPlan, *, max_batch_tokens: int = CPU_BATCH_TOKENS, multiple_of: int = 1
 ) -> list[Indices]:
     """Return the row numbers of each batch, rows of similar length together, longest first.
 
@@ -250,48 +248,6 @@ def fill_rows(
             )
         )
     return filled
-
-
-def pack_sequences(
-    sequences: Sequence[tuple[Ids, int]],
-    *,
-    packed: bool = True,
-    max_row_tokens: int = MAX_ROW_TOKENS,
-) -> tuple[list[PackedRow], Indices]:
-    """Return rows that hold each different sequence once, and where each given one is found.
-
-    Args:
-        sequences: The ids of prompt and completion, and the prompt's length, of each sequence.
-        packed: As for :func:`plan_rows`.
-        max_row_tokens: As for :func:`plan_rows`.
-
-    Returns:
-        The rows, whose ``sequence_indices`` count different sequences from 0, and for each given
-        sequence the index of the one that is computed.
-
-    >>> ids = np.array([1, 2, 3])
-    >>> rows, index = pack_sequences([(ids, 1), (ids, 1), (np.array([1, 5]), 1)])
-    >>> len(rows), rows[0].num_tokens, index.tolist()
-    (1, 4, [0, 0, 1])
-    """
-    known: dict[tuple[bytes, int], int] = {}
-    unique: list[tuple[Ids, int]] = []
-    index = np.empty(len(sequences), dtype=np.int64)
-    for i, (ids, split) in enumerate(sequences):
-        key = (np.asarray(ids, dtype=np.int64).tobytes(), split)
-        index[i] = known.setdefault(key, len(unique))
-        if index[i] == len(unique):
-            unique.append((ids, split))
-    num_prompt_tokens = np.array([split for _, split in unique], dtype=np.int64)
-    num_tokens = np.array([len(ids) for ids, _ in unique], dtype=np.int64)
-    plan = plan_rows(
-        label_prompts([ids[:split] for ids, split in unique]),
-        num_prompt_tokens,
-        num_tokens - num_prompt_tokens,
-        packed=packed,
-        max_row_tokens=max_row_tokens,
-    )
-    return fill_rows(plan, range(plan.num_rows), dict(enumerate(unique))), index
 
 
 def _length_classes(num_tokens: Indices, switch: LengthSwitch | None) -> Indices:  # [M] -> [M]

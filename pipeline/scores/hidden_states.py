@@ -33,11 +33,6 @@ DTYPES = {
 }
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return what the store calls a dtype."""
-    return str(dtype).removeprefix("torch.")
-
-
 def from_bytes(values: NDArray[np.uint8], dtype: str) -> Tensor:  # [T, H * bytes] -> [T, H]
     """Return hidden states, sharing the memory of their bytes.
 

@@ -46,7 +46,7 @@ from .views import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Answer", "Catalog", "named_query", "open_catalog", "query_names"]
+__all__ = ["Answer", "Catalog", "open_catalog", "query_names"]
 
 Found = TypeVar("Found")
 
@@ -78,15 +78,6 @@ def open_catalog(path: Path, limits: QueryLimits | None = None) -> "Catalog":
         StoreNotFoundError: If there is no store.
     """
     return Catalog(LiveStore.open(path), limits)
-
-
-def named_query(name: str) -> str:
-    """Return the text of the query kept in ``sql/<name>.sql``.
-
-    Raises:
-        UnknownQueryError: If there is no query of that name.
-    """
-    return read_question(name).sql
 
 
 class Catalog:
@@ -229,15 +220,33 @@ class Catalog:
         self._connection.start_clock()
         return self._with_shards(find)
 
+    def check(self, question: str, parameters: Mapping[str, str] | None = None) -> None:
+        """Check a question's name and parameters, as `select` does before it answers.
+
+        Raises:
+            UnknownQueryError: If it looks like a name and there is no such query.
+            ValueError: If a parameter is unknown, or its value cannot be one.
+        """
+        given = parameters or {}
+        asked, is_name = self._asked(question)
+        if is_name or asked.parameters:
+            asked.check_parameters(given)
+            self._connection.start_clock()
+            self._with_shards(lambda: self._values(asked, given))
+
+    def _asked(self, question: str) -> tuple[Question, bool]:
+        """Return what is asked, and whether by its name."""
+        text = question.strip()
+        is_name = re.fullmatch(r"\w+", text) is not None
+        return read_question(text) if is_name else parse_question("the query", text), is_name
+
     def _ask(
         self,
         question: str,
         given: Mapping[str, str],
         run: Callable[[str, Mapping[str, Value]], Found],
     ) -> Found:
-        text = question.strip()
-        is_name = re.fullmatch(r"\w+", text) is not None
-        asked = read_question(text) if is_name else parse_question("the query", text)
+        asked, is_name = self._asked(question)
         sql = asked.sql
         if not is_name:
             check_reads(self._connection.duckdb, sql)

@@ -16,11 +16,6 @@ from offpref.stores.query.catalog import Catalog
 PAGE = Path(__file__).parent / "page"
 
 
-def page_query_names() -> list[str]:
-    """Return the names of the queries kept in ``page/``, in alphabetical order."""
-    return sorted(path.stem for path in PAGE.glob("*.sql"))
-
-
 def page_rows(catalog: Catalog, name: str, **values: bool | int | Sequence[str]) -> pa.Table:
     """Return the answer to the query ``page/<name>.sql``.
 

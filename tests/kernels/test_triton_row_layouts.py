@@ -23,7 +23,7 @@ from row_cases import (  # after the line that may skip
 
 from offpref.kernels.triton_rows import (
     RESULTS,
-    RowStats,
+    TritonRowStats,
     Transform,
     backward_rows,
     forward_rows,
@@ -273,7 +273,7 @@ def test_wrong_gradients_are_named(changes: dict[str, object], message: str) -> 
         "labels": torch.zeros(3, dtype=torch.int64),
         "ref_logits": torch.zeros(3, 8),
     }
-    stats = RowStats(*(torch.zeros(3) for _ in RowStats._fields))._replace(
+    stats = TritonRowStats(*(torch.zeros(3) for _ in TritonRowStats._fields))._replace(
         entropy=None, reverse_kl=None
     )
 

@@ -12,7 +12,6 @@ from offpref.pipeline.models.packing import (
     cut_batches,
     fill_rows,
     label_prompts,
-    pack_sequences,
     plan_rows,
 )
 
@@ -162,16 +161,6 @@ def test_filled_rows_hold_the_ids() -> None:
     assert [ids.tolist() for ids in first.completions] == [[3], [5]]
     assert (first.sequence_indices, first.num_tokens, first.max_position) == ((0, 2), 4, 2)
     assert (second.prompt.tolist(), second.sequence_indices) == ([9], (1,))
-
-
-def test_sequence_that_occurs_twice_is_computed_once() -> None:
-    ids, other = np.array([1, 2, 3, 4]), np.array([1, 2, 9])
-
-    rows, index = pack_sequences([(ids, 2), (other, 2), (ids.copy(), 2), (ids, 3)])
-
-    assert [row.sequence_indices for row in rows] == [(0, 1), (2,)]  # another split is another one
-    assert index.tolist() == [0, 1, 0, 2]
-    assert sum(row.num_completion_tokens for row in rows) == 4
 
 
 def test_prompts_are_told_apart_by_their_ids_alone() -> None:

@@ -15,7 +15,8 @@ from offpref.stores.errors import (
 )
 from offpref.stores.maintenance.compact import compact_store
 from offpref.stores.maintenance.garbage import collect_garbage
-from offpref.stores.query.catalog import Catalog, named_query, open_catalog, query_names
+from offpref.stores.query.catalog import Catalog, open_catalog, query_names
+from offpref.stores.query.questions import read_question
 from offpref.stores.schema import LOGPS, REJECTS, TABLES
 from offpref.stores.store import Store
 
@@ -305,7 +306,7 @@ def test_path_of_the_store_may_hold_any_character(tmp_path: Path) -> None:
 def test_named_query_runs_on_an_empty_store_and_says_what_it_answers(
     store: Store, name: str
 ) -> None:
-    assert named_query(name).startswith("-- ")
+    assert read_question(name).sql.startswith("-- ")
     assert answer(store, name) == []
 
 
