@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from offpref.pipeline.models.packing import Indices, LengthSwitch
 
-Numbers = NDArray[np.uint64]
+Hashes = NDArray[np.uint64]
 PairKeys = NDArray[np.bytes_]
 
 WINDOW_STEPS = 8
@@ -124,7 +124,7 @@ def cut_microbatches(
     The padded size of a microbatch stays within the budget, unless a single pair is larger.
 
     Args:
-        pairs: Numbers of the step's pairs.
+        pairs: Hashes of the step's pairs.
         sizes: Sizes of all pairs, indexed by number.
         max_batch_tokens: Rows times longest row, at most.
         multiple_of: Large microbatches are halved until their number is a multiple of this (the
@@ -177,7 +177,7 @@ def _length_classes(
     return np.where(differs, MIXED, first)
 
 
-def _mix(numbers: Numbers) -> Numbers:
+def _mix(numbers: Hashes) -> Hashes:
     """Return splitmix64 of each number: every bit of the result depends on every bit given."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

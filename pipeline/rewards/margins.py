@@ -23,15 +23,15 @@ from offpref.stores.keys import KEY_BYTES
 from offpref.stores.schema import REWARDS, SEQUENCES
 from offpref.stores.store import Store
 
-Rewards = NDArray[np.float64]
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Margins:
-    """Rewards of both completions of P pairs for K objectives."""
+    """Numbers of both completions of P pairs for K objectives."""
 
-    chosen: Rewards  # [P, K]
-    rejected: Rewards  # [P, K]
+    chosen: Numbers  # [P, K]
+    rejected: Numbers  # [P, K]
 
 
 def load_margins(
@@ -104,7 +104,7 @@ def _text_keys(store: Store, pair_set: PairSet) -> Mapping[str, Keys]:
 
 def _side_rewards(
     rows: pa.Table, pairs: TrainingPairs, side: str, texts: Mapping[str, Keys]
-) -> Rewards:  # [P]
+) -> Numbers:  # [P]
     """Return the rewards of one side, NaN where there is none that is finite."""
     sequences = pairs.chosen_keys if side == "chosen" else pairs.rejected_keys
     places, _ = lookup(sequences, texts["sequences"])

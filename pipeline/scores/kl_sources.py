@@ -13,14 +13,14 @@ from offpref.stores.key_index import Keys
 from offpref.stores.schema import HIDDEN, TOPK
 from offpref.stores.store import Store
 
-from .references import Reference, ReferenceRequest, score_command
+from .references import ReferenceRequest, ReferenceScorer, score_command
 from .tiers import DEFAULT_TOP_K, KL_TIERS, KlSource, Tier
 
 
 def find_kl_source(
     store: Store,
     request: ReferenceRequest,
-    reference: Reference,
+    reference: ReferenceScorer,
     pairs: Sequence[TrainingPairs],
     *,
     kl_tier: str | None,

@@ -23,7 +23,7 @@ from offpref.stores.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reference:
+class ReferenceScorer:
     """A scorer whose stored scores stand for the reference."""
 
     fingerprint: str
@@ -56,7 +56,7 @@ class ReferenceRequest:
     """More options of the command that scores what is missing."""
 
 
-def find_reference(store: Store, request: ReferenceRequest) -> Reference:
+def find_reference(store: Store, request: ReferenceRequest) -> ReferenceScorer:
     """Return the reference that a run means, complete and of its precision.
 
     Raises:
@@ -85,14 +85,14 @@ def find_reference(store: Store, request: ReferenceRequest) -> Reference:
 
 
 def score_command(
-    store: Store, request: ReferenceRequest, reference: Reference, options: str
+    store: Store, request: ReferenceRequest, reference: ReferenceScorer, options: str
 ) -> str:
     """Return the command that scores what a reference lacks, with these options."""
     asked = replace(request, options=options)
     return _score_command(store, asked, _folder(request, reference))
 
 
-def _named(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> Reference:
+def _named(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> ReferenceScorer:
     name = str(request.named)
     if Path(name).is_dir():
         found = [fp for fp, spec in scorers.items() if _is_of(store, spec, Path(name))]
@@ -114,7 +114,7 @@ def _named(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> 
     return _described(store, request, found[0], scorers)
 
 
-def _default(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> Reference:
+def _default(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> ReferenceScorer:
     own = [fp for fp, spec in scorers.items() if _is_of(store, spec, request.policy)]
     for fingerprint in own:
         if _precision(scorers[fingerprint]) == request.precision:
@@ -161,9 +161,9 @@ def _is_of(store: Store, spec: Mapping[str, Any], folder: Path) -> bool:
 
 def _described(
     store: Store, request: ReferenceRequest, fingerprint: str, scorers: dict[str, Any]
-) -> Reference:
+) -> ReferenceScorer:
     spec = scorers[fingerprint]
-    return Reference(
+    return ReferenceScorer(
         fingerprint=fingerprint,
         name=store.name_of(fingerprint),
         precision=_precision(spec),
@@ -180,7 +180,7 @@ def _num_missing(store: Store, fingerprint: str, sequence_keys: Keys) -> int:
     return int(np.asarray(missing).sum())
 
 
-def _folder(request: ReferenceRequest, found: Reference) -> Path:
+def _folder(request: ReferenceRequest, found: ReferenceScorer) -> Path:
     """Where the reference's weights are; its name, or DIR, where nobody knows the folder."""
     if found.is_policy:
         return request.policy

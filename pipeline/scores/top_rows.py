@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from offpref.kernels.distributions import TopKReference
 from offpref.pipeline.pairs.splits import key_array
 from offpref.stores.errors import TrainingError
 from offpref.stores.key_index import Keys
@@ -48,8 +48,8 @@ class TopRows:
         """Return each field with how many of its values a token has."""
         return [(self.ids, self.k), (self.logps, self.k), (self.tail_logps, 1)]
 
-    def tensors(self, sequences: list[int], vocab_size: int) -> dict[str, Tensor]:
-        """Return the rows of some sequences, one after the other, by field of a microbatch.
+    def reference(self, sequences: list[int], vocab_size: int) -> TopKReference:
+        """Return the rows of some sequences, one after the other, as kernels take them.
 
         Args:
             sequences: Numbers of the sequences.
@@ -67,11 +67,11 @@ class TopRows:
                 f"the reference's top {self.k} have token {ids.max()}, the policy's vocabulary "
                 f"ends at {vocab_size}: take --kl-tier hidden, which leaves such tokens out"
             )
-        return {
-            "ref_top_ids": torch.from_numpy(ids.astype(np.int64)).view(-1, self.k),
-            "ref_top_logps": torch.from_numpy(logps).view(-1, self.k),
-            "ref_tail_logps": torch.from_numpy(tail),
-        }
+        return TopKReference(
+            ids=torch.from_numpy(ids.astype(np.int64)).view(-1, self.k),
+            logps=torch.from_numpy(logps).view(-1, self.k),
+            tail_logps=torch.from_numpy(tail),
+        )
 
 
 class TopReader:

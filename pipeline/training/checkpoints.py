@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 
-from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.random_states import random_states, restore_random_states
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.tensor_files import tensor_errors
@@ -38,25 +37,20 @@ from offpref.stores.files.placing import (
     write_synced,
 )
 
-from .policies import trainable
+from .policies import Learner, trainable
 
 FOLDER, STATE_FILE = "checkpoints", "state.json"
 
 
 def save_checkpoint(
-    output_dir: Path,
-    policy: ScoringModel,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    *,
-    processes: Processes,
-    keep: int,
+    output_dir: Path, learner: Learner, state: Mapping[str, Any], *, keep: int
 ) -> Path:
     """Write a checkpoint of ``state["step"]`` and return it; older ones beyond ``keep`` go.
 
     Raises:
         StoreWriteError: If the file system refuses.
     """
+    policy, optimizer, processes = learner.policy, learner.optimizer, learner.processes
     folder = output_dir / FOLDER
     path = folder / f"step-{state['step']:08d}"
     partial = folder / f".partial-{path.name}"
@@ -110,18 +104,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise StoreFormatError(f"{checkpoint} is damaged: {error}") from error
 
 
-def load_checkpoint(
-    checkpoint: Path,
-    policy: ScoringModel,
-    optimizer: torch.optim.Optimizer,
-    *,
-    processes: Processes,
-) -> None:
+def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
     """Put weights, optimizer and random states back.
 
     Raises:
         StoreFormatError: If the checkpoint is damaged, or does not fit the policy.
     """
+    policy, optimizer, processes = learner.policy, learner.optimizer, learner.processes
     is_split = (checkpoint / ".metadata").exists()
     if is_split != (processes.mesh is not None):
         raise StoreFormatError(

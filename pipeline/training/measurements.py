@@ -6,14 +6,16 @@ was cut or shared.
 Letters in shape comments: n pairs of a microbatch or a rank, T completion tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offpref.pipeline.losses.coupling import Values
 from offpref.pipeline.pairs.splits import TrainingPairs
 
 from .microbatches import Microbatch
@@ -21,7 +23,7 @@ from .run_records import PairTable, TokenValues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class StepMeasurement:
     """What one step, or one evaluation, has measured on all ranks."""
 
     table: PairTable
@@ -58,7 +60,36 @@ class RankShare:
     is_interrupted: bool
 
 
-Values: TypeAlias = Mapping[str, NDArray[np.float64]]  # [N] each
+def rank_share(
+    parts: Sequence[Part],
+    microbatches: Sequence[Microbatch],
+    *,
+    keeps_tokens: bool,
+    is_interrupted: bool,
+) -> RankShare:
+    """Fetch what was measured from the device, at once."""
+    names = list(parts[0].values)
+    matrix = torch.cat(
+        [torch.stack([part.values[name] for name in names]) for part in parts], dim=1
+    )
+    residuals = [part.residual for part in parts if part.residual is not None]
+    flat = torch.cat([matrix.reshape(-1), *residuals]).cpu().numpy()  # the device sync
+    tokens: list[Any] = []
+    if keeps_tokens:
+        for part, each in zip(parts, microbatches, strict=True):
+            tokens += by_pair(each, part)
+    return RankShare(
+        pairs=np.concatenate([each.pairs for each in microbatches]),
+        is_spare=np.repeat(
+            [each.is_spare for each in microbatches], [len(each.pairs) for each in microbatches]
+        ),
+        values=dict(zip(names, flat[: matrix.numel()].reshape(matrix.shape), strict=True)),
+        residuals=flat[matrix.numel() :].reshape(-1, 2),
+        tokens=tokens if keeps_tokens else None,
+        num_tokens=sum(each.batch.num_tokens for each in microbatches if not each.is_spare),
+        num_scored=sum(int(each.lengths.sum()) for each in microbatches),
+        is_interrupted=is_interrupted,
+    )
 
 
 def put_together(
@@ -68,7 +99,7 @@ def put_together(
     *,
     kl_name: str = "forward_kl",
     settle: Callable[[Values], Values] | None = None,
-) -> Measured:
+) -> StepMeasurement:
     """Put the shares of all ranks together, in the order of the pairs' numbers.
 
     Args:
@@ -100,7 +131,7 @@ def put_together(
     if len(residuals):
         total = sum(share.num_scored for share in shares)
         residual = (float(residuals[:, 0].sum() / total), float(residuals[:, 1].max()))
-    return Measured(
+    return StepMeasurement(
         table=table,
         loss=float(pairs.weights[table.pairs] @ values["loss"] / len(table.pairs)),
         metrics=pair_metrics(

@@ -8,6 +8,7 @@ copies of its tokenizer's files.
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.stores.errors import ModelError
 
 from .settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """What is trained, by what, and where."""
+
+    policy: ScoringModel
+    optimizer: torch.optim.Optimizer
+    processes: Processes
 
 
 def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:

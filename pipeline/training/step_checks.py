@@ -8,7 +8,7 @@ from offpref.pipeline.pairs.splits import TrainingPairs
 from offpref.pipeline.pairs.step_order import MIXED, pair_sizes
 from offpref.stores.errors import TrainingError
 
-from .measurements import Measured
+from .measurements import StepMeasurement
 from .plan import TrainingPlan
 
 _NAMED_KEYS = 5
@@ -47,7 +47,9 @@ def check_passes(plan: TrainingPlan, policy: ScoringModel, processes: Processes)
             )
 
 
-def check_finite(step: int, pairs: TrainingPairs, measured: Measured, grad_norm: float) -> None:
+def check_finite(
+    step: int, pairs: TrainingPairs, measured: StepMeasurement, grad_norm: float
+) -> None:
     """Stop before the weights are spoilt, and say which pairs did it.
 
     Raises:
@@ -65,7 +67,7 @@ def check_finite(step: int, pairs: TrainingPairs, measured: Measured, grad_norm:
         raise TrainingError(f"step {step}: the losses are finite, their gradient is not")
 
 
-def check_residual(plan: TrainingPlan, measured: Measured) -> None:
+def check_residual(plan: TrainingPlan, measured: StepMeasurement) -> None:
     """Hold a policy that starts from the reference to the reference's stored scores.
 
     Raises:

@@ -40,9 +40,9 @@ from .checkpoints import (
     save_checkpoint,
     whole_state,
 )
-from .measurements import Measured
+from .measurements import StepMeasurement
 from .plan import TrainingPlan
-from .policies import load_policy, make_optimizer, trainable, write_policy
+from .policies import Learner, load_policy, make_optimizer, trainable, write_policy
 from .run_records import RunRecords
 from .step_checks import check_passes
 from .trainer import Trainer
@@ -66,10 +66,10 @@ class TrainSummary:
     """Steps that an earlier attempt had done."""
     num_steps: int
     """Steps done by now."""
-    first: Measured | None
+    first: StepMeasurement | None
     """What the first step of this attempt measured."""
-    last: Measured | None
-    held_out: tuple[Measured, ...]
+    last: StepMeasurement | None
+    held_out: tuple[StepMeasurement, ...]
     """What its first and last evaluation measured of held-out pairs; empty where none was."""
     num_pairs: int
     num_tokens: int
@@ -114,16 +114,17 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     _say(plan, policy, progress)
     write_begin(plan, run, processes)  # a policy that cannot be loaded leaves the folder as it is
     optimizer = make_optimizer(policy, plan.settings)
+    learner = Learner(policy=policy, optimizer=optimizer, processes=processes)
     num_done = 0
     checkpoint = newest_checkpoint(plan.settings.output_dir) if plan.settings.resume else None
     if checkpoint is not None:
         num_done = int(read_state(checkpoint)["step"])
-        load_checkpoint(checkpoint, policy, optimizer, processes=processes)
+        load_checkpoint(checkpoint, learner)
     with _recording(plan, run, policy, num_done, processes) as records:
-        trainer = Trainer(plan, policy, optimizer, processes, records, progress)
+        trainer = Trainer(plan, learner, records, progress)
         if checkpoint is not None:
             trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
-        save = _saver(plan, run, policy, optimizer, processes, records, trainer)
+        save = _saver(plan, run, learner, records, trainer)
         with _stopping(trainer) as heard:
             done = _run(trainer, records, num_done, save, plan)
         if trainer.is_interrupted:
@@ -163,9 +164,7 @@ def _recording(
 def _saver(
     plan: TrainingPlan,
     run: dict[str, Any],
-    policy: ScoringModel,
-    optimizer: torch.optim.Optimizer,
-    processes: Processes,
+    learner: Learner,
     records: RunRecords | None,
     trainer: Trainer,
 ) -> Callable[[int], None]:
@@ -176,10 +175,11 @@ def _saver(
             records.flush()
         state = {"run_id": run["run_id"], "attempt": run["attempt"], "step": step}
         save_checkpoint(
-            plan.settings.output_dir, policy, optimizer,
+            plan.settings.output_dir,
+            learner,
             {**state, "tie_tolerance": trainer.tie_tolerance},
-            processes=processes, keep=plan.settings.keep,
-        )  # fmt: skip
+            keep=plan.settings.keep,
+        )
         if records is not None:
             records.add_event("saved", step)
 

@@ -46,7 +46,7 @@ from .views import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Answer", "Catalog", "open_catalog", "query_names"]
+__all__ = ["QueryAnswer", "Catalog", "open_catalog", "query_names"]
 
 Found = TypeVar("Found")
 
@@ -57,7 +57,7 @@ _WITH_TIME_ZONE = "TIMESTAMP WITH TIME ZONE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class QueryAnswer:
     """The rows that answer a question, of which only some are in memory at a time."""
 
     columns: Sequence[str]
@@ -148,10 +148,10 @@ class Catalog:
         question: str,
         limit: int | None = None,
         parameters: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> QueryAnswer:
         """Return the answer row by row, as Python values; arguments and errors are `select`'s."""
 
-        def run(sql: str, values: Mapping[str, Value]) -> Answer:
+        def run(sql: str, values: Mapping[str, Value]) -> QueryAnswer:
             return self._answer(sql if limit is None else _limited(sql, limit), values)
 
         return self._ask(question, parameters or {}, run)
@@ -309,7 +309,7 @@ class Catalog:
         """All rows of a question of our own, within the limits of the one that needs it."""
         return self._connection.call(lambda cursor: cursor.execute(sql).fetchall())
 
-    def _answer(self, sql: str, values: Mapping[str, Value]) -> Answer:
+    def _answer(self, sql: str, values: Mapping[str, Value]) -> QueryAnswer:
         result = self._execute(sql, values)
         names = _distinct([each[0] for each in result.description or ()])
         kinds = [str(each[1]) for each in result.description or ()]
@@ -337,7 +337,7 @@ class Catalog:
 
         first = fetch()  # here, where a shard that is gone is looked for again
         more = chain.from_iterable(iter(fetch_more, []))
-        return Answer(columns=names, kinds=kinds, rows=chain(first, more))
+        return QueryAnswer(columns=names, kinds=kinds, rows=chain(first, more))
 
     def _values(self, question: Question, given: Mapping[str, str]) -> dict[str, Value]:
         """Return what DuckDB is given for each parameter of a question."""

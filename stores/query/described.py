@@ -38,7 +38,7 @@ _PARTITIONS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
+class DescribedColumn:
     """A column of a view or of an answer."""
 
     owner: str
@@ -61,20 +61,20 @@ def row_of(view: str) -> str:
     return read_comments((SQL / f"view_{view}.sql").read_text(encoding="utf-8"))[0]
 
 
-def view_columns(catalog: Catalog) -> Iterator[Column]:
+def view_columns(catalog: Catalog) -> Iterator[DescribedColumn]:
     """Yield the columns of all views of a store, view by view, tables first."""
     for view in view_names():
         meanings = _meanings(view)
         for name, kind in _kinds(catalog, view):
-            yield Column(owner=view, name=name, kind=kind, meaning=meanings[name])
+            yield DescribedColumn(owner=view, name=name, kind=kind, meaning=meanings[name])
 
 
-def question_columns(catalog: Catalog, question: Question) -> Iterator[Column]:
+def question_columns(catalog: Catalog, question: Question) -> Iterator[DescribedColumn]:
     """Yield the columns of the answer to a question."""
     found = catalog.answer(question.name, limit=0)
     meanings = _inherited(question.sql) | dict(question.columns)
     for name, kind in zip(found.columns, found.kinds, strict=True):
-        yield Column(owner=question.name, name=name, kind=kind, meaning=meanings[name])
+        yield DescribedColumn(owner=question.name, name=name, kind=kind, meaning=meanings[name])
 
 
 def question_lines(name: str) -> list[str]:

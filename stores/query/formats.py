@@ -25,13 +25,13 @@ from .texttable import cell_text, is_number
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .catalog import Answer
+    from .catalog import QueryAnswer
 
 TEXT_FORMATS = ("csv", "json", "jsonl", "markdown")
 FORMATS = ("table", *TEXT_FORMATS, "parquet")
 
 
-def write_answer(answer: "Answer", kind: str, file: TextIO) -> None:
+def write_answer(answer: "QueryAnswer", kind: str, file: TextIO) -> None:
     """Write ``answer`` to ``file`` in one of TEXT_FORMATS."""
     lines = {"csv": _csv, "json": _json, "jsonl": _jsonl, "markdown": _markdown}[kind]
     for line in lines(answer):
@@ -101,17 +101,17 @@ def json_value(value: object) -> Any:  # whatever JSON knows
     return str(value)  # keys, dates, times, intervals
 
 
-def _objects(answer: "Answer") -> Iterator[str]:
+def _objects(answer: "QueryAnswer") -> Iterator[str]:
     for row in answer.rows:
         values = map(json_value, row)
         yield json.dumps(dict(zip(answer.columns, values, strict=True)), ensure_ascii=False)
 
 
-def _jsonl(answer: "Answer") -> Iterator[str]:
+def _jsonl(answer: "QueryAnswer") -> Iterator[str]:
     return (f"{line}\n" for line in _objects(answer))
 
 
-def _json(answer: "Answer") -> Iterator[str]:
+def _json(answer: "QueryAnswer") -> Iterator[str]:
     start = "[\n  "
     for each in _objects(answer):
         yield start + each
@@ -119,7 +119,7 @@ def _json(answer: "Answer") -> Iterator[str]:
     yield "[]\n" if start == "[\n  " else "\n]\n"
 
 
-def _csv(answer: "Answer") -> Iterator[str]:
+def _csv(answer: "QueryAnswer") -> Iterator[str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in _with_header(answer):
@@ -129,7 +129,7 @@ def _csv(answer: "Answer") -> Iterator[str]:
         text.truncate()
 
 
-def _with_header(answer: "Answer") -> Iterable[tuple[Any, ...]]:
+def _with_header(answer: "QueryAnswer") -> Iterable[tuple[Any, ...]]:
     yield tuple(answer.columns)
     yield from answer.rows
 
@@ -143,7 +143,7 @@ def _csv_cell(value: object) -> str:
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
-def _markdown(answer: "Answer") -> Iterator[str]:
+def _markdown(answer: "QueryAnswer") -> Iterator[str]:
     yield _markdown_row(answer.columns)
     rules = ["---:" if is_number(kind) else "---" for kind in answer.kinds]
     yield f"| {' | '.join(rules)} |\n"

@@ -39,7 +39,7 @@ Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenValues:
+class ShownTokens:
     """What references and runs say of the tokens of the sampled sequences."""
 
     logps: Mapping[tuple[str, str], Values]
@@ -70,7 +70,7 @@ def read_token_values(
     runs: Sequence[ReportRun],
     sampled: SampledPairs,
     references: Sequence[str],
-) -> TokenValues:
+) -> ShownTokens:
     """Return what the store holds of the tokens of the sampled pairs, cut after MAX_TOKENS."""
     keys = sampled.sequence_keys()
     places = sampled.token_places(MAX_TOKEN_PAIRS)
@@ -93,11 +93,11 @@ def read_token_values(
             name = (run.run_id, str(UUID(bytes=pair)), str(UUID(bytes=sequence)))
             cut = [None if each is None else each[:MAX_TOKENS].copy() for each in arrays]
             measured[name] = {**other, **dict(zip(_LISTS, cut, strict=True))}
-    return TokenValues(logps=logps, measured=measured)
+    return ShownTokens(logps=logps, measured=measured)
 
 
 def token_blocks(
-    values: TokenValues,
+    values: ShownTokens,
     runs: Sequence[ReportRun],
     sampled: SampledPairs,
     references: Sequence[str],
@@ -164,7 +164,7 @@ class _PageVocabulary:
 
 
 def _sides(
-    values: TokenValues,
+    values: ShownTokens,
     runs: Sequence[ReportRun],
     sampled: SampledPairs,
     references: Sequence[str],

@@ -25,7 +25,7 @@ from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model
 from offpref.pipeline.training.plan import plan_training
-from offpref.pipeline.training.policies import load_policy, trainable
+from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
@@ -68,7 +68,9 @@ def first_step(store: Store, settings: TrainSettings) -> tuple[Any, Any, list[to
     processes = Processes(device=torch.device("cpu"))
     policy = load_policy(settings, processes)
     optimizer = Kept(trainable(policy).values(), lr=0.0)
-    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer = Trainer(
+        plan, Learner(policy=policy, optimizer=optimizer, processes=processes), None, Progress()
+    )
     trainer.run(0, lambda step: None)
     return plan, trainer.history[0][1], optimizer.captured, policy
 

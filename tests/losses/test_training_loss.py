@@ -14,14 +14,15 @@ from click.testing import CliRunner
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.losses.pair_scores import PairScores
 from offpref.pipeline.losses.registry import LOSSES, loss_options
+from offpref.pipeline.losses.settings import LossSettings
 from offpref.pipeline.losses.training_loss import training_loss, weighting
 from offpref.pipeline.models.batches import PackedBatch, collate_rows
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.packing import PackedRow
 from offpref.pipeline.progress import Progress
-from offpref.pipeline.training.microbatches import Microbatch
+from offpref.pipeline.training.microbatches import Microbatch, StoredReference
 from offpref.pipeline.training.plan import plan_training
-from offpref.pipeline.training.policies import load_policy, trainable
+from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
@@ -49,9 +50,11 @@ def scores() -> PairScores:
 
 def test_several_losses_are_their_weighted_sum_each_with_its_options() -> None:
     loss = training_loss(
-        ("sigmoid", "simpo", "sft"),
-        {"loss_weights": (1.0, 0.5, 0.1), "label_smoothing": 0.1, "sft_weight": 0.2},
-    )
+        LossSettings(
+            loss_type=("sigmoid", "simpo", "sft"), loss_weights=(1.0, 0.5, 0.1),
+            label_smoothing=0.1, sft_weight=0.2,
+        )
+    )  # fmt: skip
 
     parts = [
         LOSSES["sigmoid"].function(scores(), beta=0.1, label_smoothing=0.1),
@@ -77,13 +80,13 @@ def test_wpo_weighs_by_both_completions_and_has_no_gradient() -> None:
     given = PairScores(**given.tensors(), **squares)
 
     found = weighting(given)
-    weighted = training_loss(("sigmoid",), {"use_weighting": True}).losses(given)
+    weighted = training_loss(LossSettings(use_weighting=True)).losses(given)
 
     expected = [np.exp((-12 + 5) / 7 + (-9 + 2) / 5), np.exp((-3 + 0.5) / 1 + (-8 + 9) / 4)]
     assert found.tolist() == pytest.approx(expected)
     assert policy.requires_grad
     assert not found.requires_grad
-    plain = training_loss(("sigmoid",), {}).losses(given)
+    plain = training_loss(LossSettings()).losses(given)
     torch.testing.assert_close(weighted, plain * found)
 
 
@@ -103,7 +106,7 @@ def microbatch() -> Microbatch:
         lengths=torch.tensor(batch.num_completion_tokens),
         chosen=torch.tensor([0, 2, 4]), rejected=torch.tensor([1, 3, 5]),
         weights=torch.ones(3, dtype=torch.float64),
-        ref_token_logps=-torch.arange(12, dtype=torch.float32),
+        reference=StoredReference(token_logps=-torch.arange(12, dtype=torch.float32)),
     )  # fmt: skip
 
 
@@ -134,7 +137,7 @@ def test_values_of_tokens_become_sums_of_sides() -> None:
 def test_ld_alpha_leaves_likelihood_alone() -> None:
     short = PairScores(**{k: v * 0.5 for k, v in scores().tensors().items()})
 
-    loss = training_loss(("sigmoid", "sft"), {"ld_alpha": 0.5})
+    loss = training_loss(LossSettings(loss_type=("sigmoid", "sft"), ld_alpha=0.5))
 
     expected = LOSSES["sigmoid"].function(short, beta=0.1, label_smoothing=0.0) + LOSSES[
         "sft"
@@ -184,7 +187,7 @@ def test_ld_alpha_leaves_likelihood_alone() -> None:
 )
 def test_setting_that_cannot_act_is_refused(names: tuple, given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        training_loss(names, given)
+        training_loss(LossSettings(loss_type=names, **given))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -195,9 +198,12 @@ def test_option_at_zero_is_not_an_option_left_out(name: str) -> None:
         else pytest.raises(ValueError, match="beta must be greater than 0")
     ):
         training_loss(
-            (name,),
-            {"ld_alpha": 0.0, **({"beta": 0.0} if LOSSES[name].takes_ld_alpha else {}),
-             **({"label_smoothing": 0.1} if name == "exo_pair" else {})},
+            LossSettings(
+                loss_type=(name,), ld_alpha=0.0,
+                beta=0.0 if LOSSES[name].takes_ld_alpha else None,
+                label_smoothing=0.1 if name == "exo_pair" else None,
+                objective=("a=1",) if name == "modpo" else (),
+            )
         )  # fmt: skip
 
 
@@ -338,7 +344,9 @@ def test_weighted_step_equals_a_plain_loop(
     policy = load_policy(settings, processes)
     policy.route = route
     optimizer = Kept(trainable(policy).values(), lr=0.0)
-    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer = Trainer(
+        plan, Learner(policy=policy, optimizer=optimizer, processes=processes), None, Progress()
+    )
     trainer.run(0, lambda step: None)
     measured = trainer.history[0][1]
 

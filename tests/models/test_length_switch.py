@@ -18,7 +18,7 @@ from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.training.plan import plan_training
-from offpref.pipeline.training.policies import load_policy, trainable
+from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.step_checks import check_passes
 from offpref.pipeline.training.train import train
@@ -105,7 +105,9 @@ def test_step_with_pairs_across_the_switch_equals_a_plain_loop(
     plan, processes = plan_training(scored, settings), Processes(device=torch.device("cpu"))
     policy = load_policy(settings, processes)
     optimizer = KeptGradients(trainable(policy).values(), lr=0.0)
-    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer = Trainer(
+        plan, Learner(policy=policy, optimizer=optimizer, processes=processes), None, Progress()
+    )
 
     trainer.run(0, lambda step: None)
 

@@ -17,7 +17,7 @@ from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.training.plan import plan_training
-from offpref.pipeline.training.policies import load_policy, trainable
+from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
@@ -108,9 +108,11 @@ def test_both_passes_of_a_coupled_loss_have_the_same_dropout(
         for name, parameter in trainable(policy).items():
             parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))
     optimizer = KeptGradients(trainable(policy).values(), lr=0.0)
-    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer = Trainer(
+        plan, Learner(policy=policy, optimizer=optimizer, processes=processes), None, Progress()
+    )
     states = torch.get_rng_state()
-    microbatches = next(trainer._steps(1))
+    microbatches = next(trainer._reader._steps(1))
     torch.set_rng_state(states)
 
     trainer.run(0, lambda step: None)

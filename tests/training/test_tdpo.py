@@ -33,7 +33,7 @@ from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model
 from offpref.pipeline.training.plan import plan_training
-from offpref.pipeline.training.policies import load_policy, trainable
+from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import TrainSummary, train
 from offpref.pipeline.training.trainer import Trainer
@@ -104,7 +104,9 @@ def first_step(store: Store, settings: TrainSettings) -> tuple[float, dict[str, 
     processes = Processes(device=torch.device("cpu"))
     policy = load_policy(settings, processes)
     optimizer = CapturedGradients(trainable(policy).values(), lr=0.0)
-    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer = Trainer(
+        plan, Learner(policy=policy, optimizer=optimizer, processes=processes), None, Progress()
+    )
     trainer.run(0, lambda step: None)
     names = [name.removeprefix("model.") for name in trainable(policy)]
     measured = trainer.history[0][1]
@@ -201,7 +203,7 @@ def test_in_float64_it_is_so_to_ten_digits(
     reference = exact_model(model_dir, tmp_path / "reference", 4)
     policy = exact_model(model_dir, tmp_path / "policy", 5)
     asked = ScoreSettings(
-        model=reference, pair_set="reviews", precision="float64", tiers=("hidden",)
+        model=reference, pair_set="reviews", precision="float64", tier=("hidden",)
     )
     score(scored, asked)
     settings = train_settings(
@@ -217,7 +219,7 @@ def test_reference_may_have_another_head_than_the_policy(
     kind: str,
 ) -> None:  # fmt: skip
     reference = with_model(model_dir, tmp_path / "reference", tiny_reference(kind))
-    score(scored, ScoreSettings(model=reference, pair_set="reviews", tiers=("hidden",)))
+    score(scored, ScoreSettings(model=reference, pair_set="reviews", tier=("hidden",)))
     settings = train_settings(
         loss_type="tdpo1", model=policy_dir, reference=str(reference), max_steps=1,
         max_grad_norm=math.inf,
@@ -271,7 +273,7 @@ def test_what_bf16_leaves_at_the_first_step_is_reported(
 ) -> None:
     score(
         scored,
-        ScoreSettings(model=model_dir, pair_set="reviews", precision="bf16", tiers=("hidden",)),
+        ScoreSettings(model=model_dir, pair_set="reviews", precision="bf16", tier=("hidden",)),
     )
 
     summary = train(
@@ -339,7 +341,7 @@ def test_top_k_gives_a_lower_bound_and_every_table_says_so(
 def test_top_of_the_whole_vocabulary_is_exact(
     scored: Store, train_settings: Settings, model_dir: Path, policy_dir: Path
 ) -> None:
-    asked = ScoreSettings(model=model_dir, pair_set="reviews", tiers=("topk",), top_k=58)
+    asked = ScoreSettings(model=model_dir, pair_set="reviews", tier=("topk",), top_k=58)
     score(scored, asked)
     settings = train_settings(
         loss_type="tdpo1", model=policy_dir, reference=str(model_dir), max_steps=1,
@@ -351,7 +353,7 @@ def test_top_of_the_whole_vocabulary_is_exact(
 def test_of_several_tiers_the_exact_one_is_taken_and_then_the_largest_complete_k(
     tiered: Store, train_settings: Settings, model_dir: Path
 ) -> None:
-    score(tiered, ScoreSettings(model=model_dir, pair_set="reviews", tiers=("topk",), top_k=9))
+    score(tiered, ScoreSettings(model=model_dir, pair_set="reviews", tier=("topk",), top_k=9))
 
     def tier(**given: object) -> str:
         kl = plan_training(tiered, train_settings(loss_type="tdpo1", **given)).kl
@@ -384,7 +386,7 @@ def test_top_k_with_tokens_that_the_policy_lacks_is_refused(
     scored: Store, train_settings: Settings, model_dir: Path, policy_dir: Path, tmp_path: Path
 ) -> None:
     reference = with_model(model_dir, tmp_path / "reference", tiny_reference("padded"))
-    score(scored, ScoreSettings(model=reference, pair_set="reviews", tiers=("topk",), top_k=64))
+    score(scored, ScoreSettings(model=reference, pair_set="reviews", tier=("topk",), top_k=64))
     settings = train_settings(loss_type="tdpo2", model=policy_dir, reference=str(reference))
     with pytest.raises(TrainingError, match="vocabulary ends at 58: take --kl-tier hidden"):
         train(plan_training(scored, settings))
@@ -468,7 +470,7 @@ def test_epoch_on_real_text_has_the_losses_of_a_resident_reference(
         rows = [line for line in file if len(line) < 2 * longest]
     data.write_text("".join(rows[:num_pairs]), encoding="utf-8")
     added = AddSettings(data=(str(data),), pair_set="hh", tokenizer=model, max_length=longest)
-    score(store, ScoreSettings(model=model, data=added, tiers=("hidden",)))
+    score(store, ScoreSettings(model=model, data=added, tier=("hidden",)))
     settings = TrainSettings(
         pair_set="hh", model=model, output_dir=tmp_path / "out", loss_type=("tdpo2",),
         pairs_per_step=4, learning_rate=1e-4, lr_scheduler_type="constant",

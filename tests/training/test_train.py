@@ -31,7 +31,7 @@ from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_pairs
 from offpref.pipeline.training import run_records
 from offpref.pipeline.training.plan import plan_training
-from offpref.pipeline.training.policies import load_policy, trainable
+from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import TrainSummary, train
 from offpref.pipeline.training.trainer import Trainer
@@ -80,7 +80,9 @@ def first_step(store: Store, settings: TrainSettings) -> tuple[float, dict[str, 
     processes = Processes(device=torch.device("cpu"))
     policy = load_policy(settings, processes)
     optimizer = CapturedGradients(trainable(policy).values(), lr=0.0)
-    trainer = Trainer(plan, policy, optimizer, processes, None, Progress())
+    trainer = Trainer(
+        plan, Learner(policy=policy, optimizer=optimizer, processes=processes), None, Progress()
+    )
     trainer.run(0, lambda step: None)
     names = [name.removeprefix("model.") for name in trainable(policy)]
     measured = trainer.history[0][1]
