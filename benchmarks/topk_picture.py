@@ -21,7 +21,7 @@ def main() -> None:
     for rate, policy in found.items():
         ks = [int(k) for k in policy["by_k"]]
         missed = [each["share_missed"] for each in policy["by_k"].values()]
-        label = f"missed; KL {policy['exact']:.3f} nats a token (learning rate {rate})"
+        label = f"missed; KL {policy['exact']:.3f} nats per token (learning rate {rate})"
         axes.plot(ks, missed, marker="o", label=label)
     rest = [each["mean_rest"] for each in policy["by_k"].values()]
     axes.plot(ks, rest, color="0.55", linestyle="--", marker=".", label="probability outside the k")

@@ -68,15 +68,17 @@ def against_baselines(world: dict[str, Any]) -> Iterator[str]:
         ours = at_kl(frontier, each["reverse_kl"][0])
         if ours is None:
             yield (
-                f"- {name}: its KL of {each['reverse_kl'][0]:.1f} is beyond DPO's policies; its "
-                f"reward is {show(each['reward'])}, DPO's best {max(r for _, r in frontier):.2f}."
+                f"- {name}: its KL of {each['reverse_kl'][0]:.1f} is larger than that of DPO's "
+                f"policies; its reward is {show(each['reward'])}, DPO's best is "
+                f"{max(r for _, r in frontier):.2f}."
             )
             continue
         yield f"- {name}: " + verdict(
             ours > own + spread,
-            f"At its KL of {each['reverse_kl'][0]:.2f} its reward is {own:.2f}, DPO's {ours:.2f}.",
+            f"At its KL of {each['reverse_kl'][0]:.2f} its reward is {own:.2f}, DPO's is "
+            f"{ours:.2f}.",
             f"At its KL of {each['reverse_kl'][0]:.2f} its reward is {show(each['reward'])}, "
-            f"DPO's {ours:.2f}.",
+            f"DPO's is {ours:.2f}.",
         )
     above = [
         (n, each) for n, each in world["best_of_n"].items()
@@ -84,9 +86,9 @@ def against_baselines(world: dict[str, Any]) -> Iterator[str]:
     ]  # fmt: skip
     yield "- best of n: " + verdict(
         not above,
-        "For no n has it more reward than DPO at the same KL (of which its own is a bound).",
+        "It has more reward than DPO at the same KL for no n (its own KL is an upper bound).",
         f"For n = {', '.join(n for n, _ in above)} it has more reward than DPO at the same KL; "
-        "it costs n samples each time.",
+        "it costs n samples per answer.",
     )
 
 
@@ -96,7 +98,7 @@ def frontier_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
     draw_frontier(world, docs / "frontier.png", reward="sentiment")
     draw_curves(world, docs / "tdpo_curves.png")
     yield "## DPO: more reward for the same KL than its baselines\n"
-    yield "`make frontier`. The small world's rewards are known exactly, and so is its optimum.\n"
+    yield "From `make frontier`. The small world's rewards and its optimum are known exactly.\n"
     yield "![Reward against KL in the small world](frontier.png)\n"
     yield from frontier_table(world)
     yield ""
@@ -108,13 +110,13 @@ def frontier_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
     ]
     if shares:
         yield (
-            f"\nOf what the exact optimum has at the same KL, DPO's policies reach "
-            f"{min(shares):.0%} to {max(shares):.0%}. (The optimum is that of the grammar; the "
+            f"\nDPO's policies reach {min(shares):.0%} to {max(shares):.0%} of the reward that the "
+            "exact optimum has at the same KL. (The optimum is that of the grammar; the "
             "reference is a small model of it.)\n"
         )
     if "stories" in results:
         draw_frontier(results["stories"], docs / "frontier_stories.png", reward="VADER sentiment")
-        yield "The same on stories260k, its own samples judged by VADER, best and worst of eight:\n"
+        yield "The same on stories260k; VADER judges its own samples, best and worst of eight:\n"
         yield "![Reward against KL on stories](frontier_stories.png)\n"
         yield from frontier_table(results["stories"])
         yield ""
@@ -141,7 +143,7 @@ def tdpo_page(world: dict[str, Any], picture: str) -> Iterator[str]:
     )
     yield "- KL of rejected completions (Figure 3 of arXiv:2404.11999): " + verdict(
         ordered and last[named[0]]["rejected"] < last["dpo beta=0.1"]["rejected"],
-        "TDPO2 keeps it below DPO's, and the lower the larger alpha is.",
+        "TDPO2 keeps it below DPO's, and a larger alpha keeps it lower.",
         "It is "
         + ", ".join(
             f"{name} {each['rejected']:.1f}" for name, each in last.items() if "0.1" in name
@@ -192,7 +194,7 @@ def hypervolume(points: list[tuple[float, float]], corner: tuple[float, float]) 
 def pareto_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
     """Yield the claims of MODPO."""
     yield "\n## MODPO: a front of two objectives from the pairs of one\n"
-    yield "`make pareto`. Praise takes words: sentiment and brevity are in conflict. Ten weights.\n"
+    yield "From `make pareto`, ten weights. Praise takes words; sentiment and brevity conflict.\n"
     draw_pareto(results["small_world"], docs / "pareto.png", reward="sentiment")
     yield "![Sentiment against brevity](pareto.png)\n"
     yield from front_page(results["small_world"], "sentiment")
@@ -228,9 +230,10 @@ def front_page(world: dict[str, Any], reward: str) -> Iterator[str]:
     )
     counts, seconds = world["forwards"], world["seconds_of_a_front"]
     yield (
-        f"\nThe steps of ten policies took {seconds[0]:.0f} ± {seconds[1]:.0f} s. Cached scores: "
-        f"{counts['cached_scores']:,} sequences went through a model; with the reference and the "
-        f"other objective's policy in memory it would have been {counts['models_in_memory']:,} "
+        f"\nThe steps of ten policies took {seconds[0]:.0f} ± {seconds[1]:.0f} s. With cached "
+        f"scores, {counts['cached_scores']:,} sequences went through a model; with the reference "
+        "and the other objective's policy in memory it would have been "
+        f"{counts['models_in_memory']:,} "
         f"({counts['models_in_memory'] / counts['cached_scores']:.1f} times as many).\n"
     )
 
@@ -238,7 +241,7 @@ def front_page(world: dict[str, Any], reward: str) -> Iterator[str]:
 def simpo_page(results: dict[str, Any]) -> Iterator[str]:
     """Yield SimPO's analysis."""
     yield "## SimPO: no reference, and rewards that are likelihoods\n"
-    yield "`make simpo-analysis`, on held-out pairs.\n"
+    yield "From `make simpo-analysis`, on held-out pairs.\n"
     yield from simpo_table(results["small_world"], "sentiment")
     if "stories" in results:
         yield "\nOn stories:\n"
@@ -253,7 +256,7 @@ def simpo_table(world: dict[str, Any], reward: str) -> Iterator[str]:
     rows = {
         "Spearman of length with mean log-prob": ("length_bias", "length_mean_logps"),
         "Spearman of length with the implicit reward": ("length_bias", "length_reward"),
-        "reward and likelihood order a pair alike": ("rank_agreement", "agreement"),
+        "reward and likelihood order a pair in the same way": ("rank_agreement", "agreement"),
     }
     for words, (question, column) in rows.items():
         yield f"| {words} | {show(dpo[question][column])} | {show(simpo[question][column])} |"
@@ -266,20 +269,20 @@ def simpo_table(world: dict[str, Any], reward: str) -> Iterator[str]:
     agreement = [each["rank_agreement"]["agreement"] for each in (dpo, simpo)]
     yield "\n- Rank agreement (Figure 4b of arXiv:2405.14734): " + verdict(
         agreement[1][0] > agreement[0][0],
-        f"SimPO orders pairs as likelihood does in {agreement[1][0]:.0%}, DPO in "
+        f"SimPO orders {agreement[1][0]:.0%} of the pairs as likelihood does, DPO "
         f"{agreement[0][0]:.0%}.",
         f"DPO {agreement[0][0]:.0%}, SimPO {agreement[1][0]:.0%}.",
     )
     lengths = [each["length_bias"]["length_mean_logps"] for each in (dpo, simpo)]
-    yield "- Length (Figure 2c there: SimPO's correlation is the smaller): " + verdict(
+    yield "- Length (Figure 2c there: SimPO's correlation is smaller): " + verdict(
         abs(lengths[1][0]) + max(lengths[0][1], lengths[1][1]) < abs(lengths[0][0]),
         f"{show(lengths[1])} against DPO's {show(lengths[0])}.",
         f"SimPO {show(lengths[1])}, DPO {show(lengths[0])}: seeds differ as much.",
     )
     yield (
-        "- Time: from the store a step of DPO is a step of SimPO, for its reference is not run: "
-        f"{dpo['seconds'][0] / simpo['seconds'][0]:.2f} times SimPO's seconds. Without the store "
-        "DPO runs the reference, too: see [Benchmarks](../benchmarks/README.md)."
+        "- Time: trained from the store, DPO does not run its reference and takes "
+        f"{dpo['seconds'][0] / simpo['seconds'][0]:.2f} times SimPO's seconds. Without the store, "
+        "DPO also runs the reference: see [Benchmarks](../benchmarks/README.md)."
     )
 
 
@@ -289,12 +292,12 @@ def main() -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(found.glob("*.json"))}
     seeds = max(each["num_seeds"] for each in results.values())
     lines = [
-        "# Findings: the papers' claims, seen for oneself\n",
-        "Written by `recipes/findings.py` from [results](findings/) that `make frontier`, "
-        "`make pareto` and `make simpo-analysis` left; minutes each on two cores. "
-        f"{seeds} seeds; ± is the standard deviation over them. A claim "
-        "that holds in a world of forty prompts need not hold in yours, nor the other way round: "
-        "`SETTING=large` is for a GPU, and the recipes are there to be changed.\n",
+        "# Findings: the papers' claims, checked in small worlds\n",
+        "`recipes/findings.py` writes this page from the [results](findings/) of `make frontier`, "
+        "`make pareto` and `make simpo-analysis`, each of which takes minutes on two cores. "
+        f"There are {seeds} seeds; ± is the standard deviation over them. A claim "
+        "that holds in a world of forty prompts need not hold in yours, nor the other way round. "
+        "`SETTING=large` is for a GPU, and the recipes are meant to be changed.\n",
     ]
     if "frontier" in results:
         lines += frontier_page(results["frontier"], docs)

@@ -41,7 +41,7 @@ def draw_frontier(world: dict[str, Any], path: Path, *, reward: str) -> None:
     for name, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), color=FAMILIES[name], label=name, alpha=0.8)
     axes.scatter([0], [world["reference"]], marker="x", color="0.2", label="reference")
-    axes.set(xlabel="KL(policy || reference), nats a completion", ylabel=f"{reward} of samples")
+    axes.set(xlabel="KL(policy || reference), nats per completion", ylabel=f"{reward} of samples")
     _save(figure, axes, path)
 
 
@@ -58,7 +58,7 @@ def draw_curves(world: dict[str, Any], path: Path) -> None:
             )
             axes.set(title=side, xlabel="step")
             axes.grid(alpha=0.25)
-    both[0].set(ylabel="KL(reference || policy), nats a completion")
+    both[0].set(ylabel="KL(reference || policy), nats per completion")
     both[1].legend(frameon=False, fontsize="x-small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -138,7 +138,7 @@ def _frontier(figure: "Figure", rows: Rows) -> bool:
         of_panel = [row for row in rows if (row["measured_on"], row["objective"]) == panel]
         _scatter(axes, of_panel, policies, "kl", "reward", "reward_error")
         is_bound = any(row["kl_source"] == "topk-bound" for row in of_panel)
-        kl = "KL(policy || reference), nats a completion" + (", lower bounds" if is_bound else "")
+        kl = "KL(policy || reference), nats per completion" + (", lower bounds" if is_bound else "")
         axes.set(title=title, xlabel=kl, ylabel="Mean reward")
     _tell_conditions(figure, rows)
     return bool(panels)
@@ -166,8 +166,8 @@ def _tell_conditions(figure: "Figure", rows: Rows) -> None:
     """Say that not all points are ranked against each other, where that is so."""
     if any(row.get("left_out") for row in rows):
         figure.suptitle(
-            "Filled: the best among those measured alike, which a line joins; see the column "
-            "conditions.", fontsize=9,
+            "Filled points are the best among policies measured in the same way; a dotted line "
+            "joins them (see the column conditions).", fontsize=9,
         )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def _kl_by_position(figure: "Figure", rows: Rows) -> bool:
                 )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set(title=title, xlabel="Place in the completion (tokens)", ylabel="nats a token")
+        axes.set(title=title, xlabel="Place in the completion (tokens)", ylabel="nats per token")
     _legend(figure, runs)
     return bool(panels)
 

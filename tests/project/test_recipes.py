@@ -68,8 +68,8 @@ def test_a_verdict_follows_the_numbers(findings: ModuleType) -> None:
     held, failed = (list(findings.against_baselines(world(reward))) for reward in (0.5, 1.5))
 
     assert held[0] == (
-        "- preferred-ft: **Holds here.** At its KL of 0.50 its reward is 0.50, DPO's 1.00."
+        "- preferred-ft: **Holds here.** At its KL of 0.50 its reward is 0.50, DPO's is 1.00."
     )
     assert failed[0].startswith("- preferred-ft: **Does not hold here.** At its KL of 0.50")
-    assert "is beyond DPO's policies" in held[1]
+    assert "is larger than that of DPO's policies" in held[1]
     assert held[2].startswith("- best of n: **Holds here.**")

@@ -21,8 +21,8 @@ def error_table() -> str:
         )
     ]
     head = (
-        f"| k | outside the k | missed of {small['exact']:.3f} nats | "
-        f"missed of {large['exact']:.3f} nats | most, of one token, nats |"
+        f"| k | probability outside the k | missed of {small['exact']:.3f} nats | "
+        f"missed of {large['exact']:.3f} nats | most missed at one token, nats |"
     )
     return "\n".join([head, "|--:|--:|--:|--:|--:|", *lines])
 
@@ -43,7 +43,8 @@ def cost_table() -> str:
         lines.append(
             f"| {words} | {on_disk} | {seconds:.2f} s | {found['peak_bytes'][side] / 1e9:.2f} GB |"
         )
-    return "\n".join(["| | bytes a token | a step | peak memory |", "|---|--:|--:|--:|", *lines])
+    head = "| | bytes per token | time per step | peak memory |"
+    return "\n".join([head, "|---|--:|--:|--:|", *lines])
 
 
 @pytest.mark.parametrize("table", [error_table, cost_table])

@@ -12,7 +12,7 @@ const METRICS = {
   "forward_kl/rejected": "Forward KL of rejected (nats)",
   "reverse_kl/chosen": "Reverse KL of chosen (nats)",
   "reverse_kl/rejected": "Reverse KL of rejected (nats)",
-  "entropy": "Entropy (nats a token)",
+  "entropy": "Entropy (nats per token)",
   "grad_norm": "Gradient norm",
   "learning_rate": "Learning rate",
 };

@@ -1,7 +1,7 @@
 // The frontier: every run a point, what is gained against what it costs; the best are marked.
 
 const POINT_METRICS = {
-  forward_kl: "Forward KL (nats a completion)",
+  forward_kl: "Forward KL (nats per completion)",
   chosen_forward_kl: "Forward KL of chosen (nats)",
   rejected_forward_kl: "Forward KL of rejected (nats)",
   chosen_reverse_kl: "Reverse KL of chosen (nats)",
@@ -11,9 +11,9 @@ const POINT_METRICS = {
   loss: "Loss",
   chosen_logratios: "Log-ratio of chosen (nats)",
   rejected_logratios: "Log-ratio of rejected (nats)",
-  reverse_kl: "Reverse KL (nats a completion)",
+  reverse_kl: "Reverse KL (nats per completion)",
   on_policy_forward_kl: "Forward KL on the policy's samples (nats)",
-  entropy: "Entropy (nats a token)",
+  entropy: "Entropy (nats per token)",
   mean_completion_tokens: "Length (tokens)",
 };
 const SOURCES = { "evaluations": "evaluations of policies", "held out": "held-out pairs", "train": "training pairs" };
@@ -28,7 +28,7 @@ function measuredAs(point, metrics) {
   return JSON.stringify([point.conditions ?? null, axes, isBound]);
 }
 
-// A point is on the frontier unless another, measured alike, is at least as good in both and better in one.
+// A point is on the frontier unless another, measured in the same way, is at least as good in both and better in one.
 function onFrontier(points, x, y) {
   const gain = (point, metric) => (isLessBetter(metric) ? -1 : 1) * point.values[metric];
   const alike = new Map(points.map((point) => [point, measuredAs(point, [x, y])]));
@@ -67,7 +67,7 @@ function startFrontier(frontiers) {
   const missing = el("div");
   fill(body, runChips(), el("div", { class: "card" }, controls,
     chart("frontier-chart", "Runs as points; the figures are in the table below."), missing,
-    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run that was measured alike is better in both. Hover a point for its settings."),
+    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run that was measured in the same way is better in both. Hover over a point to see its settings."),
     el("details", { class: "figures", open: values.runs.length <= 12 }, el("summary", {}, "Figures"), table)));
 
   const current = () => frontiers.find((each) => each.source === state.source);
@@ -116,7 +116,7 @@ function startFrontier(frontiers) {
     ], framed(layout(axisTitle(x, "\u2190", "\u2192"), axisTitle(y, "\u2193", "\u2191")), drawn, x, y), PLOTLY);
     const without = points.filter((point) => !drawn.includes(point));
     fill(missing,
-      groups.length > 1 ? note(`Not measured alike, so not ranked against each other: ${visible(groups.map((group) => `${group.map((point) => point.label).join(", ")} (${differingConditions(drawn, x, y)(group[0])})`).join("; "))}.`) : null,
+      groups.length > 1 ? note(`Measured in different ways, so not ranked against each other: ${visible(groups.map((group) => `${group.map((point) => point.label).join(", ")} (${differingConditions(drawn, x, y)(group[0])})`).join("; "))}.`) : null,
       without.length ? note(`Not drawn, not measured both ways: ${visible(without.map((point) => point.label).join(", "))}.`) : null,
       /kl/i.test(x) || state.source === "evaluations" ? null : note("No KL is measured here: ", command("offpref score STORE ... --tier hidden"), ", then ", command("offpref train STORE ... --kl-metrics"), "."));
     const rows = [...drawn].sort((a, b) => a.values[x] - b.values[x]);

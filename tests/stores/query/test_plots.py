@@ -105,7 +105,7 @@ def test_line_joins_the_best_of_those_measured_alike(attacked: Path) -> None:
     (axes,) = figure.axes
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert sorted(list(line.get_xdata()) for line in dotted) == [[1.0, 3.0], [2.0, 4.0]]
-    assert "measured alike" in figure.get_suptitle()
+    assert "measured in the same way" in figure.get_suptitle()
 
 
 def test_pareto_has_a_panel_for_each_other_objective(attacked: Path) -> None:
