@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 
 from offpref.pipeline.losses.names import Sides
 from offpref.pipeline.models.packing import Indices
-from offpref.pipeline.scores.tiers import Tier
 from offpref.stores.errors import PairSetError
-from offpref.stores.files.duplicates import to_hashes
-from offpref.stores.key_index import Keys, find_keys, lookup, to_keys
+from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
-from offpref.stores.schema import LOGPS, ROW_HASH, SEQUENCES
+from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
 from .pair_sets import PairSet, pair_rows
-
-_LOGPS = Tier(name=LOGPS.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,22 +120,6 @@ def _splits(store: Store, pair_set: PairSet) -> str:
     """Return how many pairs of each split there are, for a person."""
     counts = Counter(pair_rows(store, pair_set, ["split"])["split"].to_pylist())
     return ", ".join(f"{number:,} of {name!r}" for name, number in counts.most_common()) or "none"
-
-
-def reference_digest(store: Store, scorer: str, sequence_keys: Keys, tier: Tier = _LOGPS) -> str:
-    """Return a hash of the stored scores of some sequences.
-
-    Args:
-        store: The store.
-        scorer: The reference's fingerprint.
-        sequence_keys: Keys of the sequences, sorted.
-        tier: Which of its scores.
-    """
-    is_of_tier = [(name, "=", value) for name, value in tier.equal.items()] or None
-    rows = store.read(tier.name, scorer, ["sequence_key", ROW_HASH.name], is_of_tier)
-    _, is_used = find_keys(to_keys(rows["sequence_key"]), sequence_keys)
-    hashes = np.sort(to_hashes(rows[ROW_HASH.name])[is_used])
-    return str(blake3(hashes.astype("<u8").tobytes()).hexdigest(KEY_BYTES))
 
 
 def key_array(keys: Keys) -> pa.Array:

@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from offpref.pipeline.models.fingerprints import former_message, is_ambiguous, scorer_spec
 from offpref.pipeline.notices import say_once
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.splits import key_array
 from offpref.stores.errors import PairSetError, StoreNotFoundError
-from offpref.stores.key_index import Keys
-from offpref.stores.schema import LOGPS
+from offpref.stores.files.duplicates import to_hashes
+from offpref.stores.key_index import Keys, find_keys, to_keys
+from offpref.stores.keys import KEY_BYTES
+from offpref.stores.schema import LOGPS, ROW_HASH
 from offpref.stores.store import Store
+
+from .tiers import Tier
+
+_LOGPS = Tier(name=LOGPS.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +61,22 @@ class ReferenceRequest:
     """Whether mismatched sequences are among them."""
     options: str = ""
     """More options of the command that scores what is missing."""
+
+
+def reference_digest(store: Store, scorer: str, sequence_keys: Keys, tier: Tier = _LOGPS) -> str:
+    """Return a hash of the stored scores of some sequences.
+
+    Args:
+        store: The store.
+        scorer: The reference's fingerprint.
+        sequence_keys: Keys of the sequences, sorted.
+        tier: Which of its scores.
+    """
+    is_of_tier = [(name, "=", value) for name, value in tier.equal.items()] or None
+    rows = store.read(tier.name, scorer, ["sequence_key", ROW_HASH.name], is_of_tier)
+    _, is_used = find_keys(to_keys(rows["sequence_key"]), sequence_keys)
+    hashes = np.sort(to_hashes(rows[ROW_HASH.name])[is_used])
+    return str(blake3(hashes.astype("<u8").tobytes()).hexdigest(KEY_BYTES))
 
 
 def find_reference(store: Store, request: ReferenceRequest) -> ReferenceScorer:

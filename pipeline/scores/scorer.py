@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -23,7 +24,6 @@ from offpref.pipeline.models.fingerprints import (
 )
 from offpref.pipeline.models.out_of_memory import LOAD_ADVICE, clear_memory_errors
 from offpref.pipeline.models.packing import (
-    MAX_BATCH_TOKENS,
     PackedRow,
     cut_batches,
     fill_rows,
@@ -31,6 +31,7 @@ from offpref.pipeline.models.packing import (
 )
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.read_ahead import read_ahead
+from offpref.pipeline.settings import SCORE_BATCH_TOKENS
 from offpref.stores.errors import ModelError, StoreError
 from offpref.stores.key_index import to_keys
 from offpref.stores.lengths import check_sequences
@@ -54,7 +55,6 @@ WINDOW_SEQUENCES = 4096
 SAMPLED_SEQUENCES = 256  # that a dry run looks at
 LOOK_SECONDS = 0.25  # how often a worker looks at the commits of others
 READ_AHEAD_BATCHES = 4
-BATCH_TOKENS = {"cuda": 65536}  # what fills a device; elsewhere what stays in a cache
 
 
 class Scorer:
@@ -221,7 +221,7 @@ class Scorer:
     @property
     def _budget(self) -> int:
         """Tokens of a batch."""
-        suited = BATCH_TOKENS.get(self._loaded().device.type, MAX_BATCH_TOKENS)
+        suited = SCORE_BATCH_TOKENS.on(self._loaded().device.type)
         return self._settings.max_batch_tokens or suited
 
     def _check_ids(self, ids: pa.ChunkedArray) -> None:
@@ -354,7 +354,6 @@ class Scorer:
 
     def _load(self, load: "Callable[..., ScoringModel]") -> "ScoringModel":
         import torch
-        import transformers
 
         from offpref.pipeline.models.devices import (
             default_device,
@@ -380,7 +379,7 @@ class Scorer:
             "model": self._settings.model.name,
             "device": name,
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": version("transformers"),
             "attention": model.attention,
             "route": model.route,
             "kernels": model.kernel_form,
@@ -391,7 +390,7 @@ class Scorer:
         """Check that the model can give what is asked for, and take its head if it is needed."""
         for tier in self.tiers:
             if tier.k is not None and tier.k > model.vocab_size:
-                raise ValueError(
+                raise ModelError(
                     f"top_k must be at most the vocabulary of {model.vocab_size}, got {tier.k}"
                 )
         if _HIDDEN not in self.tiers:

@@ -10,19 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from offpref.pipeline.losses.registry import OPTION_NAMES
-from offpref.pipeline.losses.training_loss import MODIFIERS, TrainingLoss, settled_loss
+from offpref.pipeline.losses.settings import LOSS_SETTINGS
+from offpref.pipeline.losses.training_loss import TrainingLoss, training_loss
 from offpref.pipeline.models.fingerprints import max_positions, model_config, weights_hash
 from offpref.pipeline.models.packing import Indices
 from offpref.pipeline.models.relevant_config import relevant_config
 from offpref.pipeline.pairs.mismatched import find_kl_keys
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
-from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs, reference_digest
+from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs
 from offpref.pipeline.pairs.step_order import epoch_steps
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.rewards.margins import load_margins
 from offpref.pipeline.scores.kl_sources import find_kl_source
-from offpref.pipeline.scores.references import Reference, ReferenceRequest, find_reference
+from offpref.pipeline.scores.references import (
+    ReferenceRequest,
+    ReferenceScorer,
+    find_reference,
+    reference_digest,
+)
 from offpref.pipeline.scores.tiers import KL_TIERS, KlSource
 from offpref.stores.errors import ModelError, PairSetError
 from offpref.stores.keys import fingerprint
@@ -44,7 +49,7 @@ class TrainingPlan:
     pair_set: PairSet
     pairs: TrainingPairs
     eval_pairs: TrainingPairs | None
-    reference: Reference | None
+    reference: ReferenceScorer | None
     loss: TrainingLoss
     kl: KlSource | None
     """What KLs are taken against; None where the run takes none."""
@@ -82,8 +87,8 @@ class TrainingPlan:
     def depends_on(self) -> dict[str, Any]:
         """All that a resumed run must share with the run it goes on with, by name."""
         settings = self.settings.results_depend_on()
-        told = {"loss_type", *OPTION_NAMES, *MODIFIERS}  # the loss says which of them act
-        given = {name: value for name, value in settings.items() if name not in told}
+        # The loss says which of its own settings act.
+        given = {name: value for name, value in settings.items() if name not in LOSS_SETTINGS}
         kl = self.kl.described() if self.kl and self.loss.needs_forward_kl else {}
         return {**given, **self.loss.described(), **kl, **self.digests}
 
@@ -106,7 +111,7 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         PairSetError: If the pairs cannot be used, or scores are missing.
         ModelError: If the policy does not fit the pairs.
     """
-    loss = settled_loss(settings)
+    loss = training_loss(settings)
     if settings.report_to is not None:
         check_tensorboard()
     _check_folders(store, settings)
@@ -187,7 +192,7 @@ def _digests(
     store: Store,
     settings: TrainSettings,
     found: list[TrainingPairs],
-    reference: Reference | None,
+    reference: ReferenceScorer | None,
     kl: KlSource | None,
 ) -> dict[str, str | None]:
     """Hash what the run reads. Held-out data changes no parameter and is not a part of it."""

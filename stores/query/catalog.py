@@ -16,29 +16,23 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 
-from offpref.stores.columns import TableSchema
-from offpref.stores.errors import QueryRefusedError, ShardCorruptError, ShardMissingError
+from offpref.stores.errors import QueryRefusedError, ShardMissingError
 from offpref.stores.files.commits import Shard
 from offpref.stores.files.regular import is_there
-from offpref.stores.files.verified import identity_of
 from offpref.stores.live import LiveStore
 from offpref.stores.schema import TABLES
 
 from .connection import GuardedConnection
 from .query_limits import QueryLimits
 from .questions import Parameter, Question, Value, parse_question, query_names, read_question
-from .repeats import Place, repeated_places
+from .readable_shards import ReadableShards
 from .sql_check import check_reads, first_line
 from .texttable import text_table
 from .views import (
-    Span,
-    files_sql,
     full_path,
     needed_views,
     pattern,
-    quoted,
     setup_sql,
-    spans_sql,
     view_names,
     view_sql,
 )
@@ -46,7 +40,7 @@ from .views import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["QueryAnswer", "Catalog", "open_catalog", "query_names"]
+__all__ = ["Catalog", "QueryAnswer", "open_catalog", "query_names"]
 
 Found = TypeVar("Found")
 
@@ -88,7 +82,7 @@ class Catalog:
         self._store = store
         self._limits = limits or QueryLimits()
         self._views = set[str]()
-        self._readable = set[str]()  # tables whose shards were held against their names
+        self._readable = ReadableShards(store, self._rows)
         self._connection = self._connect()
 
     def __enter__(self) -> Self:
@@ -202,6 +196,20 @@ class Catalog:
             lines.append(f"... more than {limit} rows; --limit shows more")
         return "\n".join(lines)
 
+    def sql(
+        self, question: str, parameters: Mapping[str, str] | None = None
+    ) -> duckdb.DuckDBPyRelation:
+        """Return the answer as a relation of DuckDB's; nothing is read before rows are asked for.
+
+        Arguments and errors are `select`'s.
+        """
+
+        def run(sql: str, values: Mapping[str, Value]) -> duckdb.DuckDBPyRelation:
+            cursor = self._connection.duckdb.cursor()
+            return cursor.sql(sql, params=dict(values) or None)
+
+        return self._ask(question, parameters or {}, run)
+
     def relation(self, view: str) -> duckdb.DuckDBPyRelation:
         """Return a view as a relation of DuckDB's, to build on in Python.
 
@@ -213,7 +221,7 @@ class Catalog:
             raise ValueError(f"no view is called {view!r}; there are: {known}")
 
         def find() -> duckdb.DuckDBPyRelation:
-            self._make_readable(needed_views(view))
+            self._readable.make_readable(needed_views(view))
             self._add_views(needed_views(view))
             return self._connection.duckdb.cursor().view(view)
 
@@ -257,7 +265,7 @@ class Catalog:
 
         def ask() -> Found:
             code = asked.code if is_name else sql
-            self._make_readable(needed_views(code))
+            self._readable.make_readable(needed_views(code))
             has_all = _LISTS_VIEWS.search(code) is not None
             self._add_views(view_names() if has_all else needed_views(code))
             is_declared = is_name or asked.parameters
@@ -295,7 +303,7 @@ class Catalog:
         if not isinstance(error, MemoryError | duckdb.OutOfMemoryException):
             return QueryRefusedError(f"the query failed: {first_line(error)}")
         advice = "--memory-limit allows more"
-        counts = [len(self._store.shards(table)) for table in self._readable]
+        counts = [len(self._store.shards(table)) for table in self._readable.tables]
         if max(counts, default=0) > _MANY_SHARDS:
             advice += f", and `offpref store compact {self._store.path}` makes it need less"
         return QueryRefusedError(
@@ -350,7 +358,7 @@ class Catalog:
 
     def _run_ids(self, parameter: Parameter, names: str) -> list[str]:
         """Return the ids of the runs that are named, or whose ids begin so; commas between them."""
-        self._make_readable(needed_views("latest_runs"))
+        self._readable.make_readable(needed_views("latest_runs"))
         self._add_views(needed_views("latest_runs"))
         rows = self._rows(
             "select run, name, run_id::varchar from latest_runs order by started_at desc, run"
@@ -380,74 +388,16 @@ class Catalog:
 
     def _connect(self) -> GuardedConnection:
         self._views.clear()
-        self._readable.clear()
+        self._readable = ReadableShards(self._store, self._rows)
         paths = {path for shard in self._shards() for path in (full_path(shard), pattern(shard))}
         return GuardedConnection(self._limits, paths)
-
-    def _make_readable(self, views: Iterable[str]) -> None:
-        """Hold the shards that views read against their names, before DuckDB opens them."""
-        for view in views:
-            table = view.removesuffix("_of_all_attempts")
-            if table not in TABLES or table in self._readable:
-                continue
-            shards = self._store.shards(table)
-            self._store.verify_shards(shards)
-            self._check_places(shards)
-            self._readable.add(table)
-
-    def _check_places(self, shards: Sequence[Shard]) -> None:
-        """Hold table and partition in the files' own metadata against the commit.
-
-        Raises:
-            ShardCorruptError: If a file was written as another table or partition.
-        """
-        verified = self._store.verified
-        if verified.policy == "never":
-            return
-        unknown = {
-            full_path(shard): shard
-            for shard in shards
-            if not verified.holds(shard.root, shard.path, _place_label(shard))
-        }
-        if not unknown:
-            return
-        rows = self._rows(
-            "select file_name, decode(key), decode(value) from parquet_kv_metadata("
-            f"[{quoted(map(pattern, unknown.values()))}])"
-            " where decode(key) in ('offpref.table', 'offpref.partition')"
-        )
-        found = {(path, key): value for path, key, value in rows}
-        for path, shard in unknown.items():
-            for name, expected in (("table", shard.table), ("partition", shard.partition)):
-                if found.get((path, f"offpref.{name}")) != expected:
-                    raise ShardCorruptError(
-                        f"{shard.path}: it was written as another {name} than {expected}; run"
-                        " `offpref store verify`"
-                    )
-            verified.add(_place_label(shard), identity_of(shard.path))
-        verified.save(len(self._shards()))
-
-    def _places(self, shards: Sequence[Shard], table: TableSchema) -> Sequence[Place] | None:
-        """Return which rows of shards do not count, as `repeated_places` says."""
-        return repeated_places(shards, table, files_sql, self._rows)
-
-    def _spans(self, paths: Sequence[str], column: str) -> Mapping[str, Span]:
-        """Return which steps, or times, files hold, as their Parquet footers say."""
-        rows = self._rows(spans_sql(paths, column))
-        return {
-            path: ((attempt, step), (last_attempt, last_step))
-            if attempt == last_attempt
-            else ((attempt, 0), (last_attempt + 1, 0))
-            for path, attempt, last_attempt, step, last_step in rows
-            if None not in (attempt, last_attempt, step, last_step)
-        }
 
     def setup_sql(self) -> str:
         """Return the statements that make the views in any DuckDB."""
 
         def make() -> str:
-            self._make_readable(view_names())
-            return setup_sql(self._store, self._spans, self._places)
+            self._readable.make_readable(view_names())
+            return setup_sql(self._store, self._readable.spans, self._readable.places)
 
         self._connection.start_clock()
         return self._with_shards(make)
@@ -456,14 +406,9 @@ class Catalog:
         """Make the views that are not there yet: a question pays for those that it may read."""
         for name in names:
             if name not in self._views:
-                sql = view_sql(self._store, name, self._spans, self._places)
+                sql = view_sql(self._store, name, self._readable.spans, self._readable.places)
                 self._execute(f"create view {name} as {sql}", {})
                 self._views.add(name)
-
-
-def _place_label(shard: Shard) -> str:
-    """What a mark says of a file whose metadata was looked at."""
-    return f"{shard.name}/{shard.table}/{shard.partition}"
 
 
 def _guessed(given: Mapping[str, str]) -> dict[str, Value]:

@@ -105,8 +105,14 @@ def read_question(name: str) -> Question:
     """
     path = SQL / f"{name}.sql"
     if name.startswith("view_") or not re.fullmatch(r"\w+", name) or not path.is_file():
-        known = ", ".join(query_names())
-        raise UnknownQueryError(f"no query is called {name!r}; there are: {known}")
+        from difflib import get_close_matches  # only where something is wrong
+
+        known = query_names()
+        near = get_close_matches(name, known, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise UnknownQueryError(
+            f"no query is called {name!r}; there are: {', '.join(known)}{guess}"
+        )
     return parse_question(name, path.read_text(encoding="utf-8"))
 
 

@@ -46,8 +46,11 @@ def test_every_never_names_a_test_beside_it(page: Path) -> None:
 
 def test_pages_that_name_tests_name_those_there_are() -> None:
     for page in PAGES:
-        for name in re.findall(r"`(?:tests/)?(test_\w+\.py)`", page.read_text(encoding="utf-8")):
-            assert (ROOT / "tests" / name).is_file(), f"{page.name}: {name}"
+        text = page.read_text(encoding="utf-8")
+        for folder, name in re.findall(r"`(tests/(?:\w+/)*)?(test_\w+\.py)`", text):
+            found = list((ROOT / "tests").rglob(name))
+            assert len(found) == 1, f"{page.name}: {name}"
+            assert not folder or found[0] == ROOT / folder / name, f"{page.name}: {folder}{name}"
 
 
 def test_a_training_never_opens_a_file_of_its_reference(
@@ -58,7 +61,7 @@ def test_a_training_never_opens_a_file_of_its_reference(
     write_model(reference, vocab_size=write_tokenizer(reference), seed=1)
     tiers = ("hidden", "topk")
     summary = score(
-        scored, ScoreSettings(model=reference, pair_set="reviews", tiers=tiers, top_k=4)
+        scored, ScoreSettings(model=reference, pair_set="reviews", tier=tiers, top_k=4)
     )
     shutil.rmtree(reference)
     offpref = Path(sys.executable).parent / "offpref"

@@ -47,7 +47,8 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "triton": ("kernels/",),
     "transformers": (
         "pipeline/models/", "pipeline/pairs/tokenization.py", "pipeline/rewards/",
-        "pipeline/training/", "pipeline/evaluation/sampling.py", "pipeline/small_world.py",
+        "pipeline/training/", "pipeline/evaluation/sampling.py",
+        "pipeline/evaluation/end_tokens.py", "pipeline/small_world.py",
     ),
     "peft": ("pipeline/training/policies.py", "pipeline/models/loading.py"),
     "pyarrow": ("stores/", "pipeline/"),
