@@ -1,20 +1,21 @@
 """What a user can get wrong, or a disk can do to a store.
 
-* StoreError
-  - StoreNotFoundError
-  - StoreFormatError
-  - StoreWriteError
-  - StoreReadError
-  - UnsafeFileError
-  - StoreBusyError
+* OffprefError
+  - StoreError
+    + StoreNotFoundError
+    + StoreFormatError
+    + StoreWriteError
+    + StoreReadError
+    + UnsafeFileError
+    + StoreBusyError
+    + SchemaMismatchError
+    + CommitCorruptError
+    + ShardMissingError
+    + ShardCorruptError
+    + PairSetError
+    + UnknownQueryError
+    + QueryRefusedError
   - SettingError
-  - SchemaMismatchError
-  - CommitCorruptError
-  - ShardMissingError
-  - ShardCorruptError
-  - UnknownQueryError
-  - QueryRefusedError
-  - PairSetError
   - SourceError
   - ModelError
   - TrainingError
@@ -25,12 +26,16 @@ The command line prints the message as one line and leaves with exit code 1.
 """
 
 
-class StoreError(Exception):
+class OffprefError(Exception):
+    """What a user can mend; its message is fit to show to one."""
+
+
+class StoreError(OffprefError):
     """Base class of every error of files; its message is fit to show to a user."""
 
 
 class StoreNotFoundError(StoreError):
-    """The folder is missing, or is no store."""
+    """The folder is missing or is not a store."""
 
 
 class StoreFormatError(StoreError):
@@ -53,7 +58,7 @@ class StoreBusyError(StoreError):
     """Somebody writes to the store, and what was asked could lose their rows."""
 
 
-class SettingError(StoreError):
+class SettingError(OffprefError):
     """An environment variable of ours has a value that it cannot have."""
 
 
@@ -85,17 +90,17 @@ class PairSetError(StoreError):
     """The store has no such pair set, or it cannot be used as asked."""
 
 
-class SourceError(StoreError):
+class SourceError(OffprefError):
     """A source file cannot be read, or holds no column that this version knows."""
 
 
-class ModelError(StoreError):
+class ModelError(OffprefError):
     """A model or tokenizer folder is missing, incomplete, or does not fit the store."""
 
 
-class TrainingError(StoreError):
-    """A run cannot go on: a loss is not finite, or what it was resumed with has changed."""
+class TrainingError(OffprefError):
+    """A run cannot continue: a loss is not finite, or what it was resumed with has changed."""
 
 
-class ReportError(StoreError):
+class ReportError(OffprefError):
     """A report or a picture cannot be written: its file is there, or a library is missing."""

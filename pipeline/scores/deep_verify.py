@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from offpref.kernels.head import OutputHead
 from offpref.kernels.linear import linear_token_scores
-from offpref.stores.errors import StoreError
+from offpref.stores.errors import OffprefError, StoreError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.lengths import check_ids, check_lengths
 from offpref.stores.reader import RowReader
@@ -76,7 +76,7 @@ def verify_hidden(store: Store, *, num_rows: int = SAMPLED_ROWS, seed: int = 0) 
         try:
             keys = _sample(store, scorer, num_rows, seed)
             differences = _differences(store, scorer, keys)
-        except StoreError as error:
+        except OffprefError as error:
             problems.append(f"hidden/{scorer}: {error}")
             continue
         numerics: Any = store.read_spec(scorer)["numerics"]

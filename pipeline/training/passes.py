@@ -16,12 +16,13 @@ from offpref.kernels.distributions import Reference
 from offpref.kernels.head import OutputHead
 from offpref.pipeline.losses.coupling import score_values, surrogate
 from offpref.pipeline.losses.pair_scores import PairScores
+from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.random_states import (
     RandomStates,
     random_states,
     restore_random_states,
 )
-from offpref.pipeline.models.scoring_model import TokenScores
+from offpref.pipeline.models.scoring_model import ScoringModel, TokenScores
 from offpref.pipeline.scores.reference_heads import read_head, shared_head
 from offpref.stores.schema import HIDDEN
 from offpref.stores.store import Store
@@ -32,6 +33,23 @@ from .plan import TrainingPlan
 from .policies import Learner, reshard
 
 
+def reference_head(
+    plan: TrainingPlan, policy: ScoringModel, processes: Processes
+) -> OutputHead | None:
+    """Return the reference's output head, which takes hidden states to distributions.
+
+    None where no KL is taken from them.
+    """
+    if plan.kl is None or plan.kl.tier.name != HIDDEN.name:
+        return None
+    assert plan.reference is not None  # KLs have one
+    store = Store.open(plan.store_path)
+    head = read_head(store, plan.reference.fingerprint, processes.device)
+    if processes.mesh is not None or policy.route == "logits":
+        return head
+    return shared_head(head, policy.head)
+
+
 class Passes:
     """Runs microbatches through the policy of one attempt."""
 
@@ -39,7 +57,7 @@ class Passes:
         """Read the reference's output head, if KLs are taken from hidden states."""
         self._plan, self._settings, self._loss, self._kl = plan, plan.settings, plan.loss, plan.kl
         self._policy, self._processes = learner.policy, learner.processes
-        self.head = self._reference_head()
+        self.head = reference_head(plan, learner.policy, learner.processes)
         """The reference's output head, which takes hidden states to distributions."""
 
     def run(self, microbatch: Microbatch, *, is_training: bool) -> Part:
@@ -136,17 +154,6 @@ class Passes:
         assert self._kl is not None  # the plan has found it
         both = ("reverse_kl",) if self._kl.label == "exact" else ()
         return tuple(name for name in ("forward_kl", *both, "entropy") if name not in want)
-
-    def _reference_head(self) -> OutputHead | None:
-        """Return the reference's output head, which takes hidden states to distributions."""
-        if self._kl is None or self._kl.tier.name != HIDDEN.name:
-            return None
-        assert self._plan.reference is not None  # KLs have one
-        store = Store.open(self._plan.store_path)
-        head = read_head(store, self._plan.reference.fingerprint, self._processes.device)
-        if self._processes.mesh is not None or self._policy.route == "logits":
-            return head
-        return shared_head(head, self._policy.head)
 
     def _distribution(self, here: Microbatch) -> Reference | None:
         return None if here.reference is None else here.reference.distribution(self.head)

@@ -27,7 +27,7 @@ from offpref.pipeline.models.out_of_memory import (
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.tensor_files import tensor_errors
 from offpref.pipeline.progress import Progress
-from offpref.stores.errors import StoreError, StoreWriteError
+from offpref.stores.errors import OffprefError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
 
 from .attempts import begin_run, resumed_run, rounding_changes, write_begin
@@ -214,7 +214,7 @@ def _recorded(records: RunRecords | None, step: Callable[[], int]) -> Iterator[N
     except BaseException as error:  # raised again
         event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if records is not None:
-            with suppress(StoreError):  # the store itself may be what failed
+            with suppress(OffprefError):  # the store itself may be what failed
                 records.add_event(event, step(), str(error) or type(error).__name__)
         raise
 
@@ -223,7 +223,7 @@ def _kept(trainer: Trainer, save: Callable[[int], None], plan: TrainingPlan) -> 
     """Save the steps before one that failed, if they are still whole; return where it stands."""
     step = trainer.put_back()
     if step:
-        with suppress(StoreError, MemoryError, RuntimeError):
+        with suppress(OffprefError, MemoryError, RuntimeError):
             save(step)
     return _state_of(plan)
 
@@ -392,7 +392,7 @@ def _write_result(
         except StoreWriteError as error:
             shutil.rmtree(output / PARTIAL, ignore_errors=True)
             if processes.mesh is None:
-                with suppress(StoreError):
+                with suppress(OffprefError):
                     save()
             raise StoreWriteError(f"{error}; {_state_of(plan)}") from error
     processes.wait()
