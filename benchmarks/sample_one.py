@@ -19,8 +19,8 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from offpref.pipeline.evaluation.sample_sets import SampleSettings
     from offpref.pipeline.evaluation.sampling import Sampler
+    from offpref.pipeline.evaluation.settings import SampleSettings
     from offpref.pipeline.models.devices import keep_freed_memory
 
     which, model_dir, pairs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])

@@ -30,7 +30,7 @@ def prepare(model: Path, pairs: Path, out: Path, num_steps: int) -> dict[str, ob
 
     store = Store.create(out / "store")
     added = AddSettings(data=(str(pairs),), pair_set="bench", tokenizer=model)
-    settings = ScoreSettings(model=model, data=added, tiers=("topk", "hidden"))
+    settings = ScoreSettings(model=model, data=added, tier=("topk", "hidden"))
     summary = score(store, settings)
     lengths = store.read("sequences", summary.pair_set.tokenizer, ["num_completion_tokens"])
     num_tokens = pc.sum(lengths.column(0)).as_py()

@@ -84,7 +84,7 @@ def tiered_once(
 ) -> Path:
     """The same store with every tier: all log-probs, the top 6, hidden states."""
     folder = Path(shutil.copytree(scored_once, tmp_path_factory.mktemp("tiered") / "store"))
-    asked = ScoreSettings(model=model_dir, pair_set="reviews", tiers=("topk", "hidden"), top_k=6)
+    asked = ScoreSettings(model=model_dir, pair_set="reviews", tier=("topk", "hidden"), top_k=6)
     score(Store.open(folder), asked)
     return folder
 

@@ -1,22 +1,23 @@
-"""The whole way through on the embedded small world, offline: a session of the real commands.
+"""The command ``demo``: the whole way through on the embedded small world, offline.
 
-A small Llama learns to write the world's answers, pairs are drawn from it and judged by sentiment,
-it is scored once, and six policies are trained against the stored scores: DPO, TDPO2, SimPO, and
-MODPO with brevity at three weights. They are sampled from and measured, the questions are answered
-and a page shows it all. What a run of the demo has left is not done again.
+A session of the real commands: a small Llama learns to write the world's answers, pairs are drawn
+from it and judged by sentiment, it is scored once, and six policies are trained against the stored
+scores: DPO, TDPO2, SimPO, and MODPO with brevity at three weights. They are sampled from and
+measured, the questions are answered and a page shows it all. What a run of the demo has left is not
+done again.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from offpref.pipeline.evaluation.sampling import sample_texts
-from offpref.pipeline.small_world import (
-    prompts,
-    write_demonstrations,
-    write_model,
-    write_sampled_pairs,
-    write_tokenizer,
-)
+import click
+
+from offpref.pipeline.settings import setting
+
+from .options import command, options_of, settings_from
+from .terminal import say
 
 NUM_DEMONSTRATIONS = 4000
 SAMPLES_PER_PROMPT = 50
@@ -48,23 +49,34 @@ SUMMARY = (
     "from evaluations order by measured_at"
 )
 
-Run = Callable[[Sequence[str]], None]
-Say = Callable[[str], None]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoSettings:
+    """Where the demo goes."""
+
+    folder: Path = setting("Folder for everything.", is_argument=True)
 
 
-def run_demo(folder: Path, run: Run, say: Say) -> None:
-    """Run the demo in ``folder``.
+@command(options_of(DemoSettings), name="demo", takes_store=False)
+def demo(**options: Any) -> None:
+    """Run every stage on an embedded small world, offline, into FOLDER."""
+    folder = settings_from(DemoSettings, options).folder
+    root = click.get_current_context().find_root().command
 
-    Args:
-        folder: Where everything goes.
-        run: Runs a command of offpref, given its arguments.
-        say: Shows a line to a person.
-    """
+    def run(arguments: Sequence[str]) -> None:
+        say(f"\n$ offpref {' '.join(arguments)}")
+        root.main(list(arguments), standalone_mode=False)
+
+    _run_demo(folder, run)
+
+
+def _run_demo(folder: Path, run: Callable[[Sequence[str]], None]) -> None:
+    """Run the demo in a folder with what runs a command of offpref, given its arguments."""
     store, sft = str(folder / "store"), str(folder / "sft")
     base, demonstrations = _write_base(folder)
     run(("sft", store, "--data", demonstrations, "--pair-set", "demonstrations",
          "--model", base, "--output-dir", sft, *SFT, "--resume"))  # fmt: skip
-    pairs = _draw_pairs(folder, say)
+    pairs = _draw_pairs(folder)
     run(("score", store, "--data", pairs, "--pair-set", "reviews", "--model", sft,
          "--eval-fraction", "0.25", "--tier", "hidden"))  # fmt: skip
     run(("reward", store, "--pair-set", "reviews", "--objective", "brevity", "--from", "python",
@@ -84,6 +96,8 @@ def run_demo(folder: Path, run: Run, say: Say) -> None:
 
 def _write_base(folder: Path) -> tuple[str, str]:
     """Write the untrained model and the demonstrations unless they are there."""
+    from offpref.pipeline.small_world import write_demonstrations, write_model, write_tokenizer
+
     base, demonstrations = folder / "base", folder / "demonstrations.jsonl"
     base.mkdir(parents=True, exist_ok=True)
     if not (base / "model.safetensors").exists():
@@ -93,8 +107,11 @@ def _write_base(folder: Path) -> tuple[str, str]:
     return str(base), str(demonstrations)
 
 
-def _draw_pairs(folder: Path, say: Say) -> str:
+def _draw_pairs(folder: Path) -> str:
     """Draw pairs from the first policy and have them judged, unless that is done."""
+    from offpref.pipeline.evaluation.sampling import sample_texts
+    from offpref.pipeline.small_world import prompts, write_sampled_pairs
+
     path = folder / "pairs.jsonl"
     if not path.exists():
         say(f"drawing {SAMPLES_PER_PROMPT} samples of each of {len(prompts())} prompts")

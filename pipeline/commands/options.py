@@ -1,196 +1,258 @@
-"""Options that several commands share: where their values come from and what they become."""
+"""The builder of commands: their options come from the settings of the stages, and become them.
+
+A command is built of the options of some settings (`options_of`); what a person gave becomes
+settings again (`settings_from`). Where values come from (the shell, a TOML file, the environment)
+is click's, what they may be is the settings'. `usage_errors` makes wrong usage of what settings
+and plans refuse, and belongs around nothing else: an error inside a run is a bug of ours.
+"""
 
 import os
 import tomllib
-from collections.abc import Callable, Collection
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, fields
 from datetime import date
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
-if TYPE_CHECKING:
-    from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.settings import check_value, nearest, setting
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-PRECISIONS = ("float32", "bf16", "bf16-autocast")
+Settings = TypeVar("Settings")
 
 VERIFY_POLICIES = ("once", "always", "never")
 """As in ``stores.verified``, here so that help needs no more than click."""
+_VERIFY = "OFFPREF_VERIFY"
 
 
-def store_argument(command: Command) -> Command:
-    """Add the argument ``STORE``, and ``--verify``, which says how far its bytes are trusted."""
-    verify = click.option(
-        "--verify",
-        type=click.Choice(VERIFY_POLICIES),
-        default="once",
-        show_default=True,
-        envvar="OFFPREF_VERIFY",
-        expose_value=False,
-        callback=_set_verify,
-        help="Hash files before their first use and when they have changed, in every process that "
-        "uses them, or not at all (docs/store.md).",
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSettings:
+    """What every command that takes a store asks for."""
+
+    store: Path = setting("Folder of the store.", is_argument=True)
+    verify: str = setting(
+        "Hash files before their first use and when they have changed, in every process that uses "
+        "them, or not at all (docs/store.md).", default="once", choices=VERIFY_POLICIES,
+    )  # fmt: skip
+
+
+class _Words(click.Choice[str]):
+    """Words that help and completion show; whether a value is one, the settings say."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:  # Any: click's
+        return str(value)
+
+
+class _Numbers(click.FloatRange):
+    """A range that help shows; whether a number is in it, the settings say."""
+
+    def __init__(self, number: click.ParamType[Any], **ends: Any) -> None:
+        super().__init__(**ends)
+        self._number = number
+        self.name = number.name
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:  # Any: click's
+        return self._number.convert(value, param, ctx)
+
+
+class _Day(click.ParamType[date]):
+    """A day as YYYY-MM-DD; a TOML file may have it as a date of its own."""
+
+    name = "day"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> date:  # Any: click's
+        if isinstance(value, date):
+            return value
+        try:
+            return date.fromisoformat(value)
+        except (TypeError, ValueError):
+            self.fail(f"expected a day as YYYY-MM-DD, got {value!r}", param, ctx)
+
+
+def command(
+    *options: Sequence[click.Parameter],
+    name: str,
+    takes_store: bool = True,
+    takes_config: bool = False,
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Return what makes a command of a function, whose docstring is its help.
+
+    Help shows required options first, then the others in their order, and last what is common to
+    many commands.
+
+    Args:
+        options: As `options_of` returns them.
+        name: Of the command.
+        takes_store: Whether it takes the argument ``STORE`` and ``--verify``.
+        takes_config: Whether it takes ``--config``, a file with defaults of the options.
+    """
+    own = [each for some in options for each in some]
+    own.sort(key=lambda each: (isinstance(each, click.Option), not each.required))
+    store, verify = options_of(StoreSettings)
+    verify.envvar, verify.expose_value, verify.callback = _VERIFY, False, _set_verify
+    first, last = ([store], [verify]) if takes_store else ([], [])
+    return click.command(
+        name=name, params=[*first, *own, *last, *([_config_option()] if takes_config else [])]
     )
-    argument = click.argument("store", type=click.Path(file_okay=False, path_type=Path))
-    return argument(verify(command))
+
+
+def options_of(
+    kind: type,
+    *,
+    without: Collection[str] = (),
+    required: Collection[str] = (),
+    optional: Mapping[str, str] | None = None,
+) -> list[click.Parameter]:
+    """Return an option for every field of settings that has help.
+
+    Args:
+        kind: The settings' class.
+        without: Fields that the command finds out itself.
+        required: Fields that the command needs, though the settings have a default.
+        optional: Fields that the command does without, though the settings do not, with their
+            help there.
+    """
+    hints, optional = get_type_hints(kind), optional or {}
+    return [
+        _parameter(
+            each, hints[each.name],
+            is_required=(each.default is MISSING or each.name in required)
+            and each.name not in optional,
+            help=optional.get(each.name) or each.metadata["help"],
+        )
+        for each in fields(kind)
+        if "help" in each.metadata and each.name not in without
+    ]  # fmt: skip
+
+
+def settings_from(kind: type[Settings], options: Mapping[str, Any], **given: Any) -> Settings:
+    """Return settings made of those options that are theirs, and of what is given beside.
+
+    Raises:
+        UsageError: If the settings refuse a value.
+    """
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type] # a dataclass
+    own = {name: value for name, value in options.items() if name in names}
+    with usage_errors():
+        return kind(**{**own, **given})
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Make wrong usage of a ValueError: around settings and planning, never around a run."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def add_options() -> list[click.Parameter]:
+    """Return the options of a command that adds data before it does its own work."""
+    return options_of(
+        AddSettings, without=("pair_set", "tokenizer"),
+        optional={"data": "Add this first; as for add."},
+    )  # fmt: skip
+
+
+def added_settings(options: Mapping[str, Any], tokenizer: Path) -> AddSettings | None:
+    """Return how data is added first; None where there is none.
+
+    Raises:
+        UsageError: If the settings refuse a value, or one is given and no data.
+    """
+    if options["data"]:
+        return settings_from(AddSettings, options, tokenizer=tokenizer)
+    source = click.get_current_context().get_parameter_source
+    for each in add_options():
+        name = str(each.name)
+        if name != "data" and source(name) not in (ParameterSource.DEFAULT, None):
+            raise click.UsageError(f"{each.opts[0]} takes no effect without --data")
+    return None
+
+
+def _parameter(each: Field[Any], hint: Any, *, is_required: bool, help: str) -> click.Parameter:
+    """Return the option of a field, or its argument."""
+    said = each.metadata
+    kinds = [kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)]
+    kind = kinds[0] if kinds else hint
+    if said["is_argument"]:
+        return click.Argument(
+            [each.name], type=_type(said, kind), required=is_required, metavar=said["metavar"]
+        )
+    flag = said["flag"] or f"--{each.name.replace('_', '-')}"
+    names = [*([said["short"]] if said["short"] else []), flag, each.name]
+    if kind is bool:
+        return click.Option(names, is_flag=True, help=help)
+    if said["shown"] is not None:
+        help = f"{help}  [default: {said['shown']}]"
+    has_default = each.default is not MISSING and each.default not in (None, ())
+    default: dict[str, Any] = {"default": each.default, "show_default": True} if has_default else {}
+    return click.Option(
+        names, type=_type(said, kind), required=is_required, multiple=get_origin(hint) is tuple,
+        help=help, metavar=said["metavar"], **default,
+    )  # fmt: skip
+
+
+def _type(said: Mapping[str, Any], kind: Any) -> click.ParamType[Any]:
+    """Return click's type for the values of a setting."""
+    if said["choices"]:
+        return _Words(said["choices"])
+    if kind is Path:
+        return click.Path(
+            exists=said["path"] == "existing file",
+            file_okay=said["path"] != "folder",
+            dir_okay=said["path"] in ("folder", "any"),
+            path_type=Path,
+        )
+    if kind is date:
+        return _Day()
+    number: click.ParamType[Any] = click.types.convert_type(kind)
+    ends = said["range"]
+    if ends is None or str(ends) == "finite":
+        return number
+    low, high = (ends.above, ends.below) if ends.least is None else (ends.least, ends.below)
+    return _Numbers(
+        number,
+        min=low, min_open=ends.least is None and ends.above is not None,
+        max=high if ends.most is None else ends.most, max_open=ends.below is not None,
+    )  # fmt: skip
 
 
 def _set_verify(ctx: click.Context, parameter: click.Parameter, value: str) -> None:
     """Set it for this command, its threads and the processes that it starts."""
-    before = os.environ.get("OFFPREF_VERIFY")
-    os.environ["OFFPREF_VERIFY"] = value
+    with usage_errors():
+        check_value(StoreSettings.__dataclass_fields__["verify"], value)
+    before = os.environ.get(_VERIFY)
+    os.environ[_VERIFY] = value
 
     def put_back() -> None:
-        del os.environ["OFFPREF_VERIFY"]
+        del os.environ[_VERIFY]
         if before is not None:
-            os.environ["OFFPREF_VERIFY"] = before
+            os.environ[_VERIFY] = before
 
     ctx.call_on_close(put_back)
 
 
-def config_option(command: Command) -> Command:
-    """Add ``--config``, whose values are defaults of the other options."""
-    return click.option(
-        "--config",
+def _config_option() -> click.Option:
+    """Return ``--config``, whose values are defaults of the other options."""
+    return click.Option(
+        ["--config"],
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         callback=_read_config,
         is_eager=True,
         expose_value=False,
         help="TOML file with values for these options; what is given here wins.",
-    )(command)
-
-
-def data_options(command: Command) -> Command:
-    """Add the options that say how data becomes a pair set."""
-    options = [
-        click.option("--split-column", help="Column that names the split of each row."),
-        click.option(
-            "--eval-fraction",
-            type=float,
-            default=0.0,
-            show_default=True,
-            help="Share of the prompts held out as split 'eval', by a hash of the prompt.",
-        ),
-        click.option(
-            "--max-length",
-            type=int,
-            help="Longest sequence in tokens, prompt and completion.  [default: as many as the "
-            "model in the tokenizer's folder has positions]",
-        ),
-        click.option(
-            "--truncation",
-            type=click.Choice(["drop", "keep-start"]),
-            default="drop",
-            show_default=True,
-            help="Reject a longer row, or cut its completion's end off.",
-        ),
-        click.option(
-            "--template-date",
-            metavar="YYYY-MM-DD",
-            help="Day that the chat template is told, if it asks.  [default: that of the versions "
-            "that are there, else today]",
-        ),
-        *(
-            click.option(f"--{part}-column", help=f"Column of the {part}, if not called as usual.")
-            for part in ("prompt", "chosen", "rejected", "completion", "label", "weight")
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def train_options(
-    *, without: Collection[str] = (), optional: Collection[str] = ()
-) -> Callable[[Command], Command]:
-    """Add an option for every field of the settings of a training run.
-
-    Args:
-        without: Fields that the command sets itself.
-        optional: Required fields that the command can find out.
-    """
-    from offpref.pipeline.training.settings import TrainSettings
-
-    def add(command: Command) -> Command:
-        hints = get_type_hints(TrainSettings)
-        for each in reversed(fields(TrainSettings)):
-            if each.name not in without:
-                command = _train_option(each, hints[each.name], each.name in optional)(command)
-        return command
-
-    return add
-
-
-def _train_option(each: Field[Any], hint: Any, is_optional: bool) -> Callable[[Command], Command]:
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    kind: Any = kinds[0] if kinds else hint
-    more: dict[str, Any] = {"type": kind}
-    if kind is bool:
-        more = {"is_flag": True}
-    elif kind is Path:
-        more["type"] = click.Path(file_okay=False, path_type=Path)
-    elif choices := each.metadata.get("choices"):
-        more["type"] = click.Choice(choices)
-    if each.default is MISSING:
-        more["required"] = not is_optional
-    elif kind is not bool:
-        shown = each.metadata.get("shown")
-        more |= {"default": each.default, "show_default": f"{shown}" if shown else True}
-    more["multiple"] = get_origin(hint) is tuple
-    name = f"--{each.name.replace('_', '-')}"
-    return click.option(name, help=each.metadata["help"], **more)
-
-
-def take_data_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `data_options` out of ``options``."""
-    names = ["split_column", "eval_fraction", "max_length", "truncation", "template_date"]
-    names += [name for name in options if name.endswith("_column") and name not in names]
-    return {name: options.pop(name) for name in names}
-
-
-def add_settings(
-    data: tuple[str, ...], pair_set: str, tokenizer: Path, options: dict[str, Any]
-) -> "AddSettings":
-    """Return the settings of `add` from the options of `data_options`.
-
-    Raises:
-        UsageError: If one cannot take effect.
-    """
-    from offpref.pipeline.models.fingerprints import default_max_length
-    from offpref.pipeline.pairs.settings import AddSettings
-
-    columns = {
-        name.removesuffix("_column"): value
-        for name, value in options.items()
-        if name.endswith("_column") and name != "split_column" and value
-    }
-    try:
-        return AddSettings(
-            data=data,
-            pair_set=pair_set,
-            tokenizer=tokenizer,
-            max_length=default_max_length(tokenizer)
-            if options["max_length"] is None
-            else options["max_length"],
-            truncation=options["truncation"],
-            split_column=options["split_column"],
-            eval_fraction=options["eval_fraction"],
-            columns=columns,
-            template_date=_day(options["template_date"]),
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _day(text: str | None) -> date | None:
-    try:
-        return None if text is None else date.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"template_date must be a day as YYYY-MM-DD, got {text!r}") from error
+    )
 
 
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
@@ -204,14 +266,20 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
     # A file may serve several commands, each with a table of its own.
     has_tables = any(isinstance(value, dict) for value in settings.values())
     own = settings.get(ctx.info_name or "", {} if has_tables else settings)
-    known = {each.name for each in ctx.command.params if isinstance(each, click.Option)}
-    given = {name.replace("-", "_"): value for name, value in own.items()}
-    if unknown := sorted(set(given) - known):
-        raise click.BadParameter(
-            f"{path}: {unknown[0]!r} is no option of {ctx.info_name}; "
-            f"there are: {', '.join(sorted(str(name) for name in known))}"
-        )
-    for each in ctx.command.params:
-        if each.multiple and isinstance(given.get(each.name or ""), str | int | float):
-            given[each.name or ""] = [given[each.name or ""]]
+    options = {
+        word.lstrip("-").replace("-", "_"): each
+        for each in ctx.command.params
+        if isinstance(each, click.Option)
+        for word in (*each.opts, str(each.name))
+    }
+    given = {}
+    for word, value in own.items():
+        each = options.get(word.replace("-", "_"))
+        if each is None:
+            raise click.BadParameter(
+                f"{path}: {word!r} is not an option of {ctx.info_name}; there are: "
+                f"{', '.join(sorted(options))}{nearest(word, options)}"
+            )
+        is_one = each.multiple and isinstance(value, str | int | float)
+        given[str(each.name)] = [value] if is_one else value
     ctx.default_map = {**(ctx.default_map or {}), **given}

@@ -1,117 +1,118 @@
-"""The command that fine-tunes on demonstrations or on chosen completions."""
+"""The command ``sft``: fine-tuning on demonstrations or on chosen completions."""
 
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from offpref.pipeline.losses.settings import LOSS_SETTINGS
+from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.settings import setting
+from offpref.pipeline.training.settings import TrainSettings
+
+from .add import with_length
 from .options import (
-    add_settings,
-    config_option,
-    data_options,
-    store_argument,
-    take_data_options,
+    add_options,
+    added_settings,
+    command,
+    options_of,
+    settings_from,
+    usage_errors,
 )
-from .options import train_options as options_of_train
-from .terminal import say
+from .terminal import say, say_lines
 
-_FIRST, _LAST = "loss_type", "kl_metrics"
-
-
-def _of_losses() -> frozenset[str]:
-    """Return the settings of a run that say which loss it has: here it is ``sft``."""
-    from offpref.pipeline.training.settings import TrainSettings
-
-    names = [each.name for each in fields(TrainSettings)]
-    return frozenset(names[names.index(_FIRST) : names.index(_LAST) + 1]) | {"reference"}
+_VOCAB_SIZE = 512
 
 
-@click.command()
-@store_argument
-@options_of_train(without=_of_losses(), optional=frozenset({"model"}))
-@click.option("--data", multiple=True, help="Add this first; as for add.")
-@click.option(
-    "--from-scratch",
-    "scratch",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="CONFIG.json",
-    help="Instead of --model: a model of this configuration with random weights, and a tokenizer "
-    "trained on --data; kept beside the output folder as NAME-start.",
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScratchSettings:
+    """A model from scratch to begin with, in place of one that is there."""
+
+    from_scratch: Path | None = setting(
+        "Instead of --model: a model of this configuration with random weights, and a tokenizer "
+        "trained on --data; kept beside the output folder as NAME-start.", default=None,
+        metavar="CONFIG.json", path="existing file",
+    )  # fmt: skip
+    vocab_size: int | None = setting("Tokens of that tokenizer.", default=None, shown=_VOCAB_SIZE)
+
+    def __post_init__(self) -> None:
+        if self.vocab_size is not None and self.from_scratch is None:
+            raise ValueError("--vocab-size takes no effect without --from-scratch")
+
+
+@command(
+    options_of(
+        TrainSettings,
+        # The loss is `sft`, which has neither options nor a reference.
+        without=(*LOSS_SETTINGS, "reference", "kl_tier", "kl_metrics"),
+        optional={"model": "Folder of the policy to start from."},
+    ),
+    options_of(ScratchSettings),
+    add_options(),
+    name="sft",
+    takes_config=True,
 )
-@click.option("--vocab-size", type=int, help="Tokens of that tokenizer.  [default: 512]")
-@data_options
-@config_option
-def sft(
-    store: Path,
-    data: tuple[str, ...],
-    scratch: Path | None,
-    vocab_size: int | None,
-    **options: Any,
-) -> None:
+def sft(store: Path, **options: Any) -> None:
     """Fine-tune on demonstrations, or on the chosen completions of pairs (Preferred-FT)."""
-    from offpref.pipeline.progress import RowBar, TokenBar
-    from offpref.pipeline.training.settings import TrainSettings
+    from offpref.pipeline.progress import TokenBar
     from offpref.stores.store import Store
 
-    from .printing import pair_set_lines, training_lines
+    from .printing import training_lines
 
-    data_given = take_data_options(options)
-    output_dir = options["output_dir"]
-    if (options["model"] is None) == (scratch is None):
-        raise click.UsageError("give one of --model and --from-scratch")
-    if vocab_size is not None and scratch is None:
-        raise click.UsageError("--vocab-size takes no effect without --from-scratch")
-    if scratch is not None:
-        if not data:
+    scratch = settings_from(ScratchSettings, options)
+    settings = settings_from(TrainSettings, _with_start(options), loss_type=("sft",))
+    data = added_settings(options, tokenizer=settings.model)
+    if scratch.from_scratch is not None:
+        if data is None:
             raise click.UsageError("--from-scratch needs --data, to train a tokenizer on")
-        options["model"] = output_dir.parent / f"{output_dir.name}-start"
-    try:
-        if scratch is not None:
-            _make_start(options, scratch, data, data_given, vocab_size)
-        if data:
-            settings = add_settings(data, options["pair_set"], options["model"], data_given)
-            from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
+        _make_start(settings, scratch.from_scratch, scratch.vocab_size or _VOCAB_SIZE, data)
+    if data is not None:
+        _add(store, with_length(data))
+    opened = Store.open(store)
+    from offpref.pipeline.training.plan import plan_training  # brings torch
 
-            check_sources(settings)
-            opened = Store.create(store)
-            with RowBar("add") as bar:
-                found, is_new = add_pairs(opened, plan_add(opened, settings), bar.advance)
-            for line in pair_set_lines(opened, found, is_new=is_new):
-                say(line)
-        opened = Store.open(store)
-        from offpref.pipeline.training.plan import plan_training
-        from offpref.pipeline.training.train import train as run
+    with usage_errors():
+        plan = plan_training(opened, settings)
+    from offpref.pipeline.training.train import train as run
 
-        plan = plan_training(opened, TrainSettings(**options, loss_type=("sft",)))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     with TokenBar("sft") as bar:
         summary = run(plan, bar)
     if summary.is_first:
-        for line in training_lines(summary):
-            say(line)
+        say_lines(training_lines(summary))
 
 
-def _make_start(
-    options: dict[str, Any],
-    config: Path,
-    data: tuple[str, ...],
-    data_given: dict[str, Any],
-    vocab_size: int | None,
-) -> None:
-    from offpref.pipeline.pairs.settings import AddSettings
-    from offpref.pipeline.training.scratch import make_model
+def _with_start(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the folder of the model that training starts from."""
+    if (options["model"] is None) == (options["from_scratch"] is None):
+        raise click.UsageError("give one of --model and --from-scratch")
+    if options["model"] is not None:
+        return options
+    output: Path = options["output_dir"]
+    return {**options, "model": output.parent / f"{output.name}-start"}
 
-    columns = {
-        name.removesuffix("_column"): value
-        for name, value in data_given.items()
-        if name.endswith("_column") and name != "split_column" and value
-    }
-    described = AddSettings(
-        data=data, pair_set=options["pair_set"], tokenizer=options["model"], columns=columns
-    )
-    if make_model(
-        options["model"], config, described, vocab_size=vocab_size or 512, seed=options["seed"]
-    ):
-        say(f"start      {options['model']}: random weights, a tokenizer of its own")
+
+def _make_start(settings: TrainSettings, config: Path, vocab_size: int, data: AddSettings) -> None:
+    from offpref.pipeline.training.scratch import check_vocab_size, make_model
+
+    with usage_errors():
+        check_vocab_size(vocab_size)
+    folder = settings.model
+    if make_model(folder, config, data, vocab_size=vocab_size, seed=settings.seed):
+        say(f"start      {folder}: random weights, a tokenizer of its own")
+
+
+def _add(store: Path, settings: AddSettings) -> None:
+    from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
+    from offpref.pipeline.progress import RowBar
+    from offpref.stores.store import Store
+
+    from .printing import pair_set_lines
+
+    check_sources(settings)
+    opened = Store.create(store)
+    with usage_errors():
+        planned = plan_add(opened, settings)
+    with RowBar("add") as bar:
+        found, is_new = add_pairs(opened, planned, bar.advance)
+    say_lines(pair_set_lines(opened, found, is_new=is_new))

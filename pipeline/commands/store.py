@@ -1,14 +1,56 @@
 """The commands that look after a store: list, verify, compact, collect garbage."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .options import store_argument
-from .terminal import say
+from offpref.pipeline.settings import AT_LEAST_ZERO, check_settings, setting
+
+from .options import command, options_of, settings_from
+from .terminal import say, say_lines
 
 GRACE_DAYS = 7.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifySettings:
+    """What is verified beside every byte."""
+
+    deep: bool = setting(
+        "Also recompute log-probs from a sample of the hidden states and compare.", default=False
+    )
+    drop_damaged: bool = setting(
+        "Remove damaged scores, rewards and output heads first, so that they are computed again.",
+        default=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GarbageSettings:
+    """Which files are deleted."""
+
+    grace_days: float = setting(
+        "How long a file that nothing names is kept for readers that still do.",
+        default=GRACE_DAYS, range=AT_LEAST_ZERO,
+    )  # fmt: skip
+    force: bool = setting(
+        "Accept a grace below the default: nobody may be writing, and readers may miss a file.",
+        default=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.grace_days < GRACE_DAYS and not self.force:
+            raise ValueError(
+                f"--grace-days {self.grace_days:g} is below {GRACE_DAYS:g}: rows that a writer has"
+                " placed and not yet committed could be lost, and readers may miss files; with"
+                " --force it is done, unless a writer is at work"
+            )
+        if self.force and self.grace_days >= GRACE_DAYS:
+            raise ValueError("--force has no effect with a grace that is not below the default")
 
 
 @click.group(name="store")
@@ -16,8 +58,7 @@ def store_group() -> None:
     """Look after a store: list, verify, compact, collect garbage."""
 
 
-@store_group.command(name="ls")
-@store_argument
+@command(name="ls")
 def list_store(store: Path) -> None:
     """List what STORE holds: rows, bytes and shards of every table and partition."""
     from offpref.pipeline.rewards.objectives import coverage
@@ -25,44 +66,30 @@ def list_store(store: Path) -> None:
     from offpref.stores.store import Store
 
     opened = Store.open(store)
-    for line in [*list_contents(opened), *coverage(opened)]:
-        say(line)
+    say_lines([*list_contents(opened), *coverage(opened)])
 
 
-@store_group.command()
-@store_argument
-@click.option(
-    "--deep",
-    is_flag=True,
-    help="Also recompute log-probs from a sample of the hidden states and compare.",
-)
-@click.option(
-    "--drop-damaged",
-    is_flag=True,
-    help="Remove damaged scores, rewards and output heads first, so that they are computed again.",
-)
-def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
+@command(options_of(VerifySettings), name="verify")
+def verify(store: Path, **options: Any) -> None:
     """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
     from offpref.stores.maintenance.verify import verify_store
 
-    if drop_damaged:
+    settings = settings_from(VerifySettings, options)
+    if settings.drop_damaged:
         from offpref.stores.maintenance.repair import drop_damaged as drop
 
-        for line in drop(store).lines or ["dropped nothing: scores, rewards and heads are whole"]:
-            say(line)
+        say_lines(drop(store).lines or ["dropped nothing: scores, rewards and heads are whole"])
     report = verify_store(store)
     problems, summaries = report.problems, [report.summary]
-    if deep:
+    if settings.deep:
         from offpref.pipeline.scores.deep_verify import verify_hidden  # brings torch
         from offpref.stores.store import Store
 
         recomputed = verify_hidden(Store.open(store))
         problems, summaries = [*problems, *recomputed.problems], [*summaries, recomputed.summary]
-    for problem in problems:
-        say(problem)
-    if not drop_damaged:
-        for line in _ways_out(problems):
-            say(line)
+    say_lines(problems)
+    if not settings.drop_damaged:
+        say_lines(_ways_out(problems))
     for note in report.notes:
         say(note, err=True)
     for summary in summaries:
@@ -71,8 +98,7 @@ def verify(store: Path, deep: bool, drop_damaged: bool) -> None:
         raise SystemExit(1)
 
 
-@store_group.command()
-@store_argument
+@command(name="compact")
 def compact(store: Path) -> None:
     """Merge the small shards of STORE; writers and readers may go on meanwhile."""
     from offpref.stores.maintenance.compact import compact_store
@@ -81,34 +107,18 @@ def compact(store: Path) -> None:
     say(compact_store(Store.open(store)))
 
 
-@store_group.command()
-@store_argument
-@click.option(
-    "--grace-days",
-    type=click.FloatRange(min=0),
-    default=GRACE_DAYS,
-    show_default=True,
-    help="How long a file that nothing names is kept for readers that still do.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Accept a grace below the default: nobody may be writing, and readers may miss a file.",
-)
-def gc(store: Path, grace_days: float, force: bool) -> None:
+@command(options_of(GarbageSettings), name="gc")
+def gc(store: Path, **options: Any) -> None:
     """Delete the files of STORE that no commit names, or that were removed, after a grace."""
     from offpref.stores.maintenance.garbage import collect_garbage
     from offpref.stores.store import Store
 
-    if grace_days < GRACE_DAYS and not force:
-        raise click.UsageError(
-            f"--grace-days {grace_days:g} is below {GRACE_DAYS:g}: rows that a writer has placed"
-            " and not yet committed could be lost, and readers may miss files; with --force it is"
-            " done, unless a writer is at work"
-        )
-    if force and grace_days >= GRACE_DAYS:
-        raise click.UsageError("--force has no effect with a grace that is not below the default")
-    say(collect_garbage(Store.open(store), grace_seconds=grace_days * 86400))
+    settings = settings_from(GarbageSettings, options)
+    say(collect_garbage(Store.open(store), grace_seconds=settings.grace_days * 86400))
+
+
+for each in (list_store, verify, compact, gc):
+    store_group.add_command(each)
 
 
 def _ways_out(problems: list[str]) -> Iterator[str]:

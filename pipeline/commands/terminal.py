@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterable
 from typing import TextIO
 
 import click
@@ -20,6 +21,12 @@ _LINES = "\n\t"
 def say(text: object, *, err: bool = False) -> None:
     """Print a line for a person, control characters spelled out."""
     click.echo(printable(str(text), _LINES), err=err)
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines for a person."""
+    for line in lines:
+        say(line)
 
 
 class Escaped(io.TextIOBase):

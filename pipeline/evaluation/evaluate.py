@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from offpref.pipeline.models.fingerprints import scorer_fingerprint, scorer_spec
 from offpref.pipeline.models.folders import read_run
 from offpref.pipeline.models.out_of_memory import clear_memory_errors
+from offpref.pipeline.own_code import load_function
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
@@ -62,17 +63,36 @@ class EvaluationSummary:
 def evaluate(
     store: Store, settings: EvaluateSettings, progress: Progress | None = None
 ) -> EvaluationSummary:
+    """Measure a policy; errors are those of planning and of the run."""
+    return run_evaluation(plan_evaluation(store, settings, progress))
+
+
+def plan_evaluation(
+    store: Store, settings: EvaluateSettings, progress: Progress | None = None
+) -> "Evaluation":
+    """Return an evaluation that can start: its models fit, and its functions are there.
+
+    Raises:
+        ValueError: If a function of an objective cannot be found.
+        ModelError: If a model is missing or does not fit the pair set.
+        PairSetError: If the pair set is not there.
+    """
+    for each in settings.objective:
+        objective = settings.reward_settings(each, settings.pair_set)
+        if objective.function is not None:
+            load_function(objective.function)
+    return Evaluation(store, settings, progress or Progress())
+
+
+def run_evaluation(run: "Evaluation") -> EvaluationSummary:
     """Measure a policy and write one row of ``evaluations`` and its samples' ``generations``.
 
     Raises:
-        ValueError: If a setting takes no effect.
-        ModelError: If a model is missing or does not fit the pair set.
-        PairSetError: If the pair set or split is not there, a sample gets no reward, or there is
-            nothing to measure.
-        StoreError: If the store cannot be read or written.
+        PairSetError: If the split is not there, a sample gets no reward, or there is nothing to
+            measure.
+        StoreError: If a model cannot be loaded, or the store cannot be read or written.
     """
-    started = time.monotonic()
-    run = _Evaluation(store, settings, progress or Progress())
+    started = run.started
     with clear_memory_errors(_ADVICE):
         policy_samples, reference_samples = run.samples()
     sources = {} if policy_samples is None else run.take_rewards(policy_samples.pair_set)
@@ -96,10 +116,11 @@ def evaluate(
     )
 
 
-class _Evaluation:
+class Evaluation:
     """One evaluation: its models by fingerprint, and what it does with them in turn."""
 
     def __init__(self, store: Store, settings: EvaluateSettings, progress: Progress) -> None:
+        self.started = time.monotonic()
         self._store, self._settings, self._progress = store, settings, progress
         self._pair_set = find_pair_set(store, settings.pair_set)
         self._policy = self._fingerprint(settings.model)
@@ -241,7 +262,7 @@ class _Evaluation:
     def _score(self, model: Path, samples: PairSet, tiers: tuple[str, ...] = ()) -> None:
         settings = ScoreSettings(
             model=model, pair_set=str(samples), precision=self._settings.precision,
-            device=self._settings.device, tiers=tiers,
+            device=self._settings.device, tier=tiers,
         )  # fmt: skip
         score(self._store, settings, self._progress)
         self._store.refresh()

@@ -18,7 +18,6 @@ from offpref.kernels.distributions import HiddenReference
 from offpref.pipeline.models.devices import default_device
 from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.packing import (
-    MAX_BATCH_TOKENS,
     cut_batches,
     fill_rows,
     label_prompts,
@@ -30,6 +29,7 @@ from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.hidden_states import HiddenReader
 from offpref.pipeline.scores.reference_heads import read_head
 from offpref.pipeline.scores.top_rows import lists
+from offpref.pipeline.settings import POLICY_BATCH_TOKENS
 from offpref.stores.key_index import Keys
 from offpref.stores.lengths import check_ids, check_sequences
 from offpref.stores.reader import RowReader
@@ -37,7 +37,6 @@ from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
 FIELDS = ("token_logps", "forward_kl", "reverse_kl", "entropy")
-GPU_BATCH_TOKENS = 16_384
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -148,7 +147,7 @@ def _batches(policy: ScoringModel, ids: list[Any], splits: Any) -> Iterator[list
         prompts, splits.astype(np.int64), lengths - splits,
         packed=policy.packs, length_switch=policy.length_switch,
     )  # fmt: skip
-    budget = GPU_BATCH_TOKENS if policy.device.type == "cuda" else MAX_BATCH_TOKENS
+    budget = POLICY_BATCH_TOKENS.on(policy.device.type)
     sequences = dict(enumerate(zip(ids, map(int, splits), strict=True)))
     for batch in cut_batches(plan, max_batch_tokens=budget):
         yield fill_rows(plan, batch, sequences)

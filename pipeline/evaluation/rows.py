@@ -20,7 +20,8 @@ from offpref.stores.schema import GENERATIONS, SEQUENCES
 from offpref.stores.store import Store
 
 from .diversity import best_of_n, distinct, self_bleu
-from .sample_sets import SampleSet, SampleSettings, sample_keys
+from .sample_sets import SampleSet, sample_keys
+from .settings import SampleSettings
 
 if TYPE_CHECKING:
     from .policy_scores import PolicyScores

@@ -39,35 +39,9 @@ from offpref.stores.store import Store
 
 from .end_tokens import known_end_tokens
 from .former_samples import settled_spec
+from .settings import SampleSettings
 
 COMMIT_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleSettings:
-    """How completions are drawn; part of what names them."""
-
-    num_samples: int = 4
-    """Samples of each prompt."""
-    max_new_tokens: int = 128
-    """Longest sample; shorter where the model's positions end before."""
-    temperature: float = 1.0
-    """1 samples from the policy itself; below, nearer to its most likely completion."""
-    top_p: float = 1.0
-    """Share of the probability that tokens are drawn from; 1 for all of it."""
-    seed: int = 0
-    """Of the draws."""
-    batch_size: int = 64
-    """Samples drawn at once."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

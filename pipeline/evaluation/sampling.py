@@ -6,7 +6,7 @@ Letters: N prompts.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from offpref.pipeline.pairs.encoding import Ids
 
 from .end_tokens import end_tokens
-
-if TYPE_CHECKING:
-    from .sample_sets import SampleSettings
+from .settings import SampleSettings
 
 
 class Sampler:
@@ -25,7 +23,7 @@ class Sampler:
     def __init__(
         self,
         model_dir: Path,
-        settings: "SampleSettings",
+        settings: SampleSettings,
         *,
         limit: int | None,
         device: str | None,

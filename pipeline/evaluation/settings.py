@@ -5,53 +5,69 @@ from functools import partial
 from pathlib import Path
 
 from offpref.pipeline.rewards.settings import RewardSettings
-
-from .sample_sets import SampleSettings
+from offpref.pipeline.settings import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    Range,
+    check_settings,
+    device_setting,
+    precision_setting,
+    setting,
+)
 
 SOURCES = "brevity, python:MODULE:FUNCTION, model:DIR, implicit:DIR:BETA or file:PATH"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSettings:
+    """How completions are drawn; part of what names them."""
+
+    num_samples: int = setting("Samples of each prompt; 0 measures the accuracy alone.", default=4)
+    """At least 1 here: without samples there are no settings of them."""
+    max_new_tokens: int = setting("Longest sample.", default=128, range=AT_LEAST_ONE)
+    """Shorter where the model's positions end before."""
+    temperature: float = setting("Of the draws.", default=1.0, range=ABOVE_ZERO)
+    """1 samples from the policy itself; below, nearer to its most likely completion."""
+    top_p: float = setting("Nucleus of the draws.", default=1.0, range=Range(above=0, most=1))
+    """Share of the probability that tokens are drawn from; 1 for all of it."""
+    seed: int = setting("Of the draws.", default=0, range=AT_LEAST_ZERO)
+    batch_size: int = setting("Samples at once.", default=64, range=AT_LEAST_ONE)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateSettings:
     """Which policy is measured on which prompts, and by what."""
 
-    model: Path
-    """Folder of the policy."""
-
-    pair_set: str
-    """Name of the pair set whose prompts are used, or ``NAME@FINGERPRINT``."""
-
-    reference: Path | None = None
-    """Folder of the reference; None measures no KL and no accuracy."""
-
-    name: str | None = None
-    """What to call the policy; None for the name of its folder."""
-
-    split: str = "eval"
-    """Split of the prompts, and of the pairs for the accuracy."""
-
-    num_prompts: int | None = None
-    """Prompts to sample for; None for all."""
-
-    objective: tuple[str, ...] = ()
-    """``NAME=SOURCE`` of the rewards of samples."""
-
+    model: Path = setting("Folder of the policy.")
+    pair_set: str = setting("Whose prompts, NAME or NAME@FINGERPRINT.")
+    reference: Path | None = setting("Folder of the reference, for KLs and accuracy.", default=None)
+    """None measures no KL and no accuracy."""
+    name: str | None = setting("What to call the policy.", default=None, shown="name of its folder")
+    split: str = setting("Split of prompts and pairs.", default="eval")
+    num_prompts: int | None = setting(
+        "Prompts to sample for.", default=None, shown="all", range=AT_LEAST_ONE
+    )
+    objective: tuple[str, ...] = setting(
+        f"Reward of the samples; may be repeated. SOURCE is {SOURCES}.", default=(),
+        metavar="NAME=SOURCE",
+    )  # fmt: skip
     samples: SampleSettings | None = field(default_factory=SampleSettings)
     """How to sample; None measures the accuracy alone."""
-
-    precision: str = "float32"
-    """Of both models."""
-
-    device: str | None = None
-    """As torch names it; None for a GPU if there is one."""
+    precision: str = precision_setting("Of both models.")
+    device: str | None = device_setting()
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.samples is None and self.reference is None:
             raise ValueError("without samples only the accuracy is measured: it needs --reference")
         if self.samples is None and self.objective:
             raise ValueError("--objective takes no effect without samples")
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"num_prompts must be at least 1, got {self.num_prompts}")
         names = [each.partition("=")[0] for each in self.objective]
         if len(set(names)) < len(names):
             raise ValueError(f"an objective is given twice: {', '.join(names)}")

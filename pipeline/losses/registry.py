@@ -1,8 +1,9 @@
 """The losses by name: what each needs, and which options act on it.
 
-``LOSSES`` is the registry; the functions are in :mod:`pair_losses`, the ranges of options in
-:mod:`loss_options`. A new loss is a function, an entry here, its name in ``config.LOSS_TYPES``, and
-a row of docs/losses.md. What a run minimises, one loss or several, is :mod:`training_loss`.
+``LOSSES`` is the registry; the functions are in :mod:`pair_losses`, the options with their ranges
+and help in :mod:`settings`. A new loss is a function, an entry here, its name in
+``names.LOSS_TYPES``, and a row of docs/losses.md. What a run minimises, one loss or several, is
+:mod:`training_loss`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +13,11 @@ from typing import Literal
 from torch import Tensor
 
 from . import pair_losses
-from .loss_options import Option, check_option, settle_options
-from .names import Sides
+from .names import Sides, check_loss_type
 from .pair_scores import PairScores
+from .settings import check_option
 
+Option = float | str
 PairLoss = Callable[..., Tensor]
 Rewards = Literal["logratios", "forward_kl", "logps", "mean_logps"]
 
@@ -129,12 +131,15 @@ LOSSES: dict[str, Loss] = {
 OPTION_NAMES = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in loss.options))
 
 
-def loss_options(name: str, given: Mapping[str, Option | None]) -> dict[str, Option]:
+def loss_options(
+    name: str, given: Mapping[str, Option | None], loss: Loss | None = None
+) -> dict[str, Option]:
     """Return the arguments of a loss: its defaults, and what was given instead.
 
     Args:
         name: A key of ``LOSSES``.
         given: Options by name; None where an option was not given.
+        loss: What a loss of one's own declares; None for one of ``LOSSES``.
 
     Raises:
         ValueError: If there is no such loss, an option cannot act on it or is missing, or a value
@@ -143,30 +148,32 @@ def loss_options(name: str, given: Mapping[str, Option | None]) -> dict[str, Opt
     >>> loss_options("sigmoid", {"beta": 0.5})
     {'beta': 0.5, 'label_smoothing': 0.0}
     """
-    if name not in LOSSES:
-        raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got {name!r}")
+    check_loss_type(name)
+    known = LOSSES[name] if loss is None else loss
     wanted = {key: value for key, value in given.items() if value is not None}
     for key in wanted:
-        if key not in LOSSES[name].options:
-            acting = ", ".join(LOSSES[name].options) or "none"
+        if key not in known.options:
+            acting = ", ".join(known.options) or "none"
             raise ValueError(f"{key} takes no effect on {name}; options that do: {acting}")
-    options = {**LOSSES[name].options, **wanted}
+    options = {**known.options, **wanted}
     for key, value in options.items():
         if value is not None:
             check_option(key, value)
-    settle_options(name, options, wanted)
+        elif loss is not None:
+            raise ValueError(f"{name} needs {key}: --loss-option {key}=VALUE")
+    _settle_options(name, options, wanted)
     return {key: value for key, value in options.items() if value is not None}
 
 
 def implicit_rewards(
-    name: str, scores: PairScores, options: Mapping[str, Option]
+    loss: Loss, scores: PairScores, options: Mapping[str, Option]
 ) -> tuple[Tensor, Tensor] | None:  # [N], [N]
     """Return the rewards of chosen and rejected that are logged, detached; None if there are none.
 
     That is b Delta; b a without a reference and with means over tokens; b (Delta + D) for TDPO,
     which is its authors' convention and knows no alpha; MODPO's r where there are objectives.
     """
-    kind = LOSSES[name].rewards
+    kind = loss.rewards
     if kind is None:
         return None
     beta = float(options.get("beta", 1.0))
@@ -184,3 +191,37 @@ def implicit_rewards(
         scores.subtract_objectives(chosen, "chosen"),
         scores.subtract_objectives(rejected, "rejected"),
     )
+
+
+def _settle_options(
+    name: str, options: dict[str, Option | None], wanted: Mapping[str, Option]
+) -> None:
+    """Replace simpo's ratio by gamma itself, and refuse what is missing or cannot act together.
+
+    Args:
+        name: Of the loss.
+        options: Its options, changed in place; None where one has neither value nor default.
+        wanted: What was given.
+
+    Raises:
+        ValueError: If an option is missing, or two cannot act together.
+    """
+    if name == "exo_pair" and not options["label_smoothing"]:
+        raise ValueError(
+            "exo_pair needs label_smoothing above 0, got "
+            f"{options['label_smoothing'] or 'none'}; its authors take 0.001"
+        )
+    if options.get("link") == "hinge" and wanted.get("label_smoothing"):
+        raise ValueError("label_smoothing takes no effect with link hinge")
+    if name == "simpo":
+        _settle_simpo(options, wanted)
+
+
+def _settle_simpo(options: dict[str, Option | None], wanted: Mapping[str, Option]) -> None:
+    if "simpo_gamma" in wanted and "gamma_beta_ratio" in wanted:
+        raise ValueError("simpo_gamma and gamma_beta_ratio say the same; give one of them")
+    ratio, beta = options.pop("gamma_beta_ratio"), options["beta"]
+    if options["simpo_gamma"] is None:
+        assert isinstance(ratio, float | int)
+        assert isinstance(beta, float | int)
+        options["simpo_gamma"] = ratio * beta

@@ -7,7 +7,7 @@ setting that acts on no loss of the sum, or on a part of those it should act on,
 Letters in shape comments: N pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -15,18 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offpref.pipeline.training.settings import TrainSettings
+from offpref.pipeline.settings import nearest
 
-from .loss_options import Option, check_option
 from .names import Sides
+from .own import check_losses, find_loss, is_own, source_of
 from .pair_scores import PairScores, present
-from .registry import LOSSES, OPTION_NAMES, Loss, implicit_rewards, loss_options
-
-MODIFIERS = (
-    "loss_weights", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting",
-    "preference_weight", "objective",
-)  # fmt: skip
-"""Settings that belong to no loss alone."""
+from .registry import LOSSES, OPTION_NAMES, Loss, Option, implicit_rewards, loss_options
+from .settings import LossSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +35,7 @@ class LossPart:
     @property
     def loss(self) -> Loss:
         """Its entry in the registry."""
-        return LOSSES[self.name]
+        return find_loss(self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +65,8 @@ class TrainingLoss:
         for part in self.parts:
             taken = shortened if part.loss.takes_ld_alpha else plain
             losses = part.loss.function(taken, **part.options)
+            if is_own(part.name):
+                check_losses(part.name, losses, len(scores.policy_chosen_logps))
             losses = losses if part.weight == 1 else part.weight * losses
             total = losses if total is None else total + losses
         assert total is not None
@@ -81,7 +78,7 @@ class TrainingLoss:
         """Return the rewards of the first loss that has any, as they are logged."""
         for part in self.parts:
             taken = ld_scores if part.loss.takes_ld_alpha and ld_scores is not None else scores
-            rewards = implicit_rewards(part.name, self._shaped(taken), part.options)
+            rewards = implicit_rewards(part.loss, self._shaped(taken), part.options)
             if rewards is not None:
                 return rewards
         return None
@@ -133,7 +130,7 @@ class TrainingLoss:
     def described(self) -> dict[str, Any]:
         """Return the settings that act, by name; of several losses with a prefix where they differ.
 
-        >>> training_loss(("sft",), {}).described()
+        >>> training_loss(LossSettings(loss_type=("sft",))).described()
         {'loss_type': 'sft'}
         """
         described: dict[str, Any] = {"loss_type": self.name}
@@ -142,6 +139,8 @@ class TrainingLoss:
             for name, value in part.options.items():
                 is_common = all(options.get(name, value) == value for options in every)
                 described[name if is_common else f"{part.name}.{name}"] = value
+        for name in filter(is_own, self.name.split("+")):
+            described[f"{name} source"] = source_of(name)
         if len(self.parts) > 1 or self.parts[0].weight != 1:
             described["loss_weights"] = [part.weight for part in self.parts]
         if self.f_divergence_type != "reverse_kl":
@@ -167,40 +166,26 @@ class TrainingLoss:
         return scores
 
 
-def settled_loss(settings: TrainSettings) -> TrainingLoss:
-    """Return the loss that the settings of a run name.
+def training_loss(settings: LossSettings) -> TrainingLoss:
+    """Return the loss, or the sum of losses, that settings name.
 
     Raises:
-        ValueError: See :func:`training_loss`.
-    """
-    names = (*OPTION_NAMES, *MODIFIERS)
-    return training_loss(settings.loss_type, settings.loss_settings(names))
-
-
-def training_loss(names: Sequence[str], given: Mapping[str, Any]) -> TrainingLoss:
-    """Return a sum of losses with the options that were given.
-
-    Args:
-        names: Keys of ``LOSSES``.
-        given: Options and modifiers by name; None, False or nothing where one was not given.
-
-    Raises:
-        ValueError: If there is no such loss, a setting cannot act or is out of range, or weights
+        ValueError: If a setting cannot act on the losses, two contradict each other, or weights
             and losses do not fit.
     """
-    wanted = {k: v for k, v in given.items() if v is not None and v is not False and v != ()}
-    parts = _parts(names, wanted)
-    _check_modifiers(parts, wanted)
+    given: dict[str, Any] = settings.given()
+    parts = _parts(settings.loss_type, given)
+    _check_modifiers(parts, given)
     loss = TrainingLoss(
         parts=parts,
-        f_divergence_type=wanted.get("f_divergence_type", "reverse_kl"),
-        f_alpha_divergence_coef=wanted.get("f_alpha_divergence_coef", 0.5),
-        ld_alpha=wanted.get("ld_alpha"),
-        use_weighting=wanted.get("use_weighting", False),
-        preference_weight=wanted.get("preference_weight", 1.0),
-        objectives=read_objectives(wanted.get("objective", ())),
+        f_divergence_type=given.get("f_divergence_type", "reverse_kl"),
+        f_alpha_divergence_coef=given.get("f_alpha_divergence_coef", 0.5),
+        ld_alpha=settings.ld_alpha,
+        use_weighting=settings.use_weighting,
+        preference_weight=given.get("preference_weight", 1.0),
+        objectives=read_objectives(settings.objective),
     )
-    _check_objectives(loss, wanted)
+    _check_objectives(loss, given)
     return loss
 
 
@@ -239,6 +224,36 @@ def weighting(scores: PairScores) -> Tensor:  # [N]
     return torch.exp(means.detach())
 
 
+def read_options(given: Sequence[str], losses: Iterable[Loss]) -> dict[str, Option]:
+    """Return options of losses of one's own as their defaults' kinds have them.
+
+    Args:
+        given: Each as ``NAME=VALUE``.
+        losses: The losses of the sum.
+
+    Raises:
+        ValueError: If one cannot be read, comes twice, or belongs to none of the losses.
+    """
+    defaults = {name: value for loss in losses for name, value in loss.options.items()}
+    found: dict[str, Option] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in defaults or name in found:
+            known = ", ".join(defaults) or "none"
+            raise ValueError(
+                f"loss_option must be NAME=VALUE, each once, NAME one of: {known}; got {text!r}"
+                f"{nearest(name, defaults)}"
+            )
+        if isinstance(defaults[name], str):
+            found[name] = value
+            continue
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise ValueError(f"loss_option {name} must be a number, got {value!r}") from error
+    return found
+
+
 def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"loss_type must name each loss once, got {', '.join(names) or 'none'}")
@@ -248,18 +263,19 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
             f"loss_weights must be one number for each loss_type, got {len(weights)} for "
             f"{len(names)}: {', '.join(names)}"
         )
-    if not all(isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"loss_weights must be greater than 0, got {list(weights)}")
-    options = {key: value for key, value in wanted.items() if key in OPTION_NAMES}
-    known = [LOSSES[name].options for name in names if name in LOSSES]
+    losses = {name: find_loss(name) for name in names}
+    own_options = read_options(wanted.get("loss_option", ()), losses.values())
+    options = {key: value for key, value in wanted.items() if key in OPTION_NAMES} | own_options
+    known = [loss.options for loss in losses.values()]
     for key in options:
         if len(known) > 1 and not any(key in own for own in known):
             raise ValueError(f"{key} takes no effect on {', '.join(names)}")
     parts = []
     for name, weight in zip(names, weights, strict=True):
         # Of several losses each takes what acts on it; a loss alone says what does not.
-        own = LOSSES[name].options if len(names) > 1 and name in LOSSES else options
-        taken = loss_options(name, {key: options[key] for key in options if key in own})
+        own = losses[name].options if len(names) > 1 else options
+        taken = {key: options[key] for key in options if key in own}
+        taken = loss_options(name, taken, losses[name] if is_own(name) else None)
         parts.append(LossPart(name=name, weight=float(weight), options=taken))
     return tuple(parts)
 
@@ -267,14 +283,12 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
 def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> None:
     if "f_divergence_type" in wanted:
         _check_acts("f_divergence_type", "takes_divergence", parts)
-    if "f_alpha_divergence_coef" in wanted:
-        check_option("f_alpha_divergence_coef", wanted["f_alpha_divergence_coef"])
-        if wanted.get("f_divergence_type") != "alpha_divergence":
-            raise ValueError(
-                "f_alpha_divergence_coef takes no effect without f_divergence_type alpha_divergence"
-            )
+    is_alpha = wanted.get("f_divergence_type") == "alpha_divergence"
+    if "f_alpha_divergence_coef" in wanted and not is_alpha:
+        raise ValueError(
+            "f_alpha_divergence_coef takes no effect without f_divergence_type alpha_divergence"
+        )
     if "ld_alpha" in wanted:
-        check_option("ld_alpha", wanted["ld_alpha"])
         _check_acts("ld_alpha", "takes_ld_alpha", parts)
     if wanted.get("use_weighting"):
         for part in parts:
@@ -293,7 +307,6 @@ def _check_objectives(loss: TrainingLoss, wanted: Mapping[str, Any]) -> None:
         if any(part.name == "modpo" for part in loss.parts):
             raise ValueError("modpo needs other objectives: --objective NAME=weight")
         return
-    check_option("preference_weight", loss.preference_weight)
     _check_acts("objective", "takes_objectives", loss.parts)
     for part in loss.parts:
         if part.options.get("ipo_reduction") == "mean":
@@ -303,7 +316,7 @@ def _check_objectives(loss: TrainingLoss, wanted: Mapping[str, Any]) -> None:
 def _check_acts(name: str, takes: str, parts: Sequence[LossPart]) -> None:
     """Refuse a modifier unless it acts on every loss with a reference, and on one at least."""
     blocked = [part.name for part in parts if part.loss.needs_reference]
-    blocked = [each for each in blocked if not getattr(LOSSES[each], takes)]
+    blocked = [each for each in blocked if not getattr(find_loss(each), takes)]
     if blocked or not any(getattr(part.loss, takes) for part in parts):
         names = blocked or [part.name for part in parts]
         acting = ", ".join(each for each, loss in LOSSES.items() if getattr(loss, takes))

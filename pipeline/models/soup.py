@@ -38,13 +38,8 @@ def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) ->
         ModelError: If the models' tensors differ in name or shape.
         StoreWriteError: If the file system refuses.
     """
-    if len(folders) < 2 or len(folders) != len(weights):
-        raise ValueError(f"expected at least two models, a weight each, got {len(folders)}")
+    check_soup(folders, weights, output_dir)
     total = sum(weights)
-    if not all(map(isfinite, weights)) or abs(total) < 1e-9:
-        raise ValueError(f"weights must be finite and not sum to 0, got {list(weights)}")
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"output_dir {output_dir} is not empty")
     tensors = _mean([_Tensors(folder) for folder in folders], [w / total for w in weights])
     with whole_folder(output_dir) as folder, tensor_errors():
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -54,6 +49,20 @@ def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) ->
         note = {"soup": [[str(f), w / total] for f, w in zip(folders, weights, strict=True)]}
         (folder / "soup.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return len(tensors)
+
+
+def check_soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) -> None:
+    """Check what :func:`soup` is given; its arguments.
+
+    Raises:
+        ValueError: If weights or the output folder do not fit.
+    """
+    if len(folders) < 2 or len(folders) != len(weights):
+        raise ValueError(f"expected at least two models, a weight each, got {len(folders)}")
+    if not all(map(isfinite, weights)) or abs(sum(weights)) < 1e-9:
+        raise ValueError(f"weights must be finite and not sum to 0, got {list(weights)}")
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"output_dir {output_dir} is not empty")
 
 
 class _Tensors:

@@ -1,58 +1,64 @@
 """How data becomes a pair set, checked when it is built."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
+
+from offpref.pipeline.settings import SHARE_BELOW_ONE, Range, check_settings, setting
 
 TRUNCATIONS = ("drop", "keep-start")
+PARTS = ("prompt", "chosen", "rejected", "completion", "label", "weight")
+"""What a row of data is made of; the split has a setting of another kind."""
+
+
+def _column(part: str) -> Any:  # as `setting`
+    return setting(f"Column of the {part}, if not called as usual.", default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddSettings:
     """What a pair set is made from, and how."""
 
-    data: tuple[str, ...]
-    """Files, folders or addresses."""
-
-    pair_set: str
-    """Name of the pair set."""
-
-    tokenizer: Path
-    """Folder with the tokenizer; a model's folder will do."""
-
-    max_length: int | None = None
-    """Longest sequence in tokens, prompt and completion together; None for any."""
-
-    truncation: str = "drop"
-    """What becomes of a longer one: ``drop`` rejects the row, ``keep-start`` cuts the completion's
-    end off."""
-
-    split_column: str | None = None
-    """Column that names the split of each row."""
-
-    eval_fraction: float = 0.0
-    """Share of the prompts that go to the split ``eval``, by a hash of the prompt."""
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Columns by part, where they are not called as usual."""
-
-    template_date: date | None = None
-    """Day that a chat template is told if it asks; None for that of the versions that are there,
-    else today."""
+    data: tuple[str, ...] = setting("File, folder or address; may be repeated.")
+    pair_set: str = setting("Name for the pairs.")
+    tokenizer: Path = setting("Folder with the tokenizer; a model's folder will do.")
+    split_column: str | None = setting("Column that names the split of each row.", default=None)
+    eval_fraction: float = setting(
+        "Share of the prompts held out as split 'eval', by a hash of the prompt.", default=0.0,
+        range=SHARE_BELOW_ONE,
+    )  # fmt: skip
+    max_length: int | None = setting(
+        "Longest sequence in tokens, prompt and completion.", default=None, range=Range(least=2),
+        shown="as many as the model in the tokenizer's folder has positions",
+    )  # fmt: skip
+    """None takes any length; the command line asks the model in the tokenizer's folder."""
+    truncation: str = setting(
+        "Reject a longer row, or cut its completion's end off.", default="drop",
+        choices=TRUNCATIONS,
+    )  # fmt: skip
+    template_date: date | None = setting(
+        "Day that the chat template is told, if it asks.", default=None, metavar="YYYY-MM-DD",
+        shown="that of the versions that are there, else today",
+    )  # fmt: skip
+    prompt_column: str | None = _column("prompt")
+    chosen_column: str | None = _column("chosen")
+    rejected_column: str | None = _column("rejected")
+    completion_column: str | None = _column("completion")
+    label_column: str | None = _column("label")
+    weight_column: str | None = _column("weight")
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.pair_set or "@" in self.pair_set:
             raise ValueError(f"pair_set must be a name without @, got {self.pair_set!r}")
-        if self.truncation not in TRUNCATIONS:
-            raise ValueError(
-                f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}"
-            )
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2, got {self.max_length}")
         if len(set(self.columns.values())) < len(self.columns):
             raise ValueError("two parts cannot come from one column; name another for one of them")
-        if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.eval_fraction and self.split_column:
             raise ValueError("eval_fraction takes no effect beside split_column; give one of them")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are named, by part."""
+        named = {part: getattr(self, f"{part}_column") for part in PARTS}
+        return {part: column for part, column in named.items() if column}

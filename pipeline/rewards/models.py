@@ -30,6 +30,7 @@ from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.template_days import template_day
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
+from offpref.pipeline.settings import REWARD_BATCH_TOKENS
 from offpref.stores.errors import ModelError
 from offpref.stores.key_index import Keys, lookup
 from offpref.stores.store import Store
@@ -39,7 +40,6 @@ from .settings import RewardSettings
 from .sources import Rewards, TextRewards
 from .texts import Padding, TextReader, code_hash, known_padding, padded
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 CHUNK_TEXTS = 4096  # among which texts are grouped by length
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 
@@ -52,8 +52,6 @@ class ModelRewards(TextRewards):
         assert settings.model is not None
         self._folder = settings.model
         self._precision = settings.precision or "float32"
-        if self._precision not in _DTYPES:
-            raise ValueError(f"precision must be one of {', '.join(_DTYPES)} for a reward model")
         self._config = model_config(self._folder)
         self._head = _head(self._folder, self._config, settings.head)
         self.name = self._folder.resolve().name
@@ -160,7 +158,7 @@ class ModelRewards(TextRewards):
     def _budget(self) -> int:
         """Tokens of a batch."""
         device = next(self._model.parameters()).device.type
-        return self.settings.max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        return self.settings.max_batch_tokens or REWARD_BATCH_TOKENS.on(device)
 
     def _score(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float64]]:  # [B]
         device = next(self._model.parameters()).device

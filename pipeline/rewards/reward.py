@@ -50,23 +50,54 @@ class RewardSummary:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardPlan:
+    """Where the rewards of which pair set will come from."""
+
+    store: Store
+    settings: RewardSettings
+    pair_set: PairSet
+    source: RewardSource
+    started: float
+    """When planning began, as `time.monotonic` counts."""
+
+
 def reward(
     store: Store, settings: RewardSettings, progress: Progress | None = None
 ) -> RewardSummary:
-    """Write what is missing of an objective's rewards.
+    """Write what is missing of an objective's rewards; errors are those of plan and run."""
+    return run_reward(plan_reward(store, settings), progress)
+
+
+def plan_reward(store: Store, settings: RewardSettings) -> RewardPlan:
+    """Return where rewards will come from; no reward is computed.
 
     Raises:
         PairSetError: If the store has no such pair set, or its data no such column.
         ModelError: If the model is missing or no reward model, or scores it needs are missing.
         SourceError: If the file cannot be read or names nothing of the pair set.
-        ValueError: If a setting takes no effect, or a function returns something else than
-            numbers.
-        StoreError: If the store cannot be read or written.
+        ValueError: If the function cannot be found.
     """
-    progress = progress or Progress()
     started = time.monotonic()
     pair_set = find_pair_set(store, settings.pair_set)
     source = _source(store, settings, pair_set)
+    return RewardPlan(
+        store=store, settings=settings, pair_set=pair_set, source=source, started=started
+    )
+
+
+def run_reward(plan: RewardPlan, progress: Progress | None = None) -> RewardSummary:
+    """Write what is missing of an objective's rewards.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        SourceError: If a function returns something else than numbers.
+        PairSetError: If rewards are to be standardized and are all equal.
+        StoreError: If the store cannot be read or written.
+    """
+    progress = progress or Progress()
+    store, settings = plan.store, plan.settings
+    pair_set, source = plan.pair_set, plan.source
     named = f"{settings.objective} ({source.name})"
     fingerprint = store.write_spec(source.settled_spec(), named, source.files())
     # What is standardized keeps its raw rewards under a name of their own: NAME stays unambiguous.
@@ -87,7 +118,7 @@ def reward(
         fingerprint = _standardize(store, settings, source, fingerprint, pair_set)
     return _summary(
         store, settings, source, pair_set, fingerprint,
-        num_new=num_new, reasons=dict(reasons), seconds=time.monotonic() - started,
+        num_new=num_new, reasons=dict(reasons), seconds=time.monotonic() - plan.started,
     )  # fmt: skip
 
 

@@ -1,7 +1,23 @@
-"""The settings of ``offpref reward``, checked when they are built."""
+"""The settings of ``offpref reward`` and ``offpref train-reward``, checked when they are built."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from offpref.pipeline.settings import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    PRECISIONS,
+    REWARD_BATCH_TOKENS,
+    REWARD_TRAIN_BATCH_TOKENS,
+    Range,
+    batch_tokens_setting,
+    check_settings,
+    device_setting,
+    pair_set_setting,
+    precision_setting,
+    setting,
+)
 
 KINDS = ("column", "model", "implicit", "brevity", "python", "file")
 COMMIT_SECONDS = 20.0
@@ -21,70 +37,55 @@ _NEEDED = {
     "python": ("function",),
     "file": ("file",),
 }
+_WITHOUT_CLASSIFIERS = "bf16-autocast"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardSettings:
     """Which objective of which pair set gets its rewards from where."""
 
-    objective: str
-    """Name of the objective."""
-
-    pair_set: str
-    """Name of the pair set, or ``NAME@FINGERPRINT``."""
-
-    kind: str
-    """One of ``KINDS``: where the rewards come from (``--from``)."""
-
-    chosen_column: str | None = None
-    """Column of the data with the chosen completion's reward."""
-
-    rejected_column: str | None = None
-    """Column of the data with the rejected completion's reward."""
-
-    model: Path | None = None
-    """Folder of a reward model (``model``) or of a trained policy (``implicit``)."""
-
-    head: int | None = None
-    """Which of a reward model's outputs; None for its only one."""
-
-    implicit_beta: float | None = None
-    """What log-ratios are multiplied by."""
-
-    reference: str | None = None
-    """Fingerprint of the policy's reference; None for the one its run recorded."""
-
-    function: str | None = None
-    """``module:function``: takes lists of prompts and completions, returns a number for each."""
-
-    file: Path | None = None
-    """Parquet file with rewards computed elsewhere."""
-
-    precision: str | None = None
-    """Of the model; None for ``float32``."""
-
-    device: str | None = None
-    """As torch names it; None for a GPU if there is one."""
-
-    max_batch_tokens: int | None = None
-    """Tokens of a batch, padding included; None for what suits the device."""
-
-    trust_remote_code: bool = False
-    """Whether Python code in the model's folder may run."""
-
-    standardize: bool = False
-    """Whether rewards are brought to mean 0 and standard deviation 1 over the pair set."""
-
+    pair_set: str = pair_set_setting()
+    objective: str = setting("Name of the objective.")
+    kind: str = setting("Where the rewards come from.", choices=KINDS, flag="--from")
+    chosen_column: str | None = setting(
+        "column: the data's column with the chosen one's reward.", default=None
+    )
+    rejected_column: str | None = setting("column: the same for the rejected one.", default=None)
+    model: Path | None = setting(
+        "model: folder of a sequence classifier; implicit: of a trained policy.", default=None
+    )
+    head: int | None = setting("model: which output, if it has several.", default=None)
+    """None for a model's only one."""
+    implicit_beta: float | None = setting(
+        "implicit: what log-ratios are multiplied by.", default=None, range=ABOVE_ZERO
+    )
+    reference: str | None = setting(
+        "implicit: fingerprint.", default=None, shown="what the policy's run says"
+    )
+    function: str | None = setting(
+        "python: module:function of lists of prompts and completions.", default=None
+    )
+    """Returns a number for each completion."""
+    file: Path | None = setting(
+        "file: Parquet with reward and sequence_key or text_key.", default=None, path="file"
+    )
+    precision: str | None = precision_setting("Of the model.", default=None)
+    """None for ``float32``."""
+    device: str | None = device_setting()
+    max_batch_tokens: int | None = batch_tokens_setting(
+        "model: tokens of a batch, padding included.", REWARD_BATCH_TOKENS
+    )
+    trust_remote_code: bool = setting("model: run Python code in its folder.", default=False)
+    standardize: bool = setting("Mean 0, deviation 1 over the pair set.", default=False)
     commit_seconds: float = COMMIT_SECONDS
     """Seconds of work between commits: what a kill can cost."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.objective or set(self.objective) & set("@= "):
             raise ValueError(
                 f"objective must be a name without '@', '=' and spaces, got {self.objective!r}"
             )
-        if self.kind not in KINDS:
-            raise ValueError(f"--from must be one of {', '.join(KINDS)}, got {self.kind!r}")
         for names in _ACTING.values():
             for name in names:
                 if getattr(self, name) and name not in _ACTING[self.kind]:
@@ -93,7 +94,36 @@ class RewardSettings:
         for name in _NEEDED.get(self.kind, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"--from {self.kind} needs --{name.replace('_', '-')}")
-        if self.implicit_beta is not None and not self.implicit_beta > 0:
-            raise ValueError(f"implicit_beta must be greater than 0, got {self.implicit_beta}")
         if self.function is not None and self.function.count(":") != 1:
             raise ValueError(f"function must be module:function, got {self.function!r}")
+        if self.kind == "model" and self.precision == _WITHOUT_CLASSIFIERS:
+            known = ", ".join(each for each in PRECISIONS if each != _WITHOUT_CLASSIFIERS)
+            raise ValueError(f"precision must be one of {known} for a reward model")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardTrainSettings:
+    """How a reward model is trained."""
+
+    pair_set: str = pair_set_setting()
+    model: Path = setting("Folder to start from: a language model or a classifier.")
+    """A classifier has one output."""
+    output_dir: Path = setting("Folder for the reward model; new or empty.")
+    learning_rate: float = setting("Of AdamW.", default=1e-5, range=ABOVE_ZERO)
+    num_epochs: int = setting("Passes over the pairs.", default=1, range=AT_LEAST_ONE)
+    pairs_per_step: int = setting("Pairs of a step.", default=16, range=AT_LEAST_ONE)
+    max_batch_tokens: int = batch_tokens_setting(
+        "Tokens of a microbatch, padding included.", REWARD_TRAIN_BATCH_TOKENS
+    )
+    max_grad_norm: float = setting(
+        "Maximum gradient norm; 'inf' clips nothing.", default=1.0,
+        range=Range(above=0, takes_infinity=True),
+    )  # fmt: skip
+    weight_decay: float = setting("Of AdamW.", default=0.0, range=AT_LEAST_ZERO)
+    seed: int = setting("Of order and new weights.", default=0, range=AT_LEAST_ZERO)
+    device: str | None = device_setting()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.output_dir.exists() and any(self.output_dir.iterdir()):
+            raise ValueError(f"output_dir {self.output_dir} is not empty")

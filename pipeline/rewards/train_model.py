@@ -46,37 +46,8 @@ from offpref.stores.files.placing import whole_folder
 from offpref.stores.key_index import Keys, find_keys, to_keys
 from offpref.stores.store import Store
 
+from .settings import RewardTrainSettings
 from .texts import TextReader, padded
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardTrainSettings:
-    """How a reward model is trained."""
-
-    pair_set: str
-    """Name of the pairs, or ``NAME@FINGERPRINT``."""
-    model: Path
-    """Folder to start from: a language model or a classifier with one output."""
-    output_dir: Path
-    """New or empty folder for the reward model."""
-    learning_rate: float = 1e-5
-    num_epochs: int = 1
-    pairs_per_step: int = 16
-    max_batch_tokens: int = 4096
-    """Tokens of a microbatch, padding included."""
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    seed: int = 0
-    device: str | None = None
-    """As torch names it; None for a GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "num_epochs", "pairs_per_step", "max_batch_tokens",
-                     "max_grad_norm"):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        if self.output_dir.exists() and any(self.output_dir.iterdir()):
-            raise ValueError(f"output_dir {self.output_dir} is not empty")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,20 +62,40 @@ class ScoreSummary:
         return self.num_sequences - self.num_new
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScorePlan:
+    """What a reference shall score, and who will."""
+
+    store: Store
+    settings: ScoreSettings
+    spec: Mapping[str, object]
+    """Of the reference; its fingerprint names the scores."""
+    source: Wanted
+    scorer: Scorer
+    started: float
+    """When planning began, as `time.monotonic` counts."""
+
+
 def score(store: Store, settings: ScoreSettings, progress: Progress | None = None) -> ScoreSummary:
-    """Score what is missing of a pair set.
+    """Score what is missing of a pair set; errors are those of planning and of the run."""
+    return run_score(plan_score(store, settings, progress))
+
+
+def dry_run(store: Store, settings: ScoreSettings) -> DryRun:
+    """Return what :func:`score` would cost; errors are those of planning and of the estimate."""
+    return estimate_cost(plan_score(store, settings, is_dry_run=True))
+
+
+def run_score(plan: ScorePlan) -> ScoreSummary:
+    """Score what is missing.
 
     Raises:
-        ValueError: If a setting takes no effect.
-        ModelError: If the model is missing, incomplete, or does not fit the pair set.
-        PairSetError: If the store has no such pair set.
+        ModelError: If the model is incomplete, or cannot give a tier.
         SourceError: If the data cannot be read.
         StoreError: If the store cannot be read or written.
     """
-    progress = progress or Progress()
-    started = time.monotonic()
-    spec, source, scorer = _prepared(store, settings, progress)
-    name_scorer(store, spec, settings.model)
+    settings, source, scorer = plan.settings, plan.source, plan.scorer
+    name_scorer(plan.store, plan.spec, settings.model)
     scorer.run()
     return ScoreSummary(
         pair_set=source.pair_set(),
@@ -87,28 +107,45 @@ def score(store: Store, settings: ScoreSettings, progress: Progress | None = Non
         num_new=scorer.num_new,
         num_tokens=scorer.num_tokens,
         num_computed_tokens=scorer.num_computed_tokens,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - plan.started,
         num_bytes=scorer.writer.num_bytes,
         was_loaded=scorer.was_loaded,
         num_new_rows=scorer.writer.num_rows,
     )
 
 
-def dry_run(store: Store, settings: ScoreSettings) -> DryRun:
-    """Return what :func:`score` would cost; nothing is scored or written.
+def estimate_cost(plan: ScorePlan) -> DryRun:
+    """Return what a run of the plan would cost; nothing is scored or written.
 
     Raises:
         PairSetError: If the pair set is not in the store yet.
-        The others as for :func:`score`.
+        The others as for :func:`run_score`.
     """
-    _, source, scorer = _prepared(store, settings, Progress(), is_adder=False)
-    return estimate(scorer, store, source.is_complete)
+    return estimate(plan.scorer, plan.store, plan.source.is_complete)
 
 
-def _prepared(
-    store: Store, settings: ScoreSettings, progress: Progress, *, is_adder: bool | None = None
-) -> tuple[Mapping[str, object], Wanted, Scorer]:
-    """Return the spec of the reference, what it shall score, and who will."""
+def plan_score(
+    store: Store,
+    settings: ScoreSettings,
+    progress: Progress | None = None,
+    *,
+    is_dry_run: bool = False,
+) -> ScorePlan:
+    """Return what will be scored by whom; no model is loaded, and nothing is written.
+
+    Args:
+        store: With the pair set, or where the data goes.
+        settings: What is scored, by which model, and how.
+        progress: Told of every batch.
+        is_dry_run: Whether nothing shall be added.
+
+    Raises:
+        ValueError: If a setting has no effect.
+        ModelError: If the model is missing, or does not fit the pair set.
+        PairSetError: If the store has no such pair set.
+        SourceError: If the data is not there.
+    """
+    started, progress = time.monotonic(), progress or Progress()
     model_tokenizer = _model_tokenizer(settings.model, store)
     spec = scorer_spec(
         settings.model,
@@ -124,11 +161,14 @@ def _prepared(
         store,
         settings.pair_set,
         settings.data,
-        is_adder=worker.rank == 0 if is_adder is None else is_adder,
+        is_adder=worker.rank == 0 and not is_dry_run,
         with_kl_pairs=settings.kl_pairs,
     )
     _check_tokenizer(settings.model, model_tokenizer, source)
-    return spec, source, Scorer(store, settings, spec, source, worker, progress)
+    return ScorePlan(
+        store=store, settings=settings, spec=spec, source=source, started=started,
+        scorer=Scorer(store, settings, spec, source, worker, progress),
+    )  # fmt: skip
 
 
 def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:

@@ -4,8 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.settings import (
+    AT_LEAST_ONE,
+    SCORE_BATCH_TOKENS,
+    Range,
+    batch_tokens_setting,
+    check_settings,
+    device_setting,
+    kernels_setting,
+    pair_set_setting,
+    precision_setting,
+    setting,
+)
 
-from .tiers import Tier, asked_tiers
+from .tiers import DEFAULT_TOP_K, TIER_NAMES, Tier, asked_tiers
 
 COMMIT_SECONDS = 20.0
 
@@ -14,46 +26,47 @@ COMMIT_SECONDS = 20.0
 class ScoreSettings:
     """What is scored, by which model, and how."""
 
-    model: Path
-    """Folder of the reference, in Hugging Face form."""
-
-    pair_set: str | None = None
-    """Name of a pair set in the store, or ``NAME@FINGERPRINT``; None if ``data`` is given."""
-
+    pair_set: str | None = pair_set_setting(default=None)
+    """None if ``data`` is given, which the command line names by it."""
+    model: Path = setting("Folder of the reference, in Hugging Face form with safetensors.")
     data: AddSettings | None = None
     """Data to add first."""
-
-    precision: str = "float32"
-    """``float32``, ``bf16``, ``bf16-autocast``; part of the scorer's fingerprint."""
-
-    max_batch_tokens: int | None = None
-    """Tokens of a batch, padding included; None for what suits the device."""
-
-    device: str | None = None
-    """As torch names it; None for a GPU if there is one."""
-
-    kernels: str | None = None
-    """Form of the kernels, ``torch`` or ``triton``; None for the best one on the device."""
-
-    shard_model: bool = False
-    """Whether the processes of torchrun hold one model together (FSDP2)."""
-
-    commit_seconds: float = COMMIT_SECONDS
-    """Seconds of work between commits: what a kill can cost."""
-
-    kl_pairs: bool = False
-    """Whether the mismatched sequences of ``kto`` are scored, too."""
-
-    tiers: tuple[str, ...] = ()
-    """How much is kept beside ``logps``, which always is: ``topk``, ``hidden``."""
-
-    top_k: int | None = None
-    """Most likely tokens that ``topk`` keeps; None for 64."""
+    precision: str = precision_setting("Of weights and activations; logits are float32 always.")
+    max_batch_tokens: int | None = batch_tokens_setting(
+        "Tokens of a batch, padding included.", SCORE_BATCH_TOKENS
+    )
+    device: str | None = device_setting()
+    kernels: str | None = kernels_setting("log-probs and entropy")
+    shard_model: bool = setting(
+        "Under torchrun: split the model over the processes (FSDP2), for one that fits no device.",
+        default=False,
+    )  # fmt: skip
+    commit_seconds: float = setting(
+        "Seconds of work between commits: what a kill can cost.", default=COMMIT_SECONDS,
+        range=Range(least=0, most=45),
+    )  # fmt: skip
+    tier: tuple[str, ...] = setting(
+        "How much to keep of what the reference says of each token; may be repeated. logps always "
+        "is; topk and hidden serve tdpo and KLs (docs/tiers.md).", default=(),
+        choices=TIER_NAMES, shown="logps",
+    )  # fmt: skip
+    top_k: int | None = setting(
+        "Most likely tokens that tier topk keeps.", default=None, range=AT_LEAST_ONE,
+        shown=DEFAULT_TOP_K,
+    )  # fmt: skip
+    kl_pairs: bool = setting(
+        "Score what kto needs as well: each prompt with the next prompt's completion.",
+        default=False,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        asked_tiers(self.tiers, self.top_k)
+        check_settings(self)
+        if (self.pair_set is None) == (self.data is None):
+            raise ValueError("expected a pair set's name or data to add, one of them")
+        if self.top_k is not None and "topk" not in self.tier:
+            raise ValueError("top_k takes no effect without tier topk")
 
     @property
     def asked(self) -> tuple[Tier, ...]:
         """The tiers that are written."""
-        return asked_tiers(self.tiers, self.top_k)
+        return asked_tiers(self.tier, self.top_k)

@@ -62,18 +62,7 @@ class Tier:
 
 
 def asked_tiers(names: tuple[str, ...], top_k: int | None) -> tuple[Tier, ...]:
-    """Return the tiers that a run of ``score`` writes, ``logps`` always, in a fixed order.
-
-    Raises:
-        ValueError: If a tier is unknown, or ``top_k`` is out of range or takes no effect.
-    """
-    for name in names:
-        if name not in TIER_NAMES:
-            raise ValueError(f"tier must be one of {', '.join(TIER_NAMES)}, got {name!r}")
-    if top_k is not None and TOPK.name not in names:
-        raise ValueError("top_k takes no effect without tier topk")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    """Return the tiers that a run of ``score`` writes, ``logps`` always, in a fixed order."""
     k = DEFAULT_TOP_K if top_k is None else top_k
     return tuple(
         Tier(name=name, k=k if name == TOPK.name else None)

@@ -40,8 +40,7 @@ class Wanted:
         self._is_adder = is_adder
         self._with_kl_pairs = with_kl_pairs
         if data is None:
-            if pair_set is None:
-                raise ValueError("expected a pair set's name or data to add, got neither")
+            assert pair_set is not None  # the settings have one of them
             self._found = find_pair_set(store, pair_set)
             self.name, self.version = str(self._found), self._found.fingerprint
             self.tokenizer = self._found.tokenizer

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from offpref.pipeline.settings import nearest
 from offpref.stores.errors import StoreWriteError
 from offpref.stores.files.placing import whole_folder
 from offpref.stores.query.catalog import Catalog
@@ -38,6 +39,30 @@ select * from {view} where list_contains($run::uuid[], run_id)
 """
 
 
+def check_export(
+    catalog: Catalog, *, to: str, runs: str | None = None, views: Sequence[str] = ()
+) -> None:
+    """Check what is asked for, before a folder is made.
+
+    Args:
+        catalog: The store's views.
+        to: ``tensorboard`` or ``parquet``.
+        runs: Names of runs, commas between them; None exports all.
+        views: Names of views; none stands for all.
+
+    Raises:
+        ValueError: If a run or a view is not there, or tensorboard is needed and not installed.
+    """
+    if to == "tensorboard":
+        check_tensorboard()
+    for view in views:
+        if view not in view_names():
+            known = sorted(view_names())
+            guess = nearest(view, known)
+            raise ValueError(f"no view is called {view!r}; there are: {', '.join(known)}{guess}")
+    catalog.check(_STEPS, _given(runs))
+
+
 def export_tensorboard(
     catalog: Catalog, output: Path, *, runs: str | None = None, overwrite: bool = False
 ) -> int:
@@ -53,7 +78,7 @@ def export_tensorboard(
         ValueError: If a run is not there, or tensorboard is not installed.
         StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
     """
-    check_tensorboard()
+    check_export(catalog, to="tensorboard", runs=runs)
     check_folder(output, overwrite=overwrite)
     with whole_folder(output) as folder:
         found = catalog.answer(_STEPS, parameters=_given(runs))
@@ -93,10 +118,7 @@ def export_parquet(
         ValueError: If a run or a view is not there.
         StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
     """
-    for view in views:
-        if view not in view_names():
-            known = ", ".join(sorted(view_names()))
-            raise ValueError(f"no view is called {view!r}; there are: {known}")
+    check_export(catalog, to="parquet", runs=runs, views=views)
     wanted = [view for view in view_names() if not views or view in views]
     check_folder(output, overwrite=overwrite)
     with whole_folder(output) as folder:

@@ -41,8 +41,7 @@ def make_model(
         ModelError: If the configuration makes no model, or the folder holds another one.
         SourceError: If the data cannot be read or holds no text.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(f"vocab_size must be at least {MIN_VOCAB_SIZE}, got {vocab_size}")
+    check_vocab_size(vocab_size)
     settings = _configuration(config)
     made_of = {
         "config": settings,
@@ -65,6 +64,12 @@ def make_model(
         _write_weights(partial, settings, config, seed)
         write_synced(canonical_json(made_of).encode(), partial / MADE_OF)
     return True
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise ValueError for a vocabulary that is too small for every byte to have a token."""
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(f"vocab_size must be at least {MIN_VOCAB_SIZE}, got {vocab_size}")
 
 
 def _configuration(path: Path) -> dict[str, Any]:

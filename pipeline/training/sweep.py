@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from offpref.stores.errors import StoreError
+from offpref.stores.errors import OffprefError
 from offpref.stores.files.placing import make_folder
 from offpref.stores.store import Store
 
@@ -42,6 +42,20 @@ class SweepSummary:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPlan:
+    """A sweep whose runs can all start."""
+
+    store_path: Path
+    points: list[Point]
+    waiting: list[Point]
+    """Points that are not trained."""
+    skipped: list[str]
+    """Names of those that are."""
+    started: float
+    """When planning began, as `time.monotonic` counts."""
+
+
 def sweep(
     store_path: Path,
     points: list[Point],
@@ -49,13 +63,16 @@ def sweep(
     jobs: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> SweepSummary:
-    """Train the points that are not trained.
+    """Train the points that are not trained; errors are those of planning, arguments the runs'."""
+    return run_sweep(plan_sweep(store_path, points), jobs=jobs, say=say)
+
+
+def plan_sweep(store_path: Path, points: list[Point]) -> SweepPlan:
+    """Return which points are to be trained; each was planned as its run will be.
 
     Args:
         store_path: The store.
         points: As :func:`read_points` returns them.
-        jobs: Runs at a time; they share the cores.
-        say: Takes a line about each run.
 
     Raises:
         ValueError: If a point's settings cannot act.
@@ -70,17 +87,35 @@ def sweep(
             is_done = is_trained(plan_training(store, point.settings))
         except ValueError as error:
             raise ValueError(f"{point.name}: {error}") from error
-        except StoreError as error:
+        except OffprefError as error:
             raise type(error)(f"{point.name}: {error}") from error
         if is_done:
             skipped.append(point.name)
         else:
             waiting.append(point)
-    say(f"runs       {len(points):,}: {len(skipped):,} trained before, {len(waiting):,} to train")
+    return SweepPlan(
+        store_path=store_path, points=points, waiting=waiting, skipped=skipped, started=started
+    )
+
+
+def run_sweep(
+    plan: SweepPlan, *, jobs: int = 1, say: Callable[[str], None] = lambda line: None
+) -> SweepSummary:
+    """Train the points that wait, each in a process of its own.
+
+    Args:
+        plan: As :func:`plan_sweep` returns it.
+        jobs: Runs at a time; they share the cores.
+        say: Takes a line about each run.
+    """
+    say(
+        f"runs       {len(plan.points):,}: {len(plan.skipped):,} trained before, "
+        f"{len(plan.waiting):,} to train"
+    )
     trained: list[str] = []
     failed: dict[str, str] = {}
-    with _alone(points, say) as lock:
-        for point, code, output in _run_all(store_path, waiting, jobs, lock):
+    with _alone(plan.points, say) as lock:
+        for point, code, output in _run_all(plan.store_path, plan.waiting, jobs, lock):
             if code:
                 failed[point.name] = _last_line(output) or f"exit code {code}"
                 say(f"failed     {point.name}: {failed[point.name]}")
@@ -88,8 +123,9 @@ def sweep(
                 trained.append(point.name)
                 say(f"trained    {point.name}: {_loss_line(output)}")
     return SweepSummary(
-        trained=trained, skipped=skipped, failed=failed, seconds=time.monotonic() - started
-    )
+        trained=trained, skipped=plan.skipped, failed=failed,
+        seconds=time.monotonic() - plan.started,
+    )  # fmt: skip
 
 
 def _run_all(

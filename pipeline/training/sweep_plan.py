@@ -23,6 +23,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from offpref.pipeline.settings import nearest
+
 from .settings import TrainSettings
 
 TABLES = ("base", "grid", "points")
@@ -55,6 +57,7 @@ def read_points(path: Path) -> list[Point]:
     if unknown := sorted(set(tables) - set(TABLES)):
         raise ValueError(
             f"{path}: expected the tables {', '.join(TABLES)}, got {', '.join(unknown)}"
+            f"{nearest(unknown[0], TABLES)}"
         )
     base, grid = tables.get("base", {}), tables.get("grid", {})
     variants = tables.get("points", [{}])
@@ -94,8 +97,11 @@ def _point(path: Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> Point
     hints = get_type_hints(TrainSettings)
     for key in merged:
         if key not in hints or (key in OWN and key != "output_dir") or (key in own and key in OWN):
-            known = ", ".join(each.name for each in fields(TrainSettings) if each.name not in OWN)
-            raise ValueError(f"{path}: {key!r} is no setting of a run; there are: {known}")
+            known = [each.name for each in fields(TrainSettings) if each.name not in OWN]
+            raise ValueError(
+                f"{path}: {key!r} is not a setting of a run; there are: {', '.join(known)}"
+                f"{nearest(key, known)}"
+            )
     if "output_dir" not in merged:
         raise ValueError(f"{path}: expected base.output_dir, the folder that the runs lie in")
     for key, value in merged.items():

@@ -7,7 +7,7 @@ A question is a file ``sql/<name>.sql`` that begins with comments:
     -- param num_buckets integer = 5: how many buckets
     -- column accuracy: share of pairs that the run has right
 
-The first sentence, which may go on over several lines, says what it answers. ``param`` gives a name
+The first sentence, which may span several lines, says what it answers. ``param`` gives a name
 that the SQL spells ``$name``, a type and, after ``=``, a default; without one it is null. Types are
 ``integer``, ``number``, ``text`` and ``runs``: names of runs, or beginnings of their ids, which the
 SQL sees as ``uuid[]``. ``column`` says what a column means; those of the same name as a column of a
@@ -120,7 +120,7 @@ def parse_question(name: str, text: str) -> Question:
     """Return the question that SQL with comments before it asks; without any it has no parameters.
 
     Raises:
-        ValueError: If a comment begins like a parameter or a column and does not go on like one.
+        ValueError: If a comment begins like a parameter or a column and then differs.
     """
     answers, notes = read_comments(text)
     parameters, columns = [], {}
@@ -146,7 +146,7 @@ def parse_question(name: str, text: str) -> Question:
 def read_comments(text: str) -> tuple[str, Sequence[str]]:
     """Return the sentence that a file of SQL begins with, and the notes that follow it.
 
-    A note begins with ``param`` or ``column`` and may go on over lines that are indented.
+    A note begins with ``param`` or ``column`` and may continue on indented lines.
     """
     notes = [""]
     for line in text.splitlines():

@@ -27,6 +27,7 @@ from .pairs import (
 )
 from .queries import page_rows
 from .runs import ReportRun, curves, report_runs
+from .settings import ReportSettings
 from .template import page_html, plotly_script, printable
 from .tokens import MAX_TOKENS, TokenBlocks, read_token_values, token_blocks
 
@@ -34,33 +35,6 @@ MAX_BYTES = 9_800_000
 """Length of the page at most: 10 MB, with room to spare."""
 MAX_TEXT_BYTES = 2_800_000
 """Of which for the pairs' texts and columns."""
-MAX_PAIRS = 2000
-"""Pairs on the page, if nobody asks for more or fewer."""
-MOST_PAIRS = 10_000
-"""Pairs that may be asked for: a browser has to hold them, and the page its 10 MB."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportSettings:
-    """What the page is to show."""
-
-    title: str | None = None
-    """Title of the page; None takes the name of the store's folder."""
-    run_names: tuple[str, ...] = ()
-    """Names of the runs; empty means all."""
-    max_pairs: int = MAX_PAIRS
-    """Pairs at most, from 1 to MOST_PAIRS."""
-    overwrite: bool = False
-    """Replace a file that is there already."""
-
-    def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If max_pairs is out of its range.
-        """
-        if not 1 <= self.max_pairs <= MOST_PAIRS:
-            raise ValueError(f"max_pairs must be from 1 to {MOST_PAIRS}, got {self.max_pairs}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from offpref.pipeline.commands.group import StageGroup
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.commands.start import StageGroup
 from offpref.pipeline.small_world import write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_config_file_gives_defaults_and_options_win(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("learning-rate = 1", "'learning_rate' is no option of add"),
+        ("learning-rate = 1", "'learning-rate' is not an option of add"),
         ("a = ", "expected a TOML file"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_file_system_without_hard_links_will_do(
 
     for _ in range(2):
         store = Store.create(tmp_path / "store")
-        score(store, ScoreSettings(model=model_dir, data=data, tiers=("hidden",)))
+        score(store, ScoreSettings(model=model_dir, data=data, tier=("hidden",)))
 
     assert verify_store(store.path).problems == []
     assert sorted(path.name for path in (store.path / "tmp").iterdir() if path.suffix != ".alive") \
@@ -255,7 +255,7 @@ def test_a_sweep_that_is_told_to_end_saves_its_run_and_goes_on(
 
 
 def wait_for_sigterm(process: int) -> None:
-    """Wait until a process that has stopped will find SIGTERM when it goes on."""
+    """Wait until a process that has stopped will find SIGTERM when it continues."""
     pending = 0
     while not pending & 1 << (signal.SIGTERM - 1):
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Tokens that end a sample are a part of what names it; former samples are held against them."""
+"""Tokens that end a sample are part of its key; earlier samples are checked against them."""
 
 import json
 import shutil
@@ -10,8 +10,7 @@ import pytest
 import offpref.pipeline.evaluation.sample_sets as sample_sets
 from offpref.pipeline.evaluation.end_tokens import end_tokens
 from offpref.pipeline.evaluation.evaluate import EvaluationSummary, evaluate
-from offpref.pipeline.evaluation.sample_sets import SampleSettings
-from offpref.pipeline.evaluation.settings import EvaluateSettings
+from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
 from offpref.stores.store import Store
 
 SMALL = SampleSettings(num_samples=3, max_new_tokens=12, batch_size=6)

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.evaluation import sampling
 from offpref.pipeline.evaluation.evaluate import EvaluationSummary, evaluate
-from offpref.pipeline.evaluation.sample_sets import SampleSettings
-from offpref.pipeline.evaluation.settings import EvaluateSettings
+from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
 from offpref.pipeline.pairs.mismatched import fix_kl_pairs, mismatched_keys
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.stores.errors import ModelError, PairSetError
-from offpref.stores.report.html import ReportSettings, write_report
+from offpref.stores.report.html import write_report
+from offpref.stores.report.settings import ReportSettings
 from offpref.stores.store import Store
 
 JUDGE = """

@@ -13,6 +13,7 @@ from offpref.pipeline.losses.coupling import (
     upstream_gradients,
 )
 from offpref.pipeline.losses.pair_scores import PairScores
+from offpref.pipeline.losses.settings import LossSettings
 from offpref.pipeline.losses.training_loss import training_loss
 
 WEIGHTS = np.array([1.0, 0.0, 2.5, 0.5, 1.0, 3.0])
@@ -39,7 +40,7 @@ def scores(seed: int) -> PairScores:
     ],
 )
 def test_parts_of_a_step_get_the_derivatives_of_the_whole(names: tuple, given: dict) -> None:
-    loss = training_loss(names, {"beta": 0.5, **given})
+    loss = training_loss(LossSettings(loss_type=names, beta=0.5, **given))
     leaves = ("policy_chosen_logps", "policy_rejected_logps")
 
     def fresh() -> list[PairScores | None]:

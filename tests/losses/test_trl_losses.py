@@ -9,6 +9,7 @@ import torch
 
 from offpref.pipeline.losses.pair_scores import PairScores
 from offpref.pipeline.losses.registry import LOSSES
+from offpref.pipeline.losses.settings import LossSettings
 from offpref.pipeline.losses.training_loss import training_loss
 
 trl_trainer = pytest.importorskip("trl.trainer.dpo_trainer")
@@ -96,7 +97,7 @@ def ours(names: list[str], **given: Any) -> tuple[float, torch.Tensor]:
     shared = torch.minimum(*(torch.tensor(each) for each in LENGTHS)).repeat(2)
     place = torch.arange(WIDTH - 1)[None, :]
     ld = None if alpha is None else scores(torch.where(place < shared[:, None], 1.0, alpha))
-    loss = training_loss(names, {"beta": 0.3, **given})
+    loss = training_loss(LossSettings(loss_type=names, beta=0.3, **given))
     value = loss.losses(scores(torch.ones(1)), ld).mean()
     value.backward()
     assert policy.grad is not None

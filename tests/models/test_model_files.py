@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, GPTN
 
 from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.rewards.reward import reward
-from offpref.pipeline.rewards.settings import RewardSettings
-from offpref.pipeline.rewards.train_model import RewardTrainSettings, train_reward
+from offpref.pipeline.rewards.settings import RewardSettings, RewardTrainSettings
+from offpref.pipeline.rewards.train_model import train_reward
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
 

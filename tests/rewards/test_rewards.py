@@ -157,15 +157,19 @@ def test_a_function_sees_every_text_and_only_once(scored: Store, functions: str)
     [
         ("few", "a number for each of 64 texts, got shape"),
         ("no", "must return a number for each text, got"),
-        ("none", "has no function 'none'"),
     ],
 )
 def test_a_function_that_gives_something_else_is_named(
     scored: Store, functions: str, name: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SourceError, match=message):
         give(scored, "python", function=f"{functions}:{name}")
     assert stored(scored) == {}
+
+
+def test_a_function_that_is_not_there_is_named(scored: Store, functions: str) -> None:
+    with pytest.raises(ValueError, match="has no function 'none'"):
+        give(scored, "python", function=f"{functions}:none")
 
 
 def test_rewards_that_are_not_finite_are_counted_and_not_written(
@@ -247,7 +251,7 @@ def test_a_model_gives_each_text_what_it_gives_it_alone(
             expected = model(input_ids=torch.tensor([ids])).logits[0, 0]
         assert values["text", key] == pytest.approx(float(expected), abs=1e-5)
     assert found.num_new == len(values) == len(texts(scored))
-    assert give(scored, "model", model=folder).num_new == 0  # another batch size is no other source
+    assert give(scored, "model", model=folder).num_new == 0  # not another source
 
 
 def test_a_model_with_several_outputs_wants_one_chosen(

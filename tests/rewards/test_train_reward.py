@@ -14,8 +14,8 @@ from offpref.pipeline.commands.main import main
 from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.rewards.reward import reward
-from offpref.pipeline.rewards.settings import RewardSettings
-from offpref.pipeline.rewards.train_model import RewardTrainSettings, train_reward
+from offpref.pipeline.rewards.settings import RewardSettings, RewardTrainSettings
+from offpref.pipeline.rewards.train_model import train_reward
 from offpref.stores.store import Store
 
 
@@ -123,7 +123,7 @@ def test_pairs_weigh_what_the_store_says(store: Store, model_dir: Path, tmp_path
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = AddSettings(
-        data=(str(path),), pair_set="reviews", tokenizer=model_dir, columns={"weight": "weight"}
+        data=(str(path),), pair_set="reviews", tokenizer=model_dir, weight_column="weight"
     )
     add_pairs(store, plan_add(store, data))
     store.refresh()

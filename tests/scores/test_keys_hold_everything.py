@@ -21,8 +21,7 @@ import torch
 from key_changes import ALWAYS, Measure, broken_keys
 
 from offpref.pipeline.evaluation.evaluate import evaluate
-from offpref.pipeline.evaluation.sample_sets import SampleSettings
-from offpref.pipeline.evaluation.settings import EvaluateSettings
+from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
 from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.rewards.reward import reward

@@ -29,7 +29,13 @@ from offpref.pipeline.scores.reference_heads import head_content, read_head, sha
 from offpref.pipeline.scores.score import ScoreSummary, dry_run, score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs
-from offpref.stores.errors import PairSetError, ShardCorruptError, ShardMissingError, StoreError
+from offpref.stores.errors import (
+    ModelError,
+    PairSetError,
+    ShardCorruptError,
+    ShardMissingError,
+    StoreError,
+)
 from offpref.stores.maintenance.verify import verify_store
 from offpref.stores.schema import HIDDEN
 from offpref.stores.store import Store
@@ -38,7 +44,7 @@ OFFPREF = [sys.executable, "-c", "from offpref.pipeline.commands.main import mai
 
 
 def run(store: Store, model: Path, *names: str, **more: Any) -> ScoreSummary:
-    return score(store, ScoreSettings(model=model, pair_set="reviews", tiers=names, **more))
+    return score(store, ScoreSettings(model=model, pair_set="reviews", tier=names, **more))
 
 
 def new_rows(summary: ScoreSummary) -> dict[str, int]:
@@ -92,7 +98,7 @@ def test_new_pairs_are_scored_in_one_pass_for_all_tiers(
         data=(str(tmp_path / "more.jsonl"),), pair_set="more", tokenizer=model_dir, max_length=64
     )
 
-    asked = ScoreSettings(model=model_dir, data=data, tiers=("hidden", "topk"), top_k=6)
+    asked = ScoreSettings(model=model_dir, data=data, tier=("hidden", "topk"), top_k=6)
     summary = score(tiered, asked)
 
     assert summary.num_new > 10
@@ -176,7 +182,7 @@ def test_rest_of_the_top_k_is_right_however_small(gap: float) -> None:
     logits[:, 100:103] += gap
     expected = logits.double().log_softmax(-1)
 
-    # A head of the logits themselves: one hidden unit a token.
+    # A head of the logits themselves: one hidden unit per token.
     head = OutputHead(weight=logits.T.contiguous())
     found = linear_top_tokens(torch.eye(5), head, 3, workspace_bytes=1 << 18)
 
@@ -238,7 +244,7 @@ def test_model_whose_head_is_unknown_keeps_its_top_k_only(
         data=(str(tmp_path / "pairs.jsonl"),), pair_set="reviews", tokenizer=model_dir,
         max_length=64,
     )  # fmt: skip
-    alike = score(store, ScoreSettings(model=model_dir, data=data, tiers=("topk",), top_k=4))
+    alike = score(store, ScoreSettings(model=model_dir, data=data, tier=("topk",), top_k=4))
     expected = {r["sequence_key"]: r for r in store.read("topk", alike.scorer).to_pylist()}
     monkeypatch.setattr("offpref.pipeline.models.selfcheck._find_head_convention", lambda *_: False)
     other = Path(shutil.copytree(model_dir, tmp_path / "other"))
@@ -279,7 +285,7 @@ def test_dry_run_says_what_it_costs_and_writes_nothing(scored: Store, model_dir:
 
     said = CliRunner().invoke(main, [*arguments, "--dry-run"])
     after = sorted(scored.path.rglob("*"))
-    asked = ScoreSettings(model=model_dir, pair_set="reviews", tiers=("hidden",))
+    asked = ScoreSettings(model=model_dir, pair_set="reviews", tier=("hidden",))
     estimated = dry_run(scored, asked)
     run(scored, model_dir, "hidden")
     [shard] = scored.shards("hidden")
@@ -338,13 +344,13 @@ def test_tiers_that_make_no_sense_are_refused(
     names: tuple[str, ...], top_k: int | None, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        ScoreSettings(model=Path("model"), pair_set="p", tiers=names, top_k=top_k)
+        ScoreSettings(model=Path("model"), pair_set="p", tier=names, top_k=top_k)
 
 
 def test_more_top_tokens_than_the_vocabulary_has_are_refused(
     scored: Store, model_dir: Path
 ) -> None:
-    with pytest.raises(ValueError, match="top_k must be at most the vocabulary of 58, got 59"):
+    with pytest.raises(ModelError, match="top_k must be at most the vocabulary of 58, got 59"):
         run(scored, model_dir, "topk", top_k=59)
 
 

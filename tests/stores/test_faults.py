@@ -22,8 +22,8 @@ from click.testing import CliRunner
 from fault_writers import PROCESSES, compact_for_ever, rows, write_for_ever
 from heartbeats import let_heartbeats_age
 
+from offpref.pipeline.commands.group import StageGroup
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.commands.start import StageGroup
 from offpref.stores.errors import StoreError
 from offpref.stores.files import crash
 from offpref.stores.maintenance.compact import compact_store

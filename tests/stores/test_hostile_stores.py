@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from hostile import ESCAPE, VARIANTS
 
+from offpref.pipeline.commands.group import StageGroup
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.commands.start import StageGroup
 from offpref.stores.store import Store
 
 RUNNER = CliRunner()
@@ -167,7 +167,7 @@ def test_what_is_odd_is_named_and_the_rest_is_listed(
 
 
 @pytest.mark.parametrize(
-    "name", ["shard: token_logps a token short", "shard: token_logps a token long"]
+    "name", ["shard: token_logps one token short", "shard: token_logps one token long"]
 )
 def test_lengths_that_do_not_fit_are_found_before_they_are_used(
     name: str, world: tuple[Path, Path], model_dir: Path, tmp_path: Path
@@ -223,7 +223,7 @@ def test_whole_head_that_fits_nothing_is_refused_before_it_is_used(
 
 def test_time_and_text_that_python_cannot_take_are_named(world: tuple[Path, Path]) -> None:
     VARIANTS["shard: a pair set of no year"](*world)
-    VARIANTS["shard: splits that are no UTF-8"](*world)
+    VARIANTS["shard: splits that are not UTF-8"](*world)
 
     code, output = invoke(COMMANDS["verify"], STORE=world[0])
 

@@ -14,7 +14,8 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
-from offpref.stores.report.html import ReportSettings, write_report
+from offpref.stores.report.html import write_report
+from offpref.stores.report.settings import ReportSettings
 from offpref.stores.schema import TABLES
 from offpref.stores.store import Store
 

@@ -80,8 +80,8 @@ def test_settings_become_words() -> None:
     ("lines", "message"),
     [
         ("[grid]\nbeta = 0.1", "grid.beta must be a list of values, got 0.1"),
-        ("[grid]\nbetta = [0.1]", "'betta' is no setting of a run; there are: pair_set"),
-        ('[grid]\noutput_dir = ["a"]', "'output_dir' is no setting of a run"),
+        ("[grid]\nbetta = [0.1]", "'betta' is not a setting of a run; there are: loss_type"),
+        ('[grid]\noutput_dir = ["a"]', "'output_dir' is not a setting of a run"),
         ("[grid]\nbeta = [-1]", "beta=-1: beta must be greater than 0"),
         ("[grid]\nseed = [1, 1]", "two runs are the same: seed=1"),
         ("[gird]\nseed = [1]", "expected the tables base, grid, points, got gird"),

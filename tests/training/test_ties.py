@@ -122,7 +122,7 @@ def weighted(model_dir: Path, tmp_path: Path) -> Callable[[int], Store]:
     def make(max_batch_tokens: int) -> Store:
         data = AddSettings(
             data=(str(path),), pair_set="reviews", tokenizer=model_dir, max_length=64,
-            columns={"weight": "weight"}, eval_fraction=0.2,
+            weight_column="weight", eval_fraction=0.2,
         )  # fmt: skip
         store = Store.create(tmp_path / f"store-{max_batch_tokens}")
         score(store, ScoreSettings(model=model_dir, data=data, max_batch_tokens=max_batch_tokens))

@@ -33,9 +33,9 @@ from offpref.stores.errors import QueryRefusedError, ReportError, ShardMissingEr
 from offpref.stores.query.catalog import Catalog
 from offpref.stores.report import html as report_module
 from offpref.stores.report.html import write_report
-from offpref.stores.report.settings import MAX_PAIRS, MOST_PAIRS, ReportSettings
 from offpref.stores.report.packing import quantised
 from offpref.stores.report.queries import PAGE, page_rows
+from offpref.stores.report.settings import MAX_PAIRS, MOST_PAIRS, ReportSettings
 from offpref.stores.store import Store
 
 STYLE = Path(report_module.__file__).parent / "page" / "style.css"

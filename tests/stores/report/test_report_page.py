@@ -24,7 +24,8 @@ from report_cases import (
 )
 from report_reader import Reader
 
-from offpref.stores.report.html import ReportSettings, write_report
+from offpref.stores.report.html import write_report
+from offpref.stores.report.settings import ReportSettings
 from offpref.stores.store import Store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")

@@ -1,0 +1,25 @@
+"""The command ``train-reward``: a reward model from pairs."""
+
+from pathlib import Path
+from typing import Any
+
+from offpref.pipeline.rewards.settings import RewardTrainSettings
+
+from .options import command, options_of, settings_from
+from .terminal import say_lines
+
+
+@command(options_of(RewardTrainSettings), name="train-reward", takes_config=True)
+def train_reward(store: Path, **options: Any) -> None:
+    """Train a Bradley-Terry reward model on STORE's pairs, for `reward --from model`."""
+    from offpref.pipeline.progress import TokenBar
+    from offpref.stores.store import Store
+
+    from .printing import reward_model_lines
+
+    settings = settings_from(RewardTrainSettings, options)
+    from offpref.pipeline.rewards.train_model import train_reward as run  # brings torch
+
+    with TokenBar("train-reward") as bar:
+        summary = run(Store.open(store), settings, bar)
+    say_lines(reward_model_lines(summary))
