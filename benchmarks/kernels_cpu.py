@@ -1,10 +1,10 @@
-"""Time the kernels on this machine's CPU in one process, in turns with a plain product and TRL.
+"""Time the kernels on this machine's CPU in one process, alternating with a plain product and TRL.
 
     python benchmarks/kernels_cpu.py ROUNDS
 
 Prints JSON: median seconds by operation, and their ratios to one ``torch.mm`` of the same shape.
 With OMP_NUM_THREADS=1 it is processor time, on which other work on the machine has little effect.
-Every operation runs once a round, so that whatever else the machine does meets all of them alike.
+Every operation runs once per round, so that other load on the machine affects all of them equally.
 """
 
 import json

@@ -197,7 +197,7 @@ def _others(
     if liger is not None and hidden.is_cuda:
         loss = liger.LigerFusedLinearCrossEntropyLoss()
         yield Operation(
-            "c mean cross-entropy, Liger",  # a sum, without a gradient a token
+            "c mean cross-entropy, Liger",  # a sum, without a gradient per token
             lambda: torch.autograd.grad(loss(weight, hidden, labels), [hidden, weight]),
             0, 3 * flops,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from offpref.stores.schema import TABLES
 from offpref.stores.store import Store
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-NUM_TRAIN, NUM_EVAL, NUM_EPOCHS, NUM_EVALS = 21_874, 1_042, 2, 6  # 50,000 pairs in steps a run
+NUM_TRAIN, NUM_EVAL, NUM_EPOCHS, NUM_EVALS = 21_874, 1_042, 2, 6  # 50,000 pairs in steps per run
 NUM_TOKENS, VOCABULARY, PAIRS_PER_STEP = 200, 32_000, 32
 NUM_PAIRS = NUM_TRAIN + NUM_EVAL
 
@@ -200,7 +200,7 @@ def write_query_world(
 ) -> Path:
     """Write the store into ``folder`` unless it is there, and return its path.
 
-    As it is written a run lies in a shard a flush and table; compacted, in one a table.
+    While it is written, a run has one shard per flush and table; compacted, one per table.
     """
     state = "compacted" if is_compacted else "as-written"
     path = folder / f"runs-{num_runs}-{flushes}-{state}"

@@ -160,7 +160,7 @@ def bench_cached(folder: Path, num_sequences: int, rounds: int) -> dict[str, obj
 
 
 def main() -> None:
-    """Run what is asked for and write the results."""
+    """Run the requested benchmarks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "what",

@@ -94,7 +94,7 @@ def check_rows(logits: Tensor, labels: Tensor, transform: Transform, first_colum
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:  # [T] int64
-    """Raise ValueError for a label that is no column; on a GPU nothing waits for the check."""
+    """Raise ValueError for a label that is not a column; on a GPU nothing waits for the check."""
     if labels.device.type != "cpu" or not labels.numel():
         return
     kept = labels[labels != IGNORE_INDEX]

@@ -38,7 +38,7 @@ class TopKReference:
     """
 
     ids: Tensor  # [T, k] int64
-    """Most likely tokens, each once a row."""
+    """Most likely tokens, each once per row."""
     logps: Tensor  # [T, k]
     """Their log-probs in nats."""
     tail_logps: Tensor  # [T]

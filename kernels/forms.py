@@ -11,10 +11,10 @@ Form = Literal["torch", "triton"]
 
 
 def choose_form(tensor: Tensor, form: Form | None = None) -> Form:
-    """Return the form asked for, or the best one for a tensor's device and dtype.
+    """Return the requested form, or the best one for a tensor's device and dtype.
 
     Raises:
-        ValueError: If there is no such form, or Triton is asked for where it cannot run.
+        ValueError: If there is no such form, or Triton is requested where it cannot run.
     """
     check_form(form, tensor.device)
     if form is None:

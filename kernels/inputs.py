@@ -13,7 +13,7 @@ from .head import OutputHead
 from .transform import Transform
 
 WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")
-"""What can be asked for of each token."""
+"""What can be requested for each token."""
 NEEDS_REFERENCE = ("forward_kl", "reverse_kl")
 
 
@@ -37,7 +37,7 @@ class LinearInputs(NamedTuple):
 
 
 class LogitsSettings(NamedTuple):
-    """What is no tensor with a gradient where logits are given."""
+    """What is not a tensor with a gradient, if logits are given."""
 
     transform: Transform
     ref_transform: Transform

@@ -4,7 +4,7 @@ The vocabulary is walked in blocks of columns. Each block of logits is one matri
 by passes in place. The backward pass recomputes each block, so each block of the weight's
 gradient is written once and nothing of size T x V ever exists.
 
-Promises: no more than ``workspace_bytes`` beyond inputs, outputs and a few numbers a token;
+Promises: no more than ``workspace_bytes`` beyond inputs, outputs and a few numbers per token;
 float32 logits and results whatever the dtype of the model (float64 where a float64 tensor comes
 in), under autocast too; the same result for the same input every time; a token's result does not
 depend on what other tokens hold; a token to ignore counts nothing, whatever it holds.
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 WORKSPACE_BYTES = {"cpu": 64 << 20}
-"""Most memory for buffers by type of device, where nothing is asked for."""
+"""Default of the most memory for buffers, by type of device."""
 GPU_WORKSPACE_BYTES = 1 << 30
 
 
@@ -79,7 +79,7 @@ def linear_token_scores(
     Args:
         hidden: Last hidden state of the position before each label; any floating dtype.
         head: The output head; its weight may have another dtype than ``hidden``.
-        labels: The token whose log-probability is asked for, between 0 and V - 1 (checked on a
+        labels: The token whose log-probability is wanted, between 0 and V - 1 (checked on a
             CPU only), or -100 for a token to ignore: all its results and gradients are 0.
         reference: What the KLs are taken against; no gradient flows there. Against the k most
             likely tokens only ``forward_kl`` is there, as a lower bound.
@@ -95,7 +95,7 @@ def linear_token_scores(
         ValueError: If a shape, dtype, device, name or the workspace does not fit, or a KL is
             wanted without a reference that can give it.
     """
-    if torch.compiler.is_compiling():  # Whoever compiles a model around it leaves it as it is.
+    if torch.compiler.is_compiling():  # Left uncompiled when a model around it is compiled.
         apart: Any = torch.compiler.disable(linear_token_scores)  # type: ignore[no-untyped-call] # torch
         compiled_around: dict[str, Tensor] = apart(
             hidden, head, labels, reference,

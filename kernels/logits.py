@@ -71,7 +71,7 @@ def token_scores(
         transform: From raw logits to logits.
         ref_transform: The same for the reference.
         overwrite_logits: Whether the gradient takes the place of ``logits``: half the memory.
-            Whoever uses the logits, or this result's gradient, again after that gets an error.
+            A second use of the logits, or of this result's gradient, raises.
         form: ``torch`` or ``triton``; by default Triton for CUDA tensors where it is installed.
 
     Returns:
@@ -80,7 +80,7 @@ def token_scores(
     Raises:
         ValueError: If a shape, dtype, name or form does not fit.
     """
-    if torch.compiler.is_compiling():  # Whoever compiles a model around it leaves it as it is.
+    if torch.compiler.is_compiling():  # Left uncompiled when a model around it is compiled.
         apart: Any = torch.compiler.disable(token_scores)  # type: ignore[no-untyped-call] # torch
         compiled_around: dict[str, Tensor] = apart(
             logits, labels, ref_logits, want=want, transform=transform,

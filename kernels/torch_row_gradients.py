@@ -7,7 +7,7 @@ R = KL(q || p), H the entropy and y = log q - log p, a token's gradient by its l
 
 A token takes the cheapest of four ways, by which of its upstream gradients are not 0:
 
-* ``policy``: only g_logp; the block is e^z, everything else is a factor a token;
+* ``policy``: only g_logp; the block is e^z, everything else is a factor per token;
 * ``reference``: g_D = g_logp (TDPO1); q cancels, the policy's product is not computed at all;
 * ``both``: g_logp and g_D; q - p is p expm1(y), exactly 0 where the logits are equal;
 * ``full``: anything else, a softcap and a top-k reference among it.
@@ -74,7 +74,7 @@ class Sink(Protocol):
         factor: Tensor | None,  # [t, 1]
         labels: "LabelGradients | None",
     ) -> None:
-        """Take a block, times a factor a token, plus the gradient of some labels."""
+        """Take a block, times a factor per token, plus the gradient of some labels."""
 
     def finish(self, v: slice) -> None:
         """Know that nothing more comes for these columns."""
@@ -328,7 +328,7 @@ class HeadSink:
         factor: Tensor | None,
         labels: LabelGradients | None,
     ) -> None:
-        """Take a block, times a factor a token, plus the gradient of some labels."""
+        """Take a block, times a factor per token, plus the gradient of some labels."""
         if self._hidden is not None:
             grad = product(block, self._source.weight(v))
             if factor is not None:
@@ -393,7 +393,7 @@ class LogitsSink:
         factor: Tensor | None,
         labels: LabelGradients | None,
     ) -> None:
-        """Take a block, times a factor a token, plus the gradient of some labels."""
+        """Take a block, times a factor per token, plus the gradient of some labels."""
         block = block if factor is None else block.mul_(factor)
         if labels is not None:  # before any rounding to half precision: 1 - q cancels
             block[labels.rows, labels.columns] += labels.values.squeeze(1)

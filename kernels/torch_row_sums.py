@@ -35,14 +35,14 @@ SERIES = tuple(1 / factorial for factorial in (5040, 720, 120, 24, 6, 2))
 
 
 class RowStats(NamedTuple):
-    """What the forward pass found of each token, [T, 1]; None where it was not asked for."""
+    """What the forward pass found of each token, [T, 1]; None if it was not wanted."""
 
     log_sum: Tensor
     """Log of the sum of e^(z - shift): apart, the two keep more digits than the log-normaliser."""
     shift: Tensor
     """Subtracted from the policy's logits before e^z is taken."""
     picked: Tensor  # [T, n]
-    """The policy's logits of the columns asked for; 0 where there is no such column."""
+    """The policy's logits of the wanted columns; 0 where there is no such column."""
     entropy: Tensor | None
     log_sum_sq_probs: Tensor | None
     ref_log_sum: Tensor | None
@@ -244,7 +244,7 @@ def _phi_sums(
 
 
 def _finish(sums: _Sums, want: Collection[str]) -> RowStats:
-    """Turn sums into results; float64 until the end, there are only a few numbers a token."""
+    """Turn sums into results; float64 until the end, there are only a few numbers per token."""
     log_sum = sums.exp_z.log()
     found: dict[str, Tensor] = {"log_sum": log_sum, "shift": sums.shift}
     if sums.wants_entropy:

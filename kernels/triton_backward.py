@@ -15,7 +15,7 @@ def load_upstream(grad_ptr, pid_n, is_kept):
     """Return a row's upstream gradient, 0 where there is none."""
     if grad_ptr is None:
         return 0.0
-    else:  # needed: what follows a return is compiled all the same
+    else:  # needed: Triton also compiles what follows a return
         return tl.load(grad_ptr + pid_n, mask=is_kept, other=0.0).to(tl.float32)
 
 

@@ -1,4 +1,4 @@
-"""Forward row kernels: one row of logits a program, each logit read once, scalars written.
+"""Forward row kernels: one row of logits per program, each logit read once, scalars written.
 
 Launched by ``triton_rows``. A block of a row gives its own maximum, and the sums so far are
 rescaled by one scalar; so the order of summation depends on the vocabulary and on ``BLOCK`` only.

@@ -1,7 +1,7 @@
 """Log-probs, KL and entropy of rows of logits, and their gradient, by Triton kernels.
 
-The forward pass reads each logit once and keeps a few float32 numbers a row; the backward pass
-reads each logit once and writes one gradient, which may take the logits' place. One program a row
+The forward pass reads each logit once and keeps a few float32 numbers per row; the backward pass
+reads each logit once and writes one gradient, which may take the logits' place. One program per row
 on a one-dimensional grid, nothing tuned at run time: a row's result does not depend on the other
 rows, and is the same every time (with other strides, sums may be added up in another order). A row
 whose label is ``ignore_index`` gives exact 0 in every result and gradient, whatever it holds.

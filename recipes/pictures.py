@@ -11,7 +11,7 @@ FAMILIES = {
     "dpo": "#0072b2", "tdpo1": "#cc79a7", "tdpo2": "#d55e00", "preferred-ft": "#009e73",
     "unlikelihood": "#e69f00", "modpo": "#0072b2", "soup": "#d55e00", "loss weighting": "#009e73",
 }  # fmt: skip
-"""Colours that the colour-blind tell apart (Okabe and Ito)."""
+"""Colours that colour-blind readers can tell apart (Okabe and Ito)."""
 
 
 def family(method: str) -> str:

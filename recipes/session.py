@@ -1,7 +1,7 @@
 """What the recipes share: a session of offpref's own commands, worlds to train in, measured rows.
 
 A recipe is a list of commands. What was done in its folder is not done again: a recipe that was
-killed goes on, and changing one setting repeats what depends on it.
+killed resumes, and changing one setting repeats what depends on it.
 """
 
 import contextlib

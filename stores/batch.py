@@ -129,7 +129,7 @@ class Batch:
         if found != digest:
             if (fingerprint, found) in self._heads_there:
                 raise StoreWriteError(
-                    f"{path} is there with other bytes, which are whole: expected the same head"
+                    f"{path} exists with other bytes, which are intact: expected the same head"
                     " under one fingerprint"
                 )
             place_bytes(content, path, self._root / "tmp", overwrite=True)  # it is damaged

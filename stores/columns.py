@@ -1,6 +1,6 @@
 """What a column and a table are, in words that need no library: types have names of our own.
 
-Arrow's types and schemas are made when they are asked for: pyarrow takes a tenth of a second to
+Arrow's types and schemas are made on first use: pyarrow takes a tenth of a second to
 import, and who asks in SQL needs none of it.
 """
 

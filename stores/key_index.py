@@ -1,6 +1,6 @@
 """Which keys a partition has: read once per shard, then remembered inside the Store object.
 
-Cost: 16 bytes a row, twice; a look-up is a binary search.
+Cost: 16 bytes per row, twice; a look-up is a binary search.
 """
 
 from collections.abc import Mapping, Sequence

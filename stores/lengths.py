@@ -1,6 +1,6 @@
 """Whether the lists of scores are as long as the completions that they belong to.
 
-Kernels and segment sums take lengths on trust. So they are compared where rows meet: when a store
+Kernels and segment sums rely on lengths. So they are compared when rows are joined: when a store
 is verified, and before a training uses them.
 """
 
@@ -84,7 +84,7 @@ def check_ids(ids: Sequence[NDArray[np.integer[Any]]], vocab_size: int) -> None:
 
 
 def length_problems(shards: Sequence[Shard]) -> list[str]:
-    """Return what does not fit between sequences and what was scored of them, one line a shard.
+    """Return what does not fit between sequences and what was scored of them, one line per shard.
 
     Args:
         shards: Live shards whose bytes are right; others are not looked at.

@@ -57,7 +57,7 @@ class LiveStore:
         Raises:
             StoreNotFoundError: If there is none.
             StoreFormatError: If a later version of the format wrote it, or it is damaged.
-            UnsafeFileError: If one of its folders is a link, or STORE.json is no regular file.
+            UnsafeFileError: If one of its folders is a link, or STORE.json is not a regular file.
             StoreReadError: If the file system refuses.
         """
         file = path / STORE_FILE
@@ -65,7 +65,7 @@ class LiveStore:
             content = read_regular(path, file, limit=MAX_STORE_FILE_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreNotFoundError(
-                f"{path} is no store: it has no {STORE_FILE}; `offpref add` creates one"
+                f"{path} is not a store: it has no {STORE_FILE}; `offpref add` creates one"
             ) from error
         check_layout(path)
         return cls(path, check_store_file(content, file))
@@ -133,7 +133,7 @@ class LiveStore:
             ShardMissingError: If one is gone.
             ShardCorruptError: If the bytes of one do not match its name, or its size its commit.
             StoreReadError: If the file system refuses.
-            UnsafeFileError: If one is no regular file of the store.
+            UnsafeFileError: If one is not a regular file of the store.
         """
         try:
             for shard in shards:
@@ -148,13 +148,13 @@ class LiveStore:
             self.verified.save(len(self._live))
 
     def verify_head(self, fingerprint: str) -> Path:
-        """Return where the output head of a scorer is, after its bytes were held to its commit.
+        """Return the path of a scorer's output head, after checking its bytes against its commit.
 
         Raises:
             ShardMissingError: If no commit names one, or it is gone.
             ShardCorruptError: If its bytes are not those of the commit.
             StoreReadError: If the file system refuses.
-            UnsafeFileError: If it is no regular file of the store.
+            UnsafeFileError: If it is not a regular file of the store.
         """
         path = self.head_path(fingerprint)
         recorded = [head for head in self.heads() if head.fingerprint == fingerprint]

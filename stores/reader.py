@@ -1,7 +1,7 @@
 """Random access: rows by key, from memory-mapped shards, touching only the row groups they lie in.
 
 Shards are hashed before their first use, as everywhere. A table whose rows are large has one row
-per group and is not hashed whole: of each row that is read, its pages are held against their
+per group and is not hashed whole: of each row that is read, its pages are checked against their
 checksums, and its bytes and key against the index.
 
 Cost: 24 bytes of index a live row, built from the key columns alone (32 where rows are checked one
@@ -69,7 +69,7 @@ class RowReader:
         self._index = self._build_index()
 
     def rows(self, keys: pa.Array | pa.ChunkedArray) -> pa.Table:
-        """Return the rows of ``keys``, in their order; a key may be asked for more than once.
+        """Return the rows of ``keys``, in their order; a key may occur more than once.
 
         Args:
             keys: Keys, ``fixed_size_binary(16)`` [N], without nulls.

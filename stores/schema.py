@@ -59,7 +59,7 @@ VOCABULARY = TableSchema(
     columns=(
         column("id", INT32, "the token's id"),
         column("bytes", BINARY, "the bytes it stands for in a text"),
-        column("is_special", BOOL, "a control token, no part of the text"),
+        column("is_special", BOOL, "a control token, not part of the text"),
     ),
     key=("id",),
     order=("id",),
@@ -97,7 +97,7 @@ PAIRS = TableSchema(
         column("split", STRING, "'train', 'eval', or what the source says"),
         column("weight", FLOAT, "weight of the pair in the loss"),
         column("source_file", STRING, "file it came from, as given"),
-        column("source_row", INT64, "row of that file, from 0 on"),
+        column("source_row", INT64, "row of that file, starting at 0"),
         column("source", STRING, "the source's other columns as JSON", nullable=True),
     ),
     key=("pair_set_fingerprint", "pair_key"),
@@ -149,9 +149,9 @@ REJECTS = TableSchema(
     columns=(
         column("pair_set", STRING, "name of the pair set"),
         column("pair_set_fingerprint", STRING, "its version"),
-        column("source_number", INT32, "which of the set's files, from 0 on"),
+        column("source_number", INT32, "which of the set's files, starting at 0"),
         column("source_file", STRING, "the file, as given"),
-        column("source_row", INT64, "row of that file, from 0 on"),
+        column("source_row", INT64, "row of that file, starting at 0"),
         column("reason", STRING, "why it could not be used"),
         column("source", STRING, "the row as it stands in the source"),
     ),
@@ -161,7 +161,7 @@ REJECTS = TableSchema(
 
 LOGPS = TableSchema(
     name="logps",
-    row="what a reference says of a sequence, tier logps",
+    row="a reference's scores of a sequence, tier logps",
     partition="scorer fingerprint",
     columns=(
         column("sequence_key", UUID, "the sequence"),
@@ -174,11 +174,11 @@ LOGPS = TableSchema(
 
 TOPK = TableSchema(
     name="topk",
-    row="what a reference says of a sequence, tier topk",
+    row="a reference's scores of a sequence, tier topk",
     partition="scorer fingerprint",
     columns=(
         column("sequence_key", UUID, "the sequence"),
-        column("k", INT32, "how many of the likeliest tokens are kept per position"),
+        column("k", INT32, "how many of the most likely tokens are kept per position"),
         column("ids", INT32_LIST, "their ids, row-major [completion tokens, k]"),
         column("logps", FLOAT_LIST, "their log-probs in nats, same order"),
         column("tail_logps", FLOAT_LIST, "log-prob of all others, per position"),
@@ -190,7 +190,7 @@ TOPK = TableSchema(
 
 HIDDEN = TableSchema(
     name="hidden",
-    row="what a reference says of a sequence, tier hidden",
+    row="a reference's scores of a sequence, tier hidden",
     partition="scorer fingerprint",
     columns=(
         column("sequence_key", UUID, "the sequence"),
@@ -264,7 +264,7 @@ RUN_EVENTS = TableSchema(
 _STEP = [
     column("run_id", UUID, "the run"),
     column("attempt", INT32, "its attempt"),
-    column("step", INT64, "optimizer steps done, from 1 on; 0 before the first"),
+    column("step", INT64, "optimizer steps done, starting at 1; 0 before the first"),
 ]
 _SPLIT = column("split", STRING, "split of the pairs")
 _KL_SOURCE = column(
@@ -282,7 +282,7 @@ STEPS = TableSchema(
         *_STEP,
         column("epoch", DOUBLE, "epochs done"),
         _SPLIT,
-        column("loss", DOUBLE, "weighted loss summed over pairs, by number of pairs"),
+        column("loss", DOUBLE, "weighted loss summed over pairs, divided by the number of pairs"),
         column("metrics", NUMBERS, "everything else measured"),
         column("learning_rate", DOUBLE, "of this step", nullable=True),
         column("grad_norm", DOUBLE, "before clipping", nullable=True),
@@ -354,9 +354,9 @@ EVALUATIONS = TableSchema(
     row="a measurement of a policy on samples of its own",
     partition="evaluation",
     columns=(
-        column("evaluation_id", UUID, "hash of all that it depends on"),
+        column("evaluation_id", UUID, "hash of everything that it depends on"),
         column("run_id", UUID, "the run that made the policy", nullable=True),
-        column("name", STRING, "what a person calls the policy"),
+        column("name", STRING, "the name that a person gave the policy"),
         column("policy", STRING, "fingerprint of its weights"),
         column("reference", STRING, "scorer fingerprint", nullable=True),
         column("pair_set", STRING, "name of the pair set whose prompts were used"),
@@ -392,9 +392,9 @@ EVALUATIONS = TableSchema(
         ),
         column("entropy", DOUBLE, "of the policy per token, nats", nullable=True),
         column("mean_completion_tokens", DOUBLE, "mean length of a sample"),
-        column("distinct_1", DOUBLE, "distinct tokens by all tokens", nullable=True),
-        column("distinct_2", DOUBLE, "the same of pairs of tokens", nullable=True),
-        column("self_bleu", DOUBLE, "how alike a prompt's samples are, 0 to 1", nullable=True),
+        column("distinct_1", DOUBLE, "distinct tokens divided by all tokens", nullable=True),
+        column("distinct_2", DOUBLE, "the same for pairs of tokens", nullable=True),
+        column("self_bleu", DOUBLE, "how similar a prompt's samples are, 0 to 1", nullable=True),
         column(
             "accuracy",
             DOUBLE,
@@ -416,11 +416,11 @@ GENERATIONS = TableSchema(
     columns=(
         column("evaluation_id", UUID, "the measurement it belongs to"),
         column("prompt_key", UUID, "the prompt"),
-        column("sample", INT32, "which of the prompt's samples, from 0 on"),
+        column("sample", INT32, "which of the prompt's samples, starting at 0"),
         column("sequence_key", UUID, "the sampled sequence"),
         column("completion", STRING, "its text"),
         column("num_completion_tokens", INT32, "its length"),
-        column("has_ended", BOOL, "it ends itself, and was not cut off"),
+        column("has_ended", BOOL, "it ended by itself and was not cut off"),
         column("rewards", NUMBERS, "by objective"),
         column("policy_logps", DOUBLE, "summed log-prob, policy", nullable=True),
         column("ref_logps", DOUBLE, "summed log-prob, reference", nullable=True),

@@ -35,7 +35,7 @@ ROWS = pa.schema(
     [
         pa.field("source_row", pa.int64(), nullable=False),
         pa.field("row", pa.large_string(), nullable=False),  # the JSON object, or what came instead
-        pa.field("problem", pa.string()),  # why it is no JSON object; null if it is one
+        pa.field("problem", pa.string()),  # why it is not a JSON object; null if it is one
     ]
 )
 
@@ -157,7 +157,7 @@ def columns_of(rows: pa.Table, names: Sequence[str]) -> pa.Table:
     patch = _quoted(json.dumps(dict.fromkeys(names)))
     parts.append(f"nullif(json_merge_patch(row, {patch})::varchar, '{{}}') as rest")
     with duckdb.connect() as connection:
-        # A row that is no JSON object would stop the whole query.
+        # A row that is not a JSON object would stop the whole query.
         safe = rows.set_column(1, "row", pc.if_else(pc.is_null(rows["problem"]), rows["row"], "{}"))
         connection.register("rows", safe)
         taken = connection.sql(
@@ -167,7 +167,7 @@ def columns_of(rows: pa.Table, names: Sequence[str]) -> pa.Table:
 
 
 def id_lists(texts: pa.Array) -> pa.Array:
-    """Return JSON lists of non-negative integers as ``list<int64>``; null where one is no such."""
+    """Return JSON lists of non-negative integers as ``list<int64>``; null for all others."""
     with duckdb.connect() as connection:
         connection.register("texts", pa.table({"ids": texts}))
         lists = connection.sql(
@@ -211,7 +211,7 @@ def _readable(folder: str, addresses: Sequence[str]) -> list[SourceFile]:
         try:
             files.append(_source_file(address))
         except SourceError:
-            continue  # a README beside the data is no reason to stop
+            continue  # a README beside the data must not stop the command
     if not files:
         raise SourceError(f"{folder}: expected files ending in {', '.join(FORMATS)}, found none")
     return files
@@ -372,7 +372,7 @@ def _numbered(rows: pa.Array, first_row: int) -> pa.Table:
 
 
 def _with_problems(table: pa.Table) -> pa.Table:
-    """Say of each row why it is no JSON object, if it is none."""
+    """Return for each row why it is not a JSON object; null if it is one."""
     with duckdb.connect() as connection:
         connection.register("rows", table)
         return (

@@ -60,7 +60,7 @@ class Store(LiveStore):
         if not is_there(path / STORE_FILE):
             if path.exists() and (found := _strangers(path)):
                 raise StoreNotFoundError(
-                    f"{path} is no store and not empty: it has {found[0]} and no {STORE_FILE};"
+                    f"{path} is not a store and not empty: it has {found[0]} and no {STORE_FILE};"
                     " choose another folder"
                 )
             with clear_write_errors(path):
@@ -213,7 +213,7 @@ class Store(LiveStore):
         return spec_fingerprint
 
     def name_of(self, fingerprint: str) -> str | None:
-        """Return what a person calls a fingerprint; None if nobody said, or it is so no more."""
+        """Return a fingerprint's name; None if it has none, or the name is out of date."""
         return shown_names.shown_name(self, fingerprint)
 
     def remember(self, kind: str, path: Path, value: str) -> None:

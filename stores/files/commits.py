@@ -116,7 +116,7 @@ def live_shards(records: Iterable[Record]) -> dict[str, Shard]:
                 continue
             if live.setdefault(shard.name, shard) != shard:
                 raise CommitCorruptError(
-                    f"{shard.path}: two commits say different things of this shard: expected one"
+                    f"{shard.path}: two commits describe this shard differently: expected one"
                     " table, partition, number of rows and size"
                 )
     return live
@@ -141,7 +141,7 @@ def record_names(root: Path) -> list[str]:
     """Return the names of the commit records of the store at ``root``, sorted.
 
     Raises:
-        UnsafeFileError: If its folder is no folder.
+        UnsafeFileError: If its folder is not a folder.
         StoreReadError: If the file system refuses.
     """
     found = list_folder(root, root / "commits")
@@ -175,8 +175,8 @@ def read_record(name: str, root: Path) -> Record:
     Raises:
         FileNotFoundError: If it is gone: another one has merged it since it was listed.
         CommitCorruptError: If its bytes do not match the hash in its name.
-        StoreFormatError: If a later version of the format wrote it, or it is no record of ours.
-        UnsafeFileError: If it is no regular file.
+        StoreFormatError: If a later version of the format wrote it, or it is not a record of ours.
+        UnsafeFileError: If it is not a regular file.
         StoreReadError: If the file system refuses.
     """
     path = root / "commits" / name

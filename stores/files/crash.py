@@ -1,4 +1,4 @@
-"""A test hook: die at a named point, as a power cut would, or stop there until somebody goes on.
+"""A test hook: die at a named point, as in a power cut, or stop there until it is continued.
 
 Nothing happens unless the environment variable ``OFFPREF_CRASH_AT`` or ``OFFPREF_STOP_AT`` names a
 point, or a point and how often it is passed before (``shard-placed:2`` dies at the third). Points,
@@ -28,6 +28,6 @@ def crash_at(point: str) -> None:
             continue
         passed = _passed.get(variable, 0)
         _passed[variable] = passed + 1
-        is_once = kind is signal.SIGSTOP  # it goes on from there
+        is_once = kind is signal.SIGSTOP  # it continues from there
         if passed == int(skip or 0) or (passed > int(skip or 0) and not is_once):
             os.kill(os.getpid(), kind)

@@ -1,4 +1,4 @@
-"""A writer shows that it is alive: ``tmp/<id>.alive`` is touched while its process goes on.
+"""A writer shows that it is alive: ``tmp/<id>.alive`` is touched while its process runs.
 
 Between placing a shard and committing it a file is named by no record. A collection that waits for
 less than the usual grace could take it for rubbish, so it refuses while a heartbeat is young. A

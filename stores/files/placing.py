@@ -80,7 +80,7 @@ def make_folder_inside(root: Path, folder: Path) -> None:
     """Create ``folder`` below ``root`` as far as it is missing; no link on the way is followed.
 
     Raises:
-        UnsafeFileError: If something on the way is no folder.
+        UnsafeFileError: If something on the way is not a folder.
     """
     try:
         check_folder(root, folder)

@@ -57,7 +57,7 @@ def check_regular(root: Path, path: Path) -> os.stat_result:
 
     Raises:
         FileNotFoundError: If it is missing.
-        UnsafeFileError: If it is no regular file, or is not reached through folders alone.
+        UnsafeFileError: If it is not a regular file, or is not reached through folders alone.
     """
     check_folder(root, path.parent)
     with clear_os_errors(path):
@@ -88,7 +88,7 @@ def read_regular(root: Path, path: Path, *, limit: int = MAX_JSON_BYTES) -> byte
 
     Raises:
         FileNotFoundError: If it is missing.
-        UnsafeFileError: If it is no regular file, or larger than ``limit`` bytes.
+        UnsafeFileError: If it is not a regular file, or larger than ``limit`` bytes.
         StoreReadError: If the file system refuses.
     """
     with clear_os_errors(path), os.fdopen(open_regular(root, path), "rb") as file:
@@ -102,7 +102,7 @@ def list_folder(root: Path, folder: Path) -> list[Path]:
     """Return what is in ``folder``, below ``root``, sorted by name; nothing where it is missing.
 
     Raises:
-        UnsafeFileError: If it is no folder.
+        UnsafeFileError: If it is not a folder.
         StoreReadError: If the file system refuses.
     """
     try:
@@ -114,12 +114,12 @@ def list_folder(root: Path, folder: Path) -> list[Path]:
 
 
 def walk(root: Path, folder: Path) -> Iterator[Path]:
-    """Yield everything below ``folder`` that is no folder; links are yielded, not followed.
+    """Yield everything below ``folder`` that is not a folder; links are yielded, not followed.
 
     A folder that lies deeper than any of a store's is yielded, too, and not entered.
 
     Raises:
-        UnsafeFileError: If ``folder`` is no folder.
+        UnsafeFileError: If ``folder`` is not a folder.
         StoreReadError: If the file system refuses.
     """
     waiting = [folder]
@@ -169,7 +169,7 @@ def clear_os_errors(path: Path) -> Iterator[None]:
     """Say in one line that the file system refused a read; a missing file is the caller's matter.
 
     Raises:
-        StoreReadError: If the body raises an OSError that is no FileNotFoundError.
+        StoreReadError: If the body raises an OSError that is not a FileNotFoundError.
     """
     try:
         yield
@@ -182,7 +182,7 @@ def clear_os_errors(path: Path) -> Iterator[None]:
 def unreadable(path: Path, error: OSError) -> str:
     """Return the line that says why the file system did not let a file be read."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return f"{path} cannot be read: {reason}; this says nothing about its bytes"
+    return f"{path} cannot be read: {reason}; its bytes may still be intact"
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:  # what JSON holds

@@ -5,7 +5,7 @@ and inode. It is only ever a shortcut: an entry that is stale, damaged or missin
 and the work is done again. Entries lie under ``remembered/``, each with its own checksum.
 
 What a user's files hold is remembered in the user's cache folder: in a store, whose sender could
-forge it, it would be believed. A store keeps what is said about the store itself: names.
+forge it, it could not be trusted. A store keeps what is said about the store itself: names.
 """
 
 from collections.abc import Mapping

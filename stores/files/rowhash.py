@@ -6,7 +6,7 @@ whether there is a value, and the value (zeros for a null) if its size is fixed,
 bytes as int64; and after these the variable ones, in the same order. Numbers are little-endian; a
 map counts as its entries sorted by name. It finds damage and chance, not an attacker.
 
-Cost: about a microsecond a row, and the bytes at memory speed.
+Cost: about a microsecond per row, and the bytes at memory speed.
 """
 
 import struct

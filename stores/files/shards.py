@@ -132,7 +132,7 @@ def read_shard(shard: Shard, columns: Sequence[str]) -> pa.Table:
         ShardMissingError: If the file is gone.
         ShardCorruptError: If it is not what its commit says, or unpacks to more than the limit.
         StoreReadError: If the file system refuses.
-        UnsafeFileError: If it is no regular file of the store.
+        UnsafeFileError: If it is not a regular file of the store.
     """
     with clear_read_errors(shard), open_shard(shard) as file:
         groups = range(file.num_row_groups)
@@ -142,13 +142,13 @@ def read_shard(shard: Shard, columns: Sequence[str]) -> pa.Table:
 def open_shard(shard: Shard) -> pq.ParquetFile:
     """Open a shard, mapped into memory; pages are checked as they are read.
 
-    Its footer is held against the commit that names it: table, partition, columns, rows. Whoever
+    Its footer is compared with the commit that names it: table, partition, columns, rows. Whoever
     calls this does so inside `clear_read_errors`.
 
     Raises:
         ShardCorruptError: If they differ.
         FileNotFoundError: If it is gone.
-        UnsafeFileError: If it is no regular file of the store.
+        UnsafeFileError: If it is not a regular file of the store.
     """
     check_regular(shard.root, shard.path)
     file = pq.ParquetFile(shard.path, memory_map=True, page_checksum_verification=True)
@@ -164,7 +164,7 @@ def _footer_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
     metadata = file.metadata.metadata or {}
     for name, expected in (("table", shard.table), ("partition", shard.partition)):
         if metadata.get(f"offpref.{name}".encode()) != expected.encode():
-            return f"it was written as another {name} than {expected}"
+            return f"it was written for another {name} than {expected}"
     if file.metadata.num_rows != shard.num_rows:
         return f"expected {shard.num_rows:,} rows, found {file.metadata.num_rows:,}"
     if not file.schema_arrow.equals(disk_schema(table_schema(shard.table))):
@@ -197,7 +197,7 @@ def clear_read_errors(shard: Shard) -> Iterator[None]:
 
     Raises:
         ShardMissingError: If the file is gone.
-        ShardCorruptError: If its bytes are no Parquet.
+        ShardCorruptError: If its bytes are not Parquet.
         StoreReadError: If the file system refuses, or memory runs out: it may be whole.
     """
     try:

@@ -41,7 +41,7 @@ def read_spec(root: Path, name: str) -> dict[str, object]:
     Raises:
         StoreNotFoundError: If the store has none of that fingerprint.
         StoreFormatError: If it is damaged, or holds no spec.
-        UnsafeFileError: If it is no regular file.
+        UnsafeFileError: If it is not a regular file.
         StoreReadError: If the file system refuses.
     """
     path = spec_path(root, name)
@@ -78,7 +78,7 @@ def spec_path(root: Path, name: str) -> Path:
     """Return where the store at ``root`` keeps a spec.
 
     Raises:
-        StoreNotFoundError: If ``name`` is no fingerprint: no path is made of it.
+        StoreNotFoundError: If ``name`` is not a fingerprint: it is not used in a path.
     """
     if not is_hash(name):
         raise StoreNotFoundError(f"expected a fingerprint, 32 hexadecimal digits, got {name!r}")

@@ -1,11 +1,11 @@
 """Read rows of a shard within a limit of memory: a small file may unpack to a very large table.
 
-What a Parquet footer says of sizes is believed up to a limit: the bytes that the wanted columns
+Sizes in a Parquet footer are accepted up to a limit: the bytes that the wanted columns
 unpack to may be at most ``OFFPREF_MAX_UNPACKED_BYTES`` (2 GiB if not set), and at most two hundred
 times the file where that is more than 64 MiB. A dictionary can repeat a long text at no cost on
 disk: where that could go beyond the limit, it is looked at before its texts are written out.
 
-What is read is held against what Python can take: texts are UTF-8, times are of years it knows.
+Values are checked against what Python can represent: texts are UTF-8, times are of years it knows.
 """
 
 import os
@@ -36,7 +36,7 @@ def max_unpacked_bytes(num_bytes: int) -> int:
     """Return to how many bytes a file of ``num_bytes`` may unpack.
 
     Raises:
-        SettingError: If the environment variable is no number of bytes.
+        SettingError: If the environment variable is not a number of bytes.
     """
     given = os.environ.get(VARIABLE, "")
     if given:

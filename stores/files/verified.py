@@ -10,7 +10,7 @@ change and inode are what they were; a disk that rots without changing any of th
     always   a file is hashed in each process that uses it
     never    nothing is hashed; a flipped bit may change an answer
 
-Cost: a file is read once, at several gigabytes a second; after that an ``lstat`` for each file.
+Cost: a file is read once, at several gigabytes per second; after that an ``lstat`` for each file.
 """
 
 import os
@@ -62,7 +62,7 @@ def hash_regular(root: Path, path: Path) -> tuple[str, Identity | None]:
 
     Raises:
         FileNotFoundError: If it is missing.
-        UnsafeFileError: If it is no regular file.
+        UnsafeFileError: If it is not a regular file.
         StoreReadError: If the file system refuses.
     """
     with clear_os_errors(path):
@@ -105,7 +105,7 @@ class VerifiedFiles:
 
         Raises:
             FileNotFoundError: If it is missing.
-            UnsafeFileError: If it is no regular file.
+            UnsafeFileError: If it is not a regular file.
             StoreReadError: If the file system refuses.
         """
         with clear_os_errors(path):

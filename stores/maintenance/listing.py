@@ -17,7 +17,7 @@ class Listed:
     """Name of the partition."""
 
     name: str | None
-    """What a person calls the partition's spec; None if nobody said."""
+    """The name that a person gave the partition's spec; None if there is none."""
 
     num_rows: int
     """Rows in its shards; one that was written twice counts twice until it is compacted."""

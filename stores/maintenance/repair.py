@@ -1,9 +1,9 @@
-"""Let go of damaged shards whose rows can be computed again: scores, rewards and output heads.
+"""Remove damaged shards whose rows can be computed again: scores, rewards and output heads.
 
 A damaged file is named by a commit, so that readers stop at it instead of returning what it holds.
 A record that removes it makes its rows missing: the next `offpref score` or `offpref reward`
 computes them. What cannot be computed again (texts, sequences, pairs, what runs measured) stays
-named: it can only come from a copy. What cannot be *read* is never let go of: a permission or a
+named: it can only come from a copy. What cannot be *read* is never removed: a permission or a
 disk says nothing about the bytes.
 """
 
@@ -60,7 +60,7 @@ def drop_damaged(root: Path) -> Dropped:
         StoreError: If the store cannot be read or written.
     """
     store = Store.open(root)
-    store.verified = VerifiedFiles(store.uuid, "always")  # what was found before is no answer here
+    store.verified = VerifiedFiles(store.uuid, "always")  # earlier findings do not count here
     shards = damaged_shards(store, COMPUTED)
     heads = [head.fingerprint for head in store.heads() if is_head_damaged(store, head.fingerprint)]
     remove_shards(store, shards)
@@ -77,7 +77,7 @@ def damaged_shards(
 
     Raises:
         StoreReadError: If one cannot be read.
-        UnsafeFileError: If one is no regular file: that is for a person to look at.
+        UnsafeFileError: If one is not a regular file: that is for a person to look at.
     """
     found = []
     for table in tables:
@@ -94,7 +94,7 @@ def is_head_damaged(store: Store, scorer: str) -> bool:
 
     Raises:
         StoreReadError: If it cannot be read.
-        UnsafeFileError: If it is no regular file.
+        UnsafeFileError: If it is not a regular file.
     """
     try:
         store.verify_head(scorer)

@@ -6,7 +6,7 @@ its pages against their checksums, its columns, place, order and counts against 
 A missing file is a problem, and so is whatever is neither a folder nor a regular file, and a list
 whose length does not fit the sequence it belongs to. A file that nobody names, as a killed writer
 leaves it, is a note. What cannot be read is told apart from what is damaged, and the rest is
-looked at all the same.
+checked even so.
 
 Cost: everything is read once and hashed twice; at most a row group is unpacked at a time.
 """
@@ -64,7 +64,7 @@ class Verified:
     """What is damaged or missing, one line each; empty for a store in order."""
 
     notes: list[str]
-    """What is no damage but worth knowing, one line each."""
+    """What is not damage but worth knowing, one line each."""
 
     @property
     def summary(self) -> str:
@@ -162,7 +162,7 @@ class _Check:
                     continue
                 if live.setdefault(shard.name, shard) != shard:
                     self.problems.append(
-                        f"{shard.path}: two commits say different things of this shard"
+                        f"{shard.path}: two commits describe this shard differently"
                     )
         return dict(sorted(live.items(), key=lambda item: item[1].path))
 
@@ -276,7 +276,7 @@ class _Check:
 
     @contextmanager
     def _collected(self, path: Path) -> Iterator[None]:
-        """Keep what the body finds wrong, and go on."""
+        """Record what the body finds wrong, and continue."""
         try:
             yield
         except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 Only a SELECT and its like are accepted, and they read live shards and nothing else: no other file,
 no network, no extension, no Python variable. The bytes of every shard that a question may read are
-held against its name before DuckDB sees them (verified.py). A catalog shows the store as it was
+checked against its name before DuckDB sees them (verified.py). A catalog shows the store as it was
 when it was opened; a shard that was compacted since is found again.
 """
 
@@ -199,7 +199,7 @@ class Catalog:
     def sql(
         self, question: str, parameters: Mapping[str, str] | None = None
     ) -> duckdb.DuckDBPyRelation:
-        """Return the answer as a relation of DuckDB's; nothing is read before rows are asked for.
+        """Return the answer as a relation of DuckDB's; nothing is read until rows are fetched.
 
         Arguments and errors are `select`'s.
         """

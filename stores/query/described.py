@@ -25,7 +25,7 @@ _OF_THE_STORE: dict[str, tuple[str, dict[str, str]]] = {
         "what a fingerprint stands for",
         {
             "fingerprint": "the hash of the spec",
-            "name": "what a person calls it; null if nobody said",
+            "name": "the name that a person gave it; null if there is none",
             "spec": "the declared settings as JSON",
         },
     ),

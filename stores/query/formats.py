@@ -53,7 +53,9 @@ def write_parquet(batches: "pa.RecordBatchReader", path: Path) -> None:
                 writer.write_batch(batch)
     except pa.ArrowNotImplementedError as error:
         reason = str(error).splitlines()[0]
-        raise QueryRefusedError(f"the answer is no Parquet: {reason}; cast the column") from error
+        raise QueryRefusedError(
+            f"the answer cannot be Parquet: {reason}; cast the column"
+        ) from error
 
 
 @contextmanager

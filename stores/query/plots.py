@@ -50,7 +50,7 @@ def check_plot(name: str) -> None:
     """
     if name not in _PICTURES:
         raise ReportError(
-            f"{name[:60]!r} has no picture; these questions have: {', '.join(plottable())}"
+            f"{name[:60]!r} has no plot; these questions have: {', '.join(plottable())}"
         )
     try:
         import matplotlib  # noqa: F401 # only whether it is there
@@ -72,7 +72,7 @@ def plot(name: str, table: pa.Table, path: Path) -> None:
     figure = draw(name, table)
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; that is no reason to speak up.
+        # A name in a script that the font lacks is drawn as boxes; this needs no warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
     path.write_bytes(content.getvalue())
@@ -86,7 +86,7 @@ def draw(name: str, table: pa.Table) -> "Figure":
         table: Its answer.
 
     Raises:
-        ReportError: If the question has no picture, if its answer has no rows that can be drawn,
+        ReportError: If the question has no plot, if its answer has no rows that can be drawn,
             or if matplotlib is not installed.
     """
     check_plot(name)
@@ -200,7 +200,7 @@ def _margins(figure: "Figure", rows: Rows) -> bool:
 def _length_bias(figure: "Figure", rows: Rows) -> bool:
     columns = _present(rows, {
         "length_reward": "reward", "length_margin": "reward margin",
-        "length_mean_logps": "log-prob a token",
+        "length_mean_logps": "log-prob per token",
     })  # fmt: skip
     splits = _names(rows, "split")
     for axes, split in zip(_grid(figure, splits, len(_names(rows, "run"))), splits, strict=True):
@@ -343,7 +343,7 @@ def _scatter(
 
 
 def _bars(axes: "Axes", rows: Rows, columns: Mapping[str, str], name: str) -> None:
-    """Horizontal bars, a group a row and a bar a column."""
+    """Horizontal bars, one group per row and one bar per column."""
     height = 0.8 / max(len(columns), 1)
     for number, column in enumerate(columns):
         places = [place + (number + 0.5) * height - 0.4 for place in range(len(rows))]

@@ -44,7 +44,7 @@ class QueryLimits:
     """Of each question; None for no limit."""
 
     is_hard: bool = False
-    """Whether the whole process is held to the memory, values of DuckDB's included."""
+    """Whether the limit applies to the whole process, values of DuckDB's included."""
 
     def __post_init__(self) -> None:
         memory_bytes(self.memory)
@@ -60,7 +60,7 @@ def memory_bytes(text: str) -> int:
     """Return the bytes that a size like ``4GB`` or ``512MiB`` stands for.
 
     Raises:
-        ValueError: If it is no such size, or less than 64 MB.
+        ValueError: If it is not a size, or less than 64 MB.
 
     >>> memory_bytes("1.5GB")
     1500000000
@@ -117,8 +117,8 @@ def call_interruptibly(
         raise
     if not has_ended.is_set():
         if not _stop(interrupt, has_ended):
-            raise StuckQuery("the query took longer than it may, and does not stop")
-        raise QueryRefusedError("the query took longer than it may; --timeout allows more seconds")
+            raise StuckQuery("the query took longer than its timeout and does not stop")
+        raise QueryRefusedError("the query took longer than its timeout; --timeout allows more")
     if failed:
         raise failed[0]
     return found[0]

@@ -44,7 +44,7 @@ class ReadableShards:
         """Hold table and partition in the files' own metadata against the commit.
 
         Raises:
-            ShardCorruptError: If a file was written as another table or partition.
+            ShardCorruptError: If a file was written for another table or partition.
         """
         verified = self._store.verified
         if verified.policy == "never":
@@ -66,7 +66,7 @@ class ReadableShards:
             for name, expected in (("table", shard.table), ("partition", shard.partition)):
                 if found.get((path, f"offpref.{name}")) != expected:
                     raise ShardCorruptError(
-                        f"{shard.path}: it was written as another {name} than {expected}; run"
+                        f"{shard.path}: it was written for another {name} than {expected}; run"
                         " `offpref store verify`"
                     )
             verified.add(_place_label(shard), identity_of(shard.path))

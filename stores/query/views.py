@@ -1,8 +1,8 @@
-"""The views over a store's live shards, as SQL that any DuckDB runs: one a table, and joins.
+"""The views over a store's live shards, as SQL that any DuckDB runs: one per table, and joins.
 
 A view of a table shows each row once (of duplicates the one that counts), keys as UUIDs, and for
 tables that belong to a scorer or a tokenizer a first column ``reference`` or ``tokenizer``: the
-fingerprint. A table without rows has its columns all the same. ``steps``, ``examples`` and
+fingerprint. A table without rows still has its columns. ``steps``, ``examples`` and
 ``tokens`` show the newest attempt of each step; ``<table>_of_all_attempts`` shows all. Three more
 tell of the store itself: ``shards``, ``specs`` and ``scorers``.
 

@@ -1,6 +1,6 @@
 """What the report's runs measured of their pairs: how it is distributed, and where each run stands.
 
-One question to DuckDB brings N rows, a pair of a run as it was last seen, with some fifty bytes a
+One question to DuckDB brings N rows, a pair of a run as it was last seen, with some fifty bytes per
 row; numpy sums them up.
 """
 

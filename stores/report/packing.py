@@ -17,7 +17,7 @@ DIGITS = 5
 
 
 def rounded(value: float | None) -> float | None:
-    """Return ``value`` with five significant digits; None stands for what is no finite number.
+    """Return ``value`` with five significant digits; None stands for values that are not finite.
 
     >>> rounded(0.123456789), rounded(float("nan"))
     (0.12346, None)

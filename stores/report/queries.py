@@ -26,7 +26,7 @@ def page_rows(catalog: Catalog, name: str, **values: bool | int | Sequence[str])
 
     Raises:
         KeyError: If the query names a value that is not given.
-        ValueError: If a key is no UUID.
+        ValueError: If a key is not a UUID.
     """
     text = (PAGE / f"{name}.sql").read_text(encoding="utf-8")
     literals = {key: _literal(value) for key, value in values.items()}
@@ -36,5 +36,5 @@ def page_rows(catalog: Catalog, name: str, **values: bool | int | Sequence[str])
 def _literal(value: bool | int | Sequence[str]) -> str:
     if isinstance(value, bool | int):
         return str(value).lower()
-    # An empty list is no SQL; nothing equals null.
+    # An empty list is not valid SQL; nothing equals null.
     return ", ".join(f"'{UUID(key)}'::uuid" for key in value) or "null"

@@ -143,7 +143,7 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_default(value: object) -> bool:
-    """What a run has where nobody asked for anything; it says nothing of the run."""
+    """The default of a setting; it says nothing about the run."""
     return value is None or value is False or value == []
 
 

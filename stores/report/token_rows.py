@@ -1,4 +1,4 @@
-"""Rows of the table ``tokens`` for the report's page, read from the shards a row group at a time.
+"""Rows of the table ``tokens`` for the report's page, read from the shards one row group at a time.
 
 The table may hold a hundred times what fits into memory, and the page needs the rows of a few
 thousand pairs. So its key columns are read first, which says where the wanted rows lie, and then

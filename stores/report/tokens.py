@@ -104,7 +104,7 @@ def token_blocks(
     vocabularies: Vocabularies,
     max_bytes: int,
 ) -> TokenBlocks:
-    """Return blocks of at most ``max_bytes`` together: with 16 bits a value, with 8, or fewer.
+    """Return blocks of at most ``max_bytes`` together: with 16 bits per value, with 8, or fewer.
 
     What finds no room even with 8 bits is left out from the end: pairs are in the order of their
     keys, which are hashes, so that what remains is a sample.

@@ -105,7 +105,7 @@ def source(case: Case) -> ASTSource:
 
 
 def resources(case: Case) -> dict[str, int]:
-    """Return the registers a thread and the bytes of stack and local memory of the kernel."""
+    """Return the registers per thread and the bytes of stack and local memory of the kernel."""
     compiled = triton.compile(
         source(case),
         target=GPUTarget("cuda", case.arch, 32),

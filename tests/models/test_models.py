@@ -116,7 +116,7 @@ PACKING = sorted(set(FAMILIES) - MUST_SEPARATE)
 
 @pytest.fixture(scope="module")
 def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder of a small random model of a family, made when first asked for."""
+    """A folder of a small random model of a family, made on first use."""
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:

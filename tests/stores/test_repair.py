@@ -1,4 +1,4 @@
-"""Damaged scores are let go and computed again; what cannot be computed stays named."""
+"""Damaged scores are removed and computed again; what cannot be computed stays named."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_the_way_out_is_named_where_the_damage_is(scored: Store) -> None:
     said = cli("store", "verify", scored.path).output
 
     assert "the `offpref score` that made them computes damaged scores" in said
-    assert "--drop-damaged" not in said  # score lets go of them itself
+    assert "--drop-damaged" not in said  # score removes them itself
 
 
 def test_no_way_out_is_named_for_what_no_command_makes(scored: Store) -> None:

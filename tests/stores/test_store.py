@@ -85,7 +85,7 @@ def test_create_opens_what_is_there_and_leaves_a_foreign_folder_alone(tmp_path: 
     with pytest.raises(StoreNotFoundError, match=r"notes\.txt"):
         Store.create(tmp_path / "work")
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["notes.txt"]
-    with pytest.raises(StoreNotFoundError, match="no store"):
+    with pytest.raises(StoreNotFoundError, match="not a store"):
         Store.open(tmp_path / "absent")
 
 
@@ -229,7 +229,7 @@ def test_duplicates_inside_a_batch_follow_the_rule(store: Store) -> None:
 
 SPLITS: dict[str, list[list[int]]] = {
     "one shard": [list(range(40))],
-    "a shard a row": [[number] for number in range(40)],
+    "one shard per row": [[number] for number in range(40)],
     "uneven": [[7, 3], list(range(10, 40)), [9, 8, 0, 1, 2, 4, 5, 6]],
     "some rows twice": [list(range(30)), list(range(10, 40)), [5]],
 }

@@ -1,4 +1,4 @@
-"""Bytes are held against their names before they are used, once for each state of a file."""
+"""Bytes are checked against their names before they are used, once for each state of a file."""
 
 import json
 import os
@@ -369,7 +369,7 @@ def test_what_cannot_be_read_is_neither_called_damaged_nor_deleted(
     os.utime(shard.path)  # it has to be looked at again
     io_error(shard.path, getattr(errno, name))
 
-    with pytest.raises(StoreReadError, match="this says nothing about its bytes"):
+    with pytest.raises(StoreReadError, match="its bytes may still be intact"):
         drop_damaged(scored.path)
     problems = verify_store(scored.path).problems
 

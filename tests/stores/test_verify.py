@@ -124,7 +124,7 @@ def test_stranger_is_found(full: Store, place: str) -> None:
 
 
 def plant(store: Store, table: pa.Table, num_rows: int | None = None) -> None:
-    """Put a file of a writer gone wrong into the store: whole by its name, live by a commit."""
+    """Put a file of a faulty writer into the store: whole by its name, live by a commit."""
     partial = store.path / "tmp" / "planted.parquet"
     own = {"offpref.table": "logps", "offpref.partition": partition_of(store)}
     metadata = own | {k.decode(): v for k, v in (table.schema.metadata or {}).items()}
@@ -175,7 +175,7 @@ def test_wrong_file_with_a_right_name_is_found(store: Store) -> None:
     assert "two rows of one key" in problems
     assert "expected 3 rows, found 2" in problems
     assert "columns are not those" in problems
-    assert "written as another table" in problems
+    assert "written for another table" in problems
 
 
 def test_compaction_copies_no_damage(store: Store) -> None:

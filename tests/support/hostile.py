@@ -205,7 +205,7 @@ def _named_a_list(root: Path, outside: Path) -> None:
         path.write_bytes(b"[1,2]")
 
 
-# What is no file
+# What is not a file
 
 
 def _kind(make: Callable[[Path, Path], None], choose: Callable[[Path], Path]) -> Variant:
@@ -328,7 +328,7 @@ def _head(weight: np.ndarray, numbers: str) -> Variant:  # type: ignore[type-arg
 
 _NUMBERS = '{"scale":1.0,"softcap":null}'
 VARIANTS |= {
-    "head: a scale that is no number": _head(np.ones((512, 64), "f4"), '{"scale":NaN}'),
+    "head: a scale that is not a number": _head(np.ones((512, 64), "f4"), '{"scale":NaN}'),
     "head: a scale of 0": _head(np.ones((512, 64), "f4"), '{"scale":0,"softcap":null}'),
     "head: a softcap of 0": _head(np.ones((512, 64), "f4"), '{"scale":1,"softcap":0}'),
     "head: a softcap without end": _head(np.ones((512, 64), "f4"), '{"scale":1,"softcap":-1e999}'),
@@ -482,16 +482,16 @@ VARIANTS |= {
         "pair_sets", _of_time("created_at", 253_402_300_799_999_999)
     ),
     "shard: a run of no year": replace_rows("runs", _of_time("started_at", 1 - 2**63)),
-    "shard: a form that is no UTF-8": replace_rows("pair_sets", _not_utf8("form")),
-    "shard: splits that are no UTF-8": replace_rows("pairs", _not_utf8("split")),
+    "shard: a form that is not UTF-8": replace_rows("pair_sets", _not_utf8("form")),
+    "shard: splits that are not UTF-8": replace_rows("pairs", _not_utf8("split")),
     "shard: attempts that no step had": replace_rows(
         "steps", with_column("attempt", lambda values: [2**31 - 1 for _ in values])
     ),
-    "shard: token_logps a token short": replace_rows(
+    "shard: token_logps one token short": replace_rows(
         "logps",
         with_column("token_logps", lambda lists: [each[:-1] for each in lists]),  # type: ignore[index]
     ),
-    "shard: token_logps a token long": replace_rows(
+    "shard: token_logps one token long": replace_rows(
         "logps",
         with_column("token_logps", lambda lists: [[*each, -1.0] for each in lists]),  # type: ignore[misc]
     ),
@@ -512,7 +512,7 @@ VARIANTS |= {
     "shard: prompts of no token": replace_rows(
         "sequences", with_column("num_prompt_tokens", lambda counts: [0 for _ in counts])
     ),
-    "shard: top ids a row short": replace_rows(
+    "shard: top ids one row short": replace_rows(
         "topk",
         with_column("ids", lambda lists: [each[:-1] for each in lists]),  # type: ignore[index]
     ),
@@ -538,11 +538,11 @@ VARIANTS |= {
         "logps", lambda rows: rows, **{"offpref.partition": "f" * 32}
     ),
     "shard: another table's": replace_rows("logps", lambda rows: rows, **{"offpref.table": "topk"}),
-    "shard: provenance that is no JSON": replace_rows(
+    "shard: provenance that is not JSON": replace_rows(
         "logps", lambda rows: rows, **{"offpref.provenance": "[[["}
     ),
     "shard: uneven row groups": _uneven,
-    "shard: settings that are no JSON": replace_rows(
+    "shard: settings that are not JSON": replace_rows(
         "pair_sets", with_column("settings", lambda values: ["{" for _ in values])
     ),
     "shard: settings of other types": replace_rows(
@@ -552,13 +552,13 @@ VARIANTS |= {
     "shard: settings that are a list": replace_rows(
         "pair_sets", with_column("settings", lambda values: ["[1]" for _ in values])
     ),
-    "shard: a run's config that is no JSON": replace_rows(
+    "shard: a run's config that is not JSON": replace_rows(
         "runs", with_column("config", lambda values: ["{" for _ in values])
     ),
     "shard: names that command a terminal": replace_rows(
         "runs", with_column("name", lambda values: [ESCAPE for _ in values])
     ),
-    "shard: sources that are no JSON": replace_rows(
+    "shard: sources that are not JSON": replace_rows(
         "pairs", with_column("source", lambda values: ["{" for _ in values])
     ),
     "shard: keys of nothing": replace_rows(

@@ -138,7 +138,7 @@ def broken_keys(
         num_tried += 1
         try:
             other_key, other_value = measure(changed)
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:  # a panic of a library in Rust is not an Exception
             if isinstance(error, KeyboardInterrupt):
                 raise
             continue  # refused, not in silence

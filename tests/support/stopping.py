@@ -34,9 +34,9 @@ def start_until(
 
 
 def send(process: subprocess.Popen[str], kind: signal.Signals) -> tuple[int, str]:
-    """Send a signal to a stopped process, let it go on, and return how it ended and what it said.
+    """Send a signal to a stopped process, continue it, and return how it ended and what it said.
 
-    A stopped process is not told of a signal before it goes on: it cannot have done more work.
+    A stopped process gets no signal before it continues: it cannot have done more work.
     """
     process.send_signal(kind)
     if kind != signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""A run that fails for want of memory or room leaves a training to go on with, and says so."""
+"""A run that runs out of memory or disk leaves a training that can be resumed, and says so."""
 
 import json
 import resource

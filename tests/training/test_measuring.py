@@ -1,4 +1,4 @@
-"""Measuring is no matter of chance, and changes nothing of what is trained."""
+"""Measuring is deterministic and does not change what is trained."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,7 +51,7 @@ def plain_logps(model: nn.Module, ids: list[int], start: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "loss_type",
     [
-        "sigmoid",  # one pass a step
+        "sigmoid",  # one pass per step
         "sft",  # what `offpref sft` trains
         "aot",  # a pass without gradient before the one with it
     ],

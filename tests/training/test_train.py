@@ -716,7 +716,7 @@ def test_sweep_costs_trainings_and_no_scoring(
     assert scored.shards("logps", scorer) == shards
     assert scored.digest("logps", scorer) == digest
     assert scored.read("runs").num_rows == 10
-    assert training_passes == 10  # one microbatch a step, and nothing else with a gradient
+    assert training_passes == 10  # one microbatch per step, and nothing else with a gradient
     assert len(passes) - training_passes == 10 * num_probes  # the self-check at each load
 
 

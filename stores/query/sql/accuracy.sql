@@ -1,14 +1,14 @@
--- How often the chosen completion has the higher reward, each pair as it was last seen.
+-- How often the chosen completion has the higher reward, each pair when it was last seen.
 -- param run runs: runs to show; all if not given
 -- param by text = 'split': what pairs are grouped by: split alone, length (tokens of the longer
---   completion), length_difference (tokens of the chosen less those of the rejected one), margin
+--   completion), length_difference (tokens of the chosen minus those of the rejected one), margin
 --   (size of the implicit reward margin), or the name of a column of the source
--- param num_buckets integer = 5: buckets of as many pairs each, for by = length, length_difference, margin
--- column pairs: which pairs: all of the split, from..to of what they are grouped by, or its value
+-- param num_buckets integer = 5: number of buckets with equally many pairs, for by = length, length_difference, margin
+-- column pairs: which pairs: all of the split, a range of what they are grouped by, or its value
 -- column num_pairs: pairs with both completions
--- column accuracy: share of them with the higher reward for the chosen one; a tie is not right
--- column reward_margin: reward of the chosen less that of the rejected one, mean
--- column loss: loss of a pair, mean
+-- column accuracy: share of them with the higher reward for the chosen one; a tie counts as wrong
+-- column reward_margin: reward of the chosen minus that of the rejected one, mean
+-- column loss: mean loss of a pair
 with shown as (
   select *
   from latest_runs

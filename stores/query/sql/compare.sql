@@ -1,14 +1,14 @@
 -- The runs side by side: the settings in which they differ, and where they ended. Losses and reward
--- margins compare only where loss, pairs and what they are in are the same.
+-- margins can be compared only if loss, pairs and reward axis are the same.
 -- param run runs: runs to compare; all if not given
 -- param num_steps integer = 10: training steps at the end that are averaged
 -- column settings: the settings that are not the same in all of these runs
--- column reward_axis: what reward margins are in; those of another beta, say, are on another axis
--- column comparable_with: the other runs of the same loss and options, pairs and reference
+-- column reward_axis: axis of the reward margins; with another beta, for example, it is another axis
+-- column comparable_with: the other runs with the same loss and options, pairs and reference
 -- column num_steps: training steps done
 -- column loss: training loss, mean of the last steps
 -- column accuracy: share of pairs with the higher reward for the chosen one, mean of these steps
--- column reward_margin: reward of the chosen less that of the rejected one, mean of these steps
+-- column reward_margin: reward of the chosen minus that of the rejected one, mean of these steps
 -- column chosen_logps: log-prob of chosen completions, nats, mean of these steps
 -- column eval_loss: loss of the last evaluation
 -- column eval_accuracy: its accuracy

@@ -1,7 +1,7 @@
 -- Loss, rewards and gradient of every step and every evaluation, run by run.
 -- param run runs: runs to show; all if not given
 -- param split text: split to show; all if not given
--- column reward_margins: reward of the chosen less that of the rejected completion, mean
+-- column reward_margins: reward of the chosen minus that of the rejected completion, mean
 -- column accuracy: share of pairs with the higher reward for the chosen one
 -- column chosen_logps: log-prob of chosen completions, mean, nats
 -- column rejected_logps: log-prob of rejected completions, mean, nats

@@ -1,10 +1,10 @@
--- How often training lowered the likelihood of chosen completions, and of rejected ones.
+-- How often training lowered the likelihood of chosen and of rejected completions.
 -- param run runs: runs to show; all if not given
 -- column num_pairs: pairs with both completions and a reference
--- column chosen_fell: share of them whose chosen completion is less likely than to the reference
+-- column chosen_fell: share of them whose chosen completion is less likely than under the reference
 -- column rejected_fell: the same, rejected completion
 -- column both_fell: share of them where both are
--- column chosen_logratio: policy's less reference's log-prob of the chosen completion, mean, nats
+-- column chosen_logratio: policy's minus reference's log-prob of the chosen completion, mean, nats
 -- column rejected_logratio: the same, rejected completion
 with shown as (
   select *

@@ -1,14 +1,14 @@
--- What the runs cost, alone and together, and what it saved that the reference was scored once.
+-- What the runs cost, alone and together, and how much scoring the reference once has saved.
 -- param run runs: runs to show; all if not given
 -- column run: the run; 'all runs' for their sum
 -- column num_steps: training steps
 -- column num_pairs: pairs of these steps
 -- column seconds: wall time of these steps
--- column pairs_per_second: pairs a second
--- column tokens_per_second: tokens through the policy a second
+-- column pairs_per_second: pairs per second
+-- column tokens_per_second: tokens through the policy per second
 -- column data_wait_percent: share of the time that was spent waiting for data
 -- column eval_seconds: wall time of evaluations
--- column lost_seconds: wall time of steps that a later attempt did again
+-- column lost_seconds: wall time of steps that a later attempt repeated
 -- column peak_memory_bytes: device memory at its peak
 -- column saved_tokens: tokens that would have gone through the reference, had it not been scored before
 -- column saved_seconds: what they would have cost at the speed of the run's own evaluations, which are

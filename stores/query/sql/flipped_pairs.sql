@@ -1,12 +1,12 @@
--- The pairs that one run has right and another one wrong, as both saw them last, with their texts.
--- param run runs: runs among which; all if not given
--- param right runs: runs that have it right; any of these if not given
--- param wrong runs: runs that have it wrong; any of these if not given
+-- The pairs that one run gets right and another one wrong, when both last saw them, with their texts.
+-- param run runs: runs to compare; all if not given
+-- param right runs: runs that get it right; any of these if not given
+-- param wrong runs: runs that get it wrong; any of these if not given
 -- param split text: split to show; all if not given
 -- param num_pairs integer = 50: pairs to show at most
--- column right_run: the run that has it right with the largest margin
--- column right_margin: its reward of the chosen less that of the rejected completion
--- column wrong_run: the run that has it wrong with the largest margin
+-- column right_run: the run that gets it right by the largest margin
+-- column right_margin: its reward of the chosen minus that of the rejected completion
+-- column wrong_run: the run that gets it wrong by the largest margin
 -- column wrong_margin: the same, below 0
 with shown as (
   select *

@@ -1,22 +1,22 @@
--- Reward against KL over policies, with those marked that no other one beats in both: from samples
--- of evaluated policies, and from the pairs of each run as it last saw them where KLs were measured.
--- Only what was measured alike is ranked; what was not is named.
+-- Reward against KL over policies; policies that no other one beats in both are marked. The rows come
+-- from samples of evaluated policies, and from the pairs of each run, when it last saw them, if KLs were
+-- measured. Only policies measured in the same way are ranked; the others are named.
 -- param run runs: runs to show; all, and evaluated policies without a run, if not given
--- param split text = 'eval': split of the pairs, where there are no samples
+-- param split text = 'eval': split of the pairs, if there are no samples
 -- column policy: the run, or the name of the evaluated policy
 -- column measured_on: 'samples' of the policy, or stored 'pairs'
--- column objective: name of the reward; of pairs 'rewards/accuracies' and 'rewards/margins', implicit
+-- column objective: name of the reward; for pairs 'rewards/accuracies' and 'rewards/margins', which are implicit
 -- column reward: mean of the reward
 -- column reward_error: its standard error
 -- column kl: KL(policy || reference) of a completion, mean, nats
 -- column kl_source: 'samples', 'exact' or 'topk-bound', a lower bound
 -- column num_measured: samples, or pairs
--- column is_pareto: no other policy of the same conditions has at least this reward at no more KL,
---   and one of both better; null without a KL
--- column conditions: how it was measured, as far as that is not alike for all of the objective's
---   policies: of samples how and from which prompts they were drawn, and who judged them; of pairs
---   which, what their rewards are in, and what the KL is taken from; the reference
--- column left_out: policies of other conditions, which this one is not ranked against; null if none
+-- column is_pareto: no other policy of the same conditions has at least this reward at no more KL
+--   and is better in one of them; null without a KL
+-- column conditions: how it was measured, as far as this differs between the objective's policies:
+--   for samples, the prompts, the sampling settings and the source of the reward; for pairs, the
+--   pairs, the axis of their rewards and the source of the KL; the reference
+-- column left_out: policies measured in other ways, which this one is not ranked against; null if none
 with shown as (
   select *
   from latest_runs

@@ -1,6 +1,6 @@
--- The KL of each run to its reference, averaged over tenths of the run; bounds are no KLs, see kl_source.
+-- The KL of each run to its reference, averaged over tenths of the run; bounds are not KLs, see kl_source.
 -- param run runs: runs to show; all if not given
--- column loss_type: loss, as --loss-type spells it
+-- column loss_type: the loss, as in --loss-type
 -- column kl_tier: tier of the reference scores that KLs were taken from
 -- column up_to_step: last step of the tenth
 -- column chosen_forward_kl: KL(reference || policy) of a chosen completion, mean, nats

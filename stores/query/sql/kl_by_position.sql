@@ -1,12 +1,12 @@
 -- Where in a completion policy and reference differ: means over tokens, by position, at the last step
--- of which each run kept tokens.
+-- for which each run recorded tokens.
 -- param run runs: runs to show; all if not given
 -- param split text: split to show; all if not given
--- column from_position: first place in the completion, from 1 on
--- column to_position: last one; each range is twice as long as the one before
--- column num_tokens: tokens at these places
+-- column from_position: first position in the completion, starting at 1
+-- column to_position: last position; each range is twice as long as the one before
+-- column num_tokens: tokens at these positions
 -- column forward_kl: KL(reference || policy) at a token, mean, nats; null if it was not measured
--- column logratio: policy's less reference's log-prob of a token, mean, nats; null without reference
+-- column logratio: policy's minus reference's log-prob of a token, mean, nats; null without reference
 -- column entropy: of the policy's distribution at a token, mean, nats; null if it was not measured
 with shown as (
   select *

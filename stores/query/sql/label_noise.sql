@@ -1,11 +1,11 @@
--- The pairs that every run has wrong, as each saw them last: their labels may be the wrong way round.
--- param run runs: runs that are asked; all if not given
+-- The pairs that every run gets wrong, when each last saw them: their labels may be swapped.
+-- param run runs: runs to consider; all if not given
 -- param split text: split to show; all if not given
 -- param min_runs integer = 2: runs that must have seen a pair
 -- param num_pairs integer = 50: pairs to show at most
 -- column num_runs: runs that have seen the pair; every one gives the rejected completion more reward
--- column reward_margin: reward of the chosen less that of the rejected completion, mean over runs
--- column smallest_margin: the same, of the run that has it least wrong
+-- column reward_margin: reward of the chosen minus that of the rejected completion, mean over runs
+-- column smallest_margin: the same, for the run that gets it least wrong
 with shown as (
   select *
   from latest_runs

@@ -1,12 +1,12 @@
--- Whether rewards and likelihoods follow length: Spearman's rank correlations, over completions, and
+-- Whether rewards and likelihoods depend on length: Spearman's rank correlations, over completions, and
 -- over pairs for the margin.
 -- param run runs: runs to show; all if not given
--- column num_completions: distinct completions, each as it was last seen
+-- column num_completions: distinct completions, each when it was last seen
 -- column length_logps: correlation of a completion's tokens with its log-prob
 -- column length_mean_logps: with its log-prob divided by its tokens
 -- column length_reward: with its implicit reward
 -- column num_pairs: pairs with both completions
--- column length_margin: correlation of chosen's less rejected's tokens with the reward margin
+-- column length_margin: correlation of the difference in tokens (chosen minus rejected) with the reward margin
 with shown as (
   select *
   from latest_runs

@@ -1,7 +1,7 @@
--- The distribution of reward margins, each pair as it was last seen.
+-- The distribution of reward margins, each pair when it was last seen.
 -- param run runs: runs to show; all if not given
 -- column num_pairs: pairs with both completions
--- column mean: mean of chosen_rewards less rejected_rewards
+-- column mean: mean of chosen_rewards minus rejected_rewards
 -- column deviation: standard deviation
 -- column q05: 5 % of the pairs have less
 -- column q25: 25 % of the pairs have less

@@ -1,10 +1,10 @@
--- Training against held-out pairs at the last evaluation of each run, and when it was best.
+-- Training compared with held-out pairs at the last evaluation of each run, and when the latter was best.
 -- param run runs: runs to show; all if not given
 -- param num_steps integer = 10: training steps before the evaluation that are averaged
 -- column step: optimizer steps done at the last evaluation
 -- column train_loss: mean of the training steps before it
 -- column eval_loss: loss of the held-out pairs
--- column loss_gap: eval_loss less train_loss
+-- column loss_gap: eval_loss minus train_loss
 -- column train_accuracy: share of pairs with the higher reward for the chosen one, these steps
 -- column eval_accuracy: the same, held-out pairs
 -- column best_step: optimizer steps done at the evaluation with the lowest loss

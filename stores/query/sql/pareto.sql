@@ -1,18 +1,18 @@
--- Several objectives at once, with the policies marked that no other one beats in all: mean rewards
--- of samples where policies were evaluated, else stored rewards of the completions of each pair that
--- the policy prefers. Only what was measured alike is ranked; what was not is named.
+-- Several objectives at once; policies that no other one beats in all are marked. The rewards are means
+-- over samples if policies were evaluated, otherwise stored rewards of the completion of each pair that
+-- the policy prefers. Only policies measured in the same way are ranked; the others are named.
 -- param run runs: runs to show; all, and evaluated policies without a run, if not given
--- param split text = 'eval': split of the pairs, where there are no samples
+-- param split text = 'eval': split of the pairs, if there are no samples
 -- column policy: the run, or the name of the evaluated policy
 -- column measured_on: 'samples' of the policy, or stored 'pairs'
 -- column rewards: mean reward by objective
 -- column num_measured: samples, or pairs
--- column is_pareto: no other policy of the same conditions is at least as good for every objective and
---   better for one
--- column conditions: how it was measured, as far as that is not alike for all policies here: of samples
---   how and from which prompts they were drawn, and who judged them; of pairs which, and what the
---   rewards are in that tell which completion the policy prefers; the objectives
--- column left_out: policies of other conditions, which this one is not ranked against; null if none
+-- column is_pareto: no other policy of the same conditions is at least as good for every objective
+--   and better for one
+-- column conditions: how it was measured, as far as this differs between the policies: for samples,
+--   the prompts, the sampling settings and the source of the reward; for pairs, the pairs and the axis
+--   of the rewards that decide which completion the policy prefers; the objectives
+-- column left_out: policies measured in other ways, which this one is not ranked against; null if none
 with shown as (
   select *
   from latest_runs

@@ -1,13 +1,13 @@
 -- Whether the order of rewards is the order of likelihoods, which decides what is sampled: a
--- contingency table over pairs, each as it was last seen.
+-- contingency table over pairs, each when it was last seen.
 -- param run runs: runs to show; all if not given
 -- param likelihood text = 'mean': log-prob per token ('mean'), or of the whole completion ('sum')
 -- column num_pairs: pairs with both completions
 -- column both_right: share of them where the chosen one has the higher reward and is more likely
 -- column reward_right: share where it has the higher reward, but is not more likely
--- column likelihood_right: share where it is more likely, but has not the higher reward
+-- column likelihood_right: share where it is more likely, but does not have the higher reward
 -- column both_wrong: share of all others
--- column agreement: share where both orders say the same
+-- column agreement: share where both orders agree
 with shown as (
   select *
   from latest_runs

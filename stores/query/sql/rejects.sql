@@ -1,7 +1,7 @@
 -- Why rows of the sources could not be used, by pair set and reason, with the first such row.
 -- column num_rows: rows of this reason
 -- column first_file: file of the first of them, as given
--- column first_row: its row in that file, from 0 on
+-- column first_row: its row in that file, starting at 0
 select
   pair_set,
   pair_set_fingerprint,

@@ -1,7 +1,7 @@
--- The runs, the newest first: what they were, how far they came, and how they ended.
+-- The runs, the newest first: what they were, how far they got, and how they ended.
 -- param run runs: runs to show; all if not given
 -- column started_at: when its newest attempt started, UTC
--- column loss_type: loss, as --loss-type spells it
+-- column loss_type: the loss, as in --loss-type
 -- column first_loss: loss of the first training step
 -- column last_loss: loss of the last one
 -- column accuracy: share of the last training step's pairs with the higher reward for the chosen one

@@ -2,11 +2,11 @@
 -- a reference's scores again.
 -- column table_name: the table; of reference scores the tier
 -- column partition: fingerprint of the tokenizer, the scorer or the reward source, or id of the run
--- column name: what a person calls it
+-- column name: the name that a person gave it
 -- column num_rows: rows in shards; a row that is in two of them counts twice
 -- column num_bytes: size on disk
 -- column num_shards: files
--- column bytes_per_row: num_bytes by num_rows
+-- column bytes_per_row: num_bytes divided by num_rows
 -- column num_runs: of scores: runs that were trained against them
 -- column num_pairs_read: of scores: pairs that these runs looked up in training and evaluation
 with used as (

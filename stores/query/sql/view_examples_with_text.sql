@@ -2,7 +2,7 @@
 -- each objective. Costs joins with every text: ask examples where those are not needed.
 -- column run: the run, as latest_runs names it
 -- column source: the source's other columns as JSON: source->>'language'
--- column reward_margins: chosen_rewards less rejected_rewards; null if unpaired
+-- column reward_margins: chosen_rewards minus rejected_rewards; null if unpaired
 -- column chosen_objectives: rewards of the chosen completion by objective; null if there are none
 -- column rejected_objectives: the same, rejected completion
 with objectives as (

@@ -1,4 +1,4 @@
--- A completion of a pair as a run saw it last: last_examples, with a row a side.
+-- A completion of a pair when a run last saw it: last_examples, with one row per side.
 -- column side: 'chosen' or 'rejected'
 -- column num_completion_tokens: tokens of the completion
 -- column policy_logps: log-prob of the completion under the policy, summed over tokens, nats

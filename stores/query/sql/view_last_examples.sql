@@ -1,5 +1,5 @@
--- A pair as a run saw it last, in each split: its newest step.
--- column reward_margins: chosen_rewards less rejected_rewards; null if unpaired
+-- A pair when a run last saw it, in each split: its newest step.
+-- column reward_margins: chosen_rewards minus rejected_rewards; null if unpaired
 select
   examples.*,
   chosen_rewards - rejected_rewards as reward_margins

@@ -1,5 +1,5 @@
--- A run, as its newest attempt has it, under a name that tells it from every other run.
--- column run: its name; with @ and the beginning of run_id where several runs share the name
+-- A run, as its newest attempt has it, under a unique name.
+-- column run: its name; followed by @ and a prefix of run_id if several runs share the name
 -- column num_attempts: attempts at it: 1, and one more for each resume
 select
   if(

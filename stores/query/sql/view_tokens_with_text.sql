@@ -2,10 +2,10 @@
 -- only the completions that are left are taken apart.
 -- column run: the run, as latest_runs names it
 -- column side: 'chosen' or 'rejected'; 'chosen' where both are one sequence
--- column position: place in the completion, from 1 on
+-- column position: position in the completion, starting at 1
 -- column id: the token's id
--- column token: its text; what is no UTF-8 is shown as \xE2
--- column is_special: a control token, no part of the text
+-- column token: its text; bytes that are not UTF-8 are shown as \xE2
+-- column is_special: a control token, not part of the text
 -- column policy_token_logps: log-prob under the policy, nats
 -- column ref_token_logps: log-prob under the run's reference, nats; null without one
 -- column forward_kl: KL(reference || policy) of the distributions at this token, nats

@@ -1,8 +1,8 @@
--- The pairs that a run has most wrong, with their texts.
+-- The pairs that a run gets most wrong, with their texts.
 -- param run runs: runs to show; all if not given
 -- param split text: split to show; all if not given
 -- param num_pairs integer = 50: pairs to show at most
--- column reward_margin: reward of the chosen less that of the rejected completion
+-- column reward_margin: reward of the chosen minus that of the rejected completion
 with wrong as (
   select
     latest_runs.run,

@@ -21,7 +21,7 @@ const isLessBetter = (metric) => /kl|loss|tokens|self_bleu/i.test(metric);
 const pointLabel = (metric) => POINT_METRICS[metric] || visible(metric);
 
 // What two points must share to be ranked against each other in two metrics: which pairs or prompts,
-// the reference, how samples were drawn, what a reward is in; a bound of a KL is no KL.
+// the reference, how samples were drawn, what a reward is in; a bound of a KL is not a KL.
 function measuredAs(point, metrics) {
   const axes = metrics.map((metric) => (point.axes && point.axes[metric]) ?? null);
   const isBound = point.has_bounds && metrics.some((metric) => /kl/i.test(metric));

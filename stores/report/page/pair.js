@@ -59,7 +59,7 @@ function whyNoTokens(source) {
   return note("No token values of this pair in this run: ", command("offpref train ... --log-tokens all"), " keeps them, ", command("--log-tokens eval"), " those of held-out pairs.");
 }
 
-// Draw the pair; only the last one asked for is shown, however long its tokens take to unpack.
+// Draw the pair; only the last one requested is shown, however long its tokens take to unpack.
 async function drawPair(pair, source) {
   pairState.pair = pair;
   const tokens = await tokensOfPair(pair);

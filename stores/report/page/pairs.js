@@ -4,7 +4,7 @@ const ROWS_PER_PAGE = 50;
 const pairsState = { source: null, sort: null, isDescending: false, search: "", split: "", pairSet: "", kind: "", page: 0, order: [], pair: null };
 
 let table = null; // the columns of the pairs, from the page's block
-let measured = []; // by run: columns with a value a pair
+let measured = []; // by run: columns with one value per pair
 
 const COLUMNS = [
   { name: "prompt", label: "Prompt" },

@@ -1,7 +1,7 @@
 -- The pairs of the page: those with token values first, then in the order of their keys, which are
 -- hashes. A pair that several versions of pair sets hold is one row, as the newest version has it
 -- that a run was trained on, else the newest.
--- Samples of evaluated policies are no pairs, unless a run was trained on them.
+-- Samples of evaluated policies are not pairs, unless a run was trained on them.
 with shown as (
   select
     pairs.*

@@ -55,7 +55,7 @@ function settingTags(run) {
   return el("span", { class: "tags" }, settings.map(([name, value]) => el("span", { class: "tag", dir: "auto" }, `${visible(name)} `, el("b", {}, visible(value)))));
 }
 
-// Checkboxes, one a run; all places where they stand are kept alike.
+// Checkboxes, one per run; all groups of them are kept in sync.
 function runChips() {
   const boxes = values.runs.map((_, run) => {
     const box = el("input", { type: "checkbox", checked: shownRuns.has(run), "data-run": run, onchange: () => {

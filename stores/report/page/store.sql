@@ -1,4 +1,4 @@
--- What the store holds, in numbers; samples of evaluated policies are no pairs.
+-- What the store holds, in numbers; samples of evaluated policies are not pairs.
 with given as (
   select *
   from pairs

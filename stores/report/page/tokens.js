@@ -25,7 +25,7 @@ function arraysOf(side, source) {
 
 const measuresIn = (found) => Object.keys(TOKEN_MEASURES).filter((name) => found.some((arrays) => arrays && arrays[name]));
 
-// How strong a value is, before it is held against the scale.
+// How strong a value is, before it is placed on the scale.
 const strength = (measure, value) => (measure === "logps" ? -value : value);
 
 // The colours' range: the 98th percentile, so that one odd token does not pale the others.

@@ -290,7 +290,7 @@ def test_vanished_file_is_one_line_that_names_it(store: Store) -> None:
 
 
 def test_folder_without_a_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match="no store"):
+    with pytest.raises(StoreNotFoundError, match="not a store"):
         open_catalog(tmp_path)
 
 

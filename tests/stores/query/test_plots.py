@@ -167,7 +167,7 @@ def test_question_without_a_picture_is_told_which_have_one(
     done = CliRunner().invoke(main, ["query", str(store.path), question, "--plot", str(path)])
     assert done.exit_code == 1
     assert done.output == (
-        f"Error: {question!r} has no picture; these questions have: curves, displacement, "
+        f"Error: {question!r} has no plot; these questions have: curves, displacement, "
         "frontier, kl_by_position, length_bias, margins, overfit, pareto\n"
     )
 

@@ -359,7 +359,7 @@ def test_label_noise_is_what_every_run_has_wrong(three_runs: Store) -> None:
     assert (row["prompt"], row["num_runs"]) == ("p2", 3)
     assert (row["reward_margin"], row["smallest_margin"]) == (-2.0, -1.0)
     assert [r["prompt"] for r in ask(three_runs, "label_noise", run="b,c")] == ["p1", "p2"]
-    assert ask(three_runs, "label_noise", run="b") == []  # one run is no agreement
+    assert ask(three_runs, "label_noise", run="b") == []  # one run cannot agree with itself
     assert len(ask(three_runs, "label_noise", run="b", min_runs="1")) == 2
 
 
@@ -410,7 +410,7 @@ def test_efficiency_counts_training_and_what_the_cache_saved(store: Store) -> No
     assert (dpo["num_steps"], dpo["num_pairs"], dpo["seconds"]) == (2, 8, 4.0)
     assert (dpo["pairs_per_second"], dpo["tokens_per_second"]) == (2.0, 50.0)
     assert (dpo["data_wait_percent"], dpo["peak_memory_bytes"], dpo["eval_seconds"]) == (1, 5, 5)
-    # 700 tokens, at the 100 tokens a second of its evaluation.
+    # 700 tokens, at the 100 tokens per second of its evaluation.
     assert (dpo["saved_tokens"], dpo["saved_seconds"], dpo["lost_seconds"]) == (700, 7.0, 0.0)
     assert (simpo["saved_tokens"], simpo["saved_seconds"], simpo["lost_seconds"]) == (0, 0, 3)
     assert (every["run"], every["seconds"], every["peak_memory_bytes"]) == ("all runs", 8.0, 7)
@@ -437,7 +437,7 @@ def test_store_tells_how_often_scores_were_used(store: Store) -> None:
 
 
 def put_evaluations(store: Store, **policies: tuple[dict[str, float], float]) -> None:
-    """Write an evaluation a policy: its rewards by objective and its reverse KL."""
+    """Write one evaluation per policy: its rewards by objective and its reverse KL."""
     rows = [
         {
             "evaluation_id": key(number), "name": name, "num_prompts": 10, "num_samples": 2,

@@ -78,7 +78,7 @@ def test_a_question_that_takes_too_long_is_one_line(store: Store) -> None:
 
     assert found.returncode == 1
     assert found.stderr == (
-        "Error: the query took longer than it may; --timeout allows more seconds\n"
+        "Error: the query took longer than its timeout; --timeout allows more\n"
     )
 
 
@@ -108,14 +108,14 @@ def test_a_signal_ends_a_question_at_once_and_leaves_nothing(
     found, said = send(process, number)
 
     assert found == code
-    assert said == f"{word}\n"  # a question keeps nothing that could go on
+    assert said == f"{word}\n"  # a question leaves nothing to resume
     assert list(spill.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spill", "store"]
 
 
 def test_the_time_runs_anew_for_each_question(store: Store) -> None:
     with Catalog(store, QueryLimits(timeout_seconds=0.3)) as catalog:
-        with pytest.raises(QueryRefusedError, match="longer than it may"):
+        with pytest.raises(QueryRefusedError, match="longer than its timeout"):
             catalog.select(ENDLESS)
         assert catalog.select("select 1 as one").to_pylist() == [{"one": 1}]
 

@@ -168,7 +168,7 @@ def test_every_column_of_every_view_and_question_has_a_meaning(store: Store) -> 
 def test_schema_lists_every_column_with_type_and_meaning(store: Store) -> None:
     shown = query(store.path, "--schema").stdout
 
-    assert "\nlogps: what a reference says of a sequence, tier logps\n" in shown
+    assert "\nlogps: a reference's scores of a sequence, tier logps\n" in shown
     assert re.search(r"^    token_logps +FLOAT\[\] +log-prob of each completion", shown, re.M)
     assert re.search(r"^    run +VARCHAR +the run, as latest_runs names it", shown, re.M)
 
@@ -179,13 +179,13 @@ def test_list_names_questions_and_their_parameters(store: Store) -> None:
     assert [line.partition(":")[0] for line in shown.splitlines() if line[0] != " "] == (
         query_names()
     )
-    assert "    num_buckets (integer) = 5: buckets of as many" in shown
+    assert "    num_buckets (integer) = 5: number of buckets" in shown
 
 
 def test_json_is_standard_and_keeps_what_is_nested(store: Store) -> None:
     shown = query(store.path, NESTED, "--format", "json").stdout
 
-    (row,) = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    (row,) = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert row == {
         "id": 1, "loss": None, "metrics": {"a": 1.5}, "list": [1, None], "struct": {"x": "a|b"},
         "key": "00000000-0000-0000-0000-000000000001", "total": 3,
@@ -293,7 +293,7 @@ def test_own_sql_declares_parameters_as_named_questions_do(measured: Store, tmp_
     [
         (["--", "-- param x date: when\nselect 1"], "expected a comment like `param NAME integer"),
         ([], "expected one question"),
-        (["runs", "--file", ROOT / "stores" / "sql" / "runs.sql"], "expected one question"),
+        (["runs", "--file", ROOT / "stores/query/sql/runs.sql"], "expected one question"),
         (["runs", "--list"], "go without anything else"),
         (["--list", "--schema"], "go without anything else"),
         (["--list", "--limit", "0"], "--limit takes no effect without a question"),
