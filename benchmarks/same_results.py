@@ -6,6 +6,7 @@ the weights, the answers. Only clocks, random names, paths, versions and sizes o
 left out. Files of digests of two versions are then compared; a line names each that differs.
 
     python benchmarks/same_results.py run FOLDER DIGESTS.json
+    python benchmarks/same_results.py digest FOLDER DIGESTS.json    (of a folder that is there)
     python benchmarks/same_results.py compare BEFORE.json AFTER.json
 """
 
@@ -29,10 +30,13 @@ start()
 """
 VOLATILE = {
     "run_id", "attempt", "seconds", "data_wait_seconds", "peak_memory_bytes", "time", "written_at",
-    "started_at", "ended_at", "measured_at", "evaluation_id", "versions", "provenance", "config",
-    "config_fingerprint", "at", "happened_at", "host", "process_id", "source_path", "path",
+    "started_at", "ended_at", "measured_at", "evaluation_id", "versions", "provenance",
+    "source_file",
 }  # fmt: skip
 BY_RUN = ("runs", "steps", "examples", "tokens", "evaluations", "generations")
+WITH_NAMES_OF_HERE = (*BY_RUN, "pairs", "rejects", "pair_sets")  # and so have their row hashes
+LEFT_OUT = ("run_events",)  # heartbeats and clocks
+NEW_SETTINGS = ("loss_option",)  # of the run's configuration, since what is compared
 MORE_STEPS = ("--max-steps", "2", "--pairs-per-step", "16", "--learning-rate", "1e-3",
               "--eval-every", "1", "--log-tokens", "all", "--device", "cpu")  # fmt: skip
 LOSSES: dict[str, tuple[str, ...]] = {
@@ -67,7 +71,6 @@ QUESTIONS = ("accuracy", "frontier", "compare", "kl", "length_bias", "displaceme
 def run(folder: Path, digests: Path) -> None:
     """Run everything in ``folder`` and write what it gave."""
     folder.mkdir(parents=True)
-    found: dict[str, str] = {}
     offpref("demo", str(folder))
     store, sft = str(folder / "store"), str(folder / "sft")
     common = (store, "--pair-set", "reviews", "--model", sft)
@@ -102,10 +105,17 @@ def run(folder: Path, digests: Path) -> None:
     )
     offpref("soup", str(folder / "soup"), "--run", f"{folder / 'dpo'}=0.5",
             "--run", f"{folder / 'simpo'}=0.5")  # fmt: skip
+    digest_all(folder, digests)
+
+
+def digest_all(folder: Path, digests: Path) -> None:
+    """Write a digest of all that a run has left in ``folder``."""
+    found: dict[str, str] = {}
+    store = str(folder / "store")
     for question in QUESTIONS:
         words = offpref("query", store, question, may_fail=True).replace(str(folder), "FOLDER")
         found[f"answer {question}"] = digest(re.sub(r"\d{4}-\d\d-\d\d[^│|]*", "DATE", words))
-    found |= stored(folder / "store")
+    found |= stored(folder / "store", folder)
     for path in sorted(folder.rglob("*.safetensors")):
         if "store" not in path.relative_to(folder).parts[0]:
             found[f"weights {path.relative_to(folder)}"] = digest(path.read_bytes())
@@ -123,17 +133,24 @@ def offpref(*words: str, may_fail: bool = False) -> str:
     return done.stdout
 
 
-def stored(store: Path) -> dict[str, str]:
+def stored(store: Path, home: Path) -> dict[str, str]:
     """Return a digest of each table under each fingerprint, and of each description."""
     names = run_names(store)
     found: dict[str, str] = {}
     for folder in sorted((store / "data").glob("*/*")):
         table, key = folder.parent.name, folder.name
+        if table in LEFT_OUT:
+            continue
         rows = duckdb.sql(f"select * from read_parquet('{folder}/*/*.parquet')")
         types = dict(zip(rows.columns, map(str, rows.types), strict=True))
         kept = [c for c in types if c not in VOLATILE and "TIMESTAMP" not in types[c]]
-        lines = sorted(json.dumps(list(map(plain, row)))
-                       for row in rows.select(*(f'"{c}"' for c in kept)).fetchall())  # fmt: skip
+        if table in WITH_NAMES_OF_HERE:
+            kept.remove("row_hash")
+        lines = sorted(
+            json.dumps(list(map(plain, row))).replace(str(home), "FOLDER")
+            for row in rows.select(*(f'"{c}"' for c in kept)).fetchall()
+        )
+        lines = [line.replace(str(home), "FOLDER") for line in lines]
         name = names.get(key, key) if table in BY_RUN else key
         found[f"table {table} {name}"] = digest("\n".join(lines))
     for path in sorted((store / "specs").glob("*.json")):
@@ -162,6 +179,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in sorted(value.items()) if k not in VOLATILE}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
+    if isinstance(value, str) and value.startswith("{"):
+        return {k: v for k, v in json.loads(value).items() if k not in NEW_SETTINGS}
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
@@ -184,4 +203,6 @@ def compare(before: Path, after: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "compare": compare}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    {"run": run, "digest": digest_all, "compare": compare}[sys.argv[1]](
+        Path(sys.argv[2]), Path(sys.argv[3])
+    )

@@ -1,6 +1,5 @@
 """The command ``add``: data becomes a pair set."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from .terminal import say_lines
 @command(options_of(AddSettings), name="add", takes_config=True)
 def add(store: Path, **options: Any) -> None:
     """Put pairs, prompts with completions, or unpaired labels into STORE."""
+    from offpref.pipeline.api.lines import pair_set_lines
     from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
     from offpref.pipeline.progress import RowBar
     from offpref.stores.store import Store
-
-    from .printing import pair_set_lines
 
     settings = with_length(settings_from(AddSettings, options))
     check_sources(settings)
@@ -31,9 +29,7 @@ def add(store: Path, **options: Any) -> None:
 
 def with_length(settings: AddSettings) -> AddSettings:
     """Return settings whose longest sequence fits the model beside the tokenizer, if any is."""
-    from offpref.pipeline.models.fingerprints import default_max_length
+    from offpref.pipeline.pairs.add import fitted
 
-    if settings.max_length is not None:
-        return settings
     with usage_errors():  # a model of one position
-        return replace(settings, max_length=default_max_length(settings.tokenizer))
+        return fitted(settings)

@@ -14,10 +14,9 @@ from .terminal import say_lines
 )
 def evaluate(store: Path, **options: Any) -> None:
     """Sample from a policy; measure rewards, KL to the reference, entropy and diversity."""
+    from offpref.pipeline.api.lines import evaluation_lines
     from offpref.pipeline.progress import TokenBar
     from offpref.stores.store import Store
-
-    from .printing import evaluation_lines
 
     samples = settings_from(SampleSettings, options) if options["num_samples"] else None
     settings = settings_from(EvaluateSettings, options, samples=samples)

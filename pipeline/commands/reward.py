@@ -12,11 +12,10 @@ from .terminal import say_lines
 @command(options_of(RewardSettings), name="reward", takes_config=True)
 def reward(store: Path, **options: Any) -> None:
     """Stage one: write margin rewards of one objective, for completions that have none."""
+    from offpref.pipeline.api.lines import reward_lines
     from offpref.pipeline.progress import TokenBar
     from offpref.pipeline.rewards.reward import plan_reward, run_reward
     from offpref.stores.store import Store
-
-    from .printing import reward_lines
 
     settings = settings_from(RewardSettings, options)
     with TokenBar("reward") as bar:

@@ -40,13 +40,12 @@ class DryRunSettings:
 )
 def score(store: Path, **options: Any) -> None:
     """Stage one: write the reference's scores of every sequence that lacks them."""
+    from offpref.pipeline.api.lines import dry_run_lines, pair_set_lines, score_lines
     from offpref.pipeline.models.fingerprints import model_config
     from offpref.pipeline.pairs.add import check_sources
     from offpref.pipeline.progress import TokenBar
     from offpref.pipeline.scores.score import estimate_cost, plan_score, run_score
     from offpref.stores.store import Store
-
-    from .printing import dry_run_lines, pair_set_lines, score_lines
 
     settings, is_dry_run = _settings(options), bool(options["dry_run"])
     if settings.data is not None:

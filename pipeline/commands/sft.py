@@ -55,10 +55,9 @@ class ScratchSettings:
 )
 def sft(store: Path, **options: Any) -> None:
     """Fine-tune on demonstrations, or on the chosen completions of pairs (Preferred-FT)."""
+    from offpref.pipeline.api.lines import training_lines
     from offpref.pipeline.progress import TokenBar
     from offpref.stores.store import Store
-
-    from .printing import training_lines
 
     scratch = settings_from(ScratchSettings, options)
     settings = settings_from(TrainSettings, _with_start(options), loss_type=("sft",))
@@ -103,11 +102,10 @@ def _make_start(settings: TrainSettings, config: Path, vocab_size: int, data: Ad
 
 
 def _add(store: Path, settings: AddSettings) -> None:
+    from offpref.pipeline.api.lines import pair_set_lines
     from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
     from offpref.pipeline.progress import RowBar
     from offpref.stores.store import Store
-
-    from .printing import pair_set_lines
 
     check_sources(settings)
     opened = Store.create(store)

@@ -12,10 +12,9 @@ from .terminal import say_lines
 @command(options_of(TrainSettings), name="train", takes_config=True)
 def train(store: Path, **options: Any) -> None:
     """Stage two: train a policy on STORE's pairs against the reference's stored scores."""
+    from offpref.pipeline.api.lines import training_lines
     from offpref.pipeline.progress import TokenBar
     from offpref.stores.store import Store
-
-    from .printing import training_lines
 
     opened = Store.open(store)
     settings = settings_from(TrainSettings, options)

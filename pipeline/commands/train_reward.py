@@ -12,10 +12,9 @@ from .terminal import say_lines
 @command(options_of(RewardTrainSettings), name="train-reward", takes_config=True)
 def train_reward(store: Path, **options: Any) -> None:
     """Train a Bradley-Terry reward model on STORE's pairs, for `reward --from model`."""
+    from offpref.pipeline.api.lines import reward_model_lines
     from offpref.pipeline.progress import TokenBar
     from offpref.stores.store import Store
-
-    from .printing import reward_model_lines
 
     settings = settings_from(RewardTrainSettings, options)
     from offpref.pipeline.rewards.train_model import train_reward as run  # brings torch

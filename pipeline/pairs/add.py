@@ -10,12 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 
+from offpref.pipeline.models.fingerprints import default_max_length
 from offpref.pipeline.read_ahead import read_ahead
 from offpref.stores import keys
 from offpref.stores.errors import SourceError
@@ -82,6 +83,17 @@ def check_sources(settings: AddSettings) -> None:
     for address in settings.data:
         source_files(address)
     tokenizer_files(settings.tokenizer)
+
+
+def fitted(settings: AddSettings) -> AddSettings:
+    """Return settings whose longest sequence fits the model beside the tokenizer, if any is.
+
+    Raises:
+        ValueError: If that model has one position.
+    """
+    if settings.max_length is not None:
+        return settings
+    return replace(settings, max_length=default_max_length(settings.tokenizer))
 
 
 def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:

@@ -1,6 +1,6 @@
 """Ask a store questions in SQL: an in-memory DuckDB over the live shards, with views.py's views.
 
-Only a SELECT and its like are accepted, and they read live shards and nothing else: no other file,
+Only SELECT and similar statements are accepted, and they read live shards and nothing else: no other file,
 no network, no extension, no Python variable. The bytes of every shard that a question may read are
 checked against its name before DuckDB sees them (verified.py). A catalog shows the store as it was
 when it was opened; a shard that was compacted since is found again.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import duckdb
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Catalog", "QueryAnswer", "open_catalog", "query_names"]
 
 Found = TypeVar("Found")
+Relation: TypeAlias = duckdb.DuckDBPyRelation
+"""A relation of DuckDB: ``.df()``, ``.arrow()`` and ``.pl()`` read it."""
 
 _LISTS_VIEWS = re.compile(r"\bshow\b|\bduckdb_|\binformation_schema\b|\bpg_|\bsqlite_", re.I)
 _CHUNK = 10_000
@@ -66,7 +68,7 @@ def open_catalog(path: Path, limits: QueryLimits | None = None) -> "Catalog":
 
     Args:
         path: Folder of the store.
-        limits: What a question may take; None for the usual.
+        limits: Limits of a question; None for the defaults.
 
     Raises:
         StoreNotFoundError: If there is no store.
@@ -103,7 +105,7 @@ class Catalog:
 
     @property
     def store(self) -> LiveStore:
-        """The store that is asked."""
+        """The store."""
         return self._store
 
     def select(
@@ -196,21 +198,19 @@ class Catalog:
             lines.append(f"... more than {limit} rows; --limit shows more")
         return "\n".join(lines)
 
-    def sql(
-        self, question: str, parameters: Mapping[str, str] | None = None
-    ) -> duckdb.DuckDBPyRelation:
+    def sql(self, question: str, parameters: Mapping[str, str] | None = None) -> Relation:
         """Return the answer as a relation of DuckDB's; nothing is read until rows are fetched.
 
         Arguments and errors are `select`'s.
         """
 
-        def run(sql: str, values: Mapping[str, Value]) -> duckdb.DuckDBPyRelation:
+        def run(sql: str, values: Mapping[str, Value]) -> Relation:
             cursor = self._connection.duckdb.cursor()
             return cursor.sql(sql, params=dict(values) or None)
 
         return self._ask(question, parameters or {}, run)
 
-    def relation(self, view: str) -> duckdb.DuckDBPyRelation:
+    def relation(self, view: str) -> Relation:
         """Return a view as a relation of DuckDB's, to build on in Python.
 
         Raises:
@@ -220,7 +220,7 @@ class Catalog:
             known = ", ".join(sorted(view_names()))
             raise ValueError(f"no view is called {view!r}; there are: {known}")
 
-        def find() -> duckdb.DuckDBPyRelation:
+        def find() -> Relation:
             self._readable.make_readable(needed_views(view))
             self._add_views(needed_views(view))
             return self._connection.duckdb.cursor().view(view)
@@ -299,7 +299,7 @@ class Catalog:
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> QueryRefusedError:
-        """What to say of an error of DuckDB's; of too little memory, what may help."""
+        """The message for an error of DuckDB; for too little memory, what may help."""
         if not isinstance(error, MemoryError | duckdb.OutOfMemoryException):
             return QueryRefusedError(f"the query failed: {first_line(error)}")
         advice = "--memory-limit allows more"

@@ -28,7 +28,7 @@ _SETTINGS = (
 )
 
 
-# Connections that are busy for ever: to free one would end the process with a complaint of its own.
+# Connections that stay busy forever: to free one would end the process with a complaint of its own.
 _STUCK: list[object] = []
 
 

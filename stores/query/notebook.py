@@ -50,25 +50,30 @@ class Notebook:
         return sorted(view_names())
 
     def view(self, name: str) -> duckdb.DuckDBPyRelation:
-        """Return a view as a relation of DuckDB's; nothing is read before it is asked for rows.
+        """Return a view as a relation of DuckDB's; nothing is read until rows are fetched.
 
         Raises:
             ValueError: If there is no such view.
         """
         return self._catalog.relation(name)
 
-    def arrow(self, question: str, **parameters: str) -> "pa.Table":
+    def sql(self, question: str, **parameters: str) -> duckdb.DuckDBPyRelation:
+        """Return the answer as a relation of DuckDB's; arguments and errors are `arrow`'s."""
+        return self._catalog.sql(question, parameters)
+
+    def arrow(self, question: str, *, limit: int | None = None, **parameters: str) -> "pa.Table":
         """Return the answer to a named question or to one SELECT as an Arrow table; keys are text.
 
         Args:
             question: Its name, or SQL.
+            limit: Rows at most; None for all.
             parameters: As ``offpref query --set`` takes them.
 
         Raises:
             StoreError: As `Catalog.select` says.
             ValueError: If a parameter is unknown, or its value cannot be one.
         """
-        return self._catalog.select(question, parameters=parameters)
+        return self._catalog.select(question, limit, parameters)
 
     def pandas(self, question: str, **parameters: str) -> "pd.DataFrame":
         """Return the same as a pandas data frame.

@@ -1,6 +1,6 @@
-"""Pictures of answers: a PNG for each named question that has a natural one.
+"""Plots of answers: a PNG for each named question that has a natural plot.
 
-A picture is made of the table that answers the question, of nothing else: what the SQL leaves out
+A plot is made from the table that answers the question, and from nothing else: what the SQL leaves out
 is not drawn. Texts of a store are drawn as they stand; no sign in them is an instruction.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1a5a9e", "#c25e00", "#00796b", "#a3357a", "#6b5b00", "#5a4fcf", "#b3261e", "#4d5a66")
-"""Distinct also for the colour-blind; after eight runs lines are dashed."""
+"""Distinct for colour-blind readers, too; after eight runs lines are dashed."""
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "D", "^", "*", "p", "h", "P")
 MAX_NAME = 40
@@ -38,12 +38,12 @@ _STYLE: Any = {  # matplotlib's type lists every name it takes
 
 
 def plottable() -> list[str]:
-    """Return the names of the questions that have a picture, in alphabetical order."""
+    """Return the names of the questions that have a plot, in alphabetical order."""
     return sorted(_PICTURES)
 
 
 def check_plot(name: str) -> None:
-    """Check that the question has a picture, and that there is what draws it.
+    """Check that the question has a plot, and that matplotlib is installed.
 
     Raises:
         ReportError: If it has none, or matplotlib is not installed.
@@ -62,7 +62,7 @@ def check_plot(name: str) -> None:
 
 
 def plot(name: str, table: pa.Table, path: Path) -> None:
-    """Write the picture of an answer as PNG; arguments and errors are `draw`'s.
+    """Write the plot of an answer as PNG; arguments and errors are `draw`'s.
 
     Args:
         name: Name of the question.
@@ -79,7 +79,7 @@ def plot(name: str, table: pa.Table, path: Path) -> None:
 
 
 def draw(name: str, table: pa.Table) -> "Figure":
-    """Return the picture of an answer.
+    """Return the plot of an answer.
 
     Args:
         name: Name of the question.
@@ -163,7 +163,7 @@ def _pareto(figure: "Figure", rows: Rows) -> bool:
 
 
 def _tell_conditions(figure: "Figure", rows: Rows) -> None:
-    """Say that not all points are ranked against each other, where that is so."""
+    """Say so if not all points are ranked against each other."""
     if any(row.get("left_out") for row in rows):
         figure.suptitle(
             "Filled points are the best among policies measured in the same way; a dotted line "

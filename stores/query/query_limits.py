@@ -1,4 +1,4 @@
-"""What a question may take: memory, time, and how it is stopped.
+"""The limits of a question: memory, time, and how it is stopped.
 
 DuckDB waits inside C++, where Ctrl-C is not seen. So a call of it runs in a thread of its own, and
 the main thread waits: it passes Ctrl-C and the end of the time on to DuckDB, which stops within

@@ -34,7 +34,7 @@ _COLUMN = re.compile(r"column (\w+): (.+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
-    """What may be set of a question."""
+    """A parameter of a question."""
 
     name: str
     kind: str

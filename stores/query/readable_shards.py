@@ -1,4 +1,4 @@
-"""The shards that views read: held against their names, their table and partition, once each."""
+"""The shards that views read: checked against their names, table and partition, once each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,19 +18,19 @@ class ReadableShards:
     """What DuckDB may open, and what it says of it."""
 
     def __init__(self, store: LiveStore, rows: Callable[[str], list[tuple[Any, ...]]]) -> None:
-        """Hold nothing yet.
+        """Start empty.
 
         Args:
             store: The store.
             rows: Answers a question of our own.
         """
         self.tables = set[str]()
-        """Tables whose shards were held against their names."""
+        """Tables whose shards were checked against their names."""
         self._store = store
         self._rows = rows
 
     def make_readable(self, views: Iterable[str]) -> None:
-        """Hold the shards that views read against their names, before DuckDB opens them."""
+        """Check the shards that views read against their names, before DuckDB opens them."""
         for view in views:
             table = view.removesuffix("_of_all_attempts")
             if table not in TABLES or table in self.tables:
@@ -41,7 +41,7 @@ class ReadableShards:
             self.tables.add(table)
 
     def _check_places(self, shards: Sequence[Shard]) -> None:
-        """Hold table and partition in the files' own metadata against the commit.
+        """Compare table and partition in the files' own metadata with the commit.
 
         Raises:
             ShardCorruptError: If a file was written for another table or partition.

@@ -226,7 +226,7 @@ def test_policy_that_is_the_reference_loses_the_known_amounts() -> None:
     ipo = LOSSES["ipo"].function(same, beta=0.25, ipo_reduction="mean")
     assert ipo.tolist() == [4.0] * 3  # (1 / 2b)^2
     assert LOSSES["hinge"].function(same, beta=0.3).tolist() == [1.0] * 3
-    rewards = implicit_rewards("sigmoid", same, {"beta": 0.3})
+    rewards = implicit_rewards(LOSSES["sigmoid"], same, {"beta": 0.3})
     assert rewards is not None
     assert rewards[0].tolist() == rewards[1].tolist() == [0.0] * 3
 
@@ -333,7 +333,7 @@ def test_modpo_is_the_published_loss(num_objectives: int, link: str) -> None:
     )
 
     losses = value("modpo", given, beta=0.2, link=link)
-    rewards = implicit_rewards("modpo", given, {"beta": 0.2})
+    rewards = implicit_rewards(LOSSES["modpo"], given, {"beta": 0.2})
 
     for i, (c, r, rc, rr, _, _) in enumerate(PAIRS):
         both = []
@@ -400,7 +400,7 @@ def test_divergence_replaces_the_log_ratio(name: str, kind: str) -> None:
     ]
 
     torch.testing.assert_close(value(name, given), value(name, scores(replaced)))
-    assert implicit_rewards(name, given, {"beta": 0.1})[0].tolist() == pytest.approx(
+    assert implicit_rewards(LOSSES[name], given, {"beta": 0.1})[0].tolist() == pytest.approx(
         [0.1 * (c - rc) for c, _, rc, *_ in mild]
     )
 

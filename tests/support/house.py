@@ -26,7 +26,8 @@ RANKS: Mapping[str, int] = {
     "pipeline/rewards": 5,
     "pipeline/training": 6,
     "pipeline/evaluation": 6,
-    "offpref": 7,
+    "pipeline/api": 7,
+    "offpref": 8,
     "pipeline/commands": 8,
 }
 """A room imports rooms of a lower rank only; those of one rank do not know each other. `stores` has
@@ -53,7 +54,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "peft": ("pipeline/training/policies.py", "pipeline/models/loading.py"),
     "pyarrow": ("stores/", "pipeline/"),
     "duckdb": ("stores/query/", "stores/sources.py"),
-    "pandas": ("stores/query/notebook.py",),
+    "pandas": ("stores/query/notebook.py", "stores/query/answer_table.py"),
     "plotly": ("stores/report/template.py",),
     "matplotlib": ("stores/query/plots.py",),
     "tensorboard": ("pipeline/training/boards.py",),

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.commands.printing import training_lines
+from offpref.pipeline.api.lines import training_lines
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.pairs.add import add_pairs, plan_add

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from offpref.pipeline.rewards.train_model import RewardTrainSummary
     from offpref.pipeline.scores.dry_run import DryRun
     from offpref.pipeline.scores.score import ScoreSummary
-    from offpref.pipeline.training.measurements import Measured
+    from offpref.pipeline.training.measurements import StepMeasurement
     from offpref.pipeline.training.train import TrainSummary
 
 
@@ -157,7 +157,7 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
     yield (f"policy     {summary.output_dir}")
 
 
-def _held_out(found: Sequence["Measured"]) -> str:
+def _held_out(found: Sequence["StepMeasurement"]) -> str:
     """Return loss and accuracy of held-out pairs, first and last."""
     text = "loss " + " -> ".join(f"{each.loss:.4f}" for each in found)
     accuracies = [each.metrics.get("rewards/accuracies") for each in found]

@@ -1,0 +1,437 @@
+"""An open store and its verbs: each a thin call of what the command of its name calls.
+
+Names of keywords are those of the command's options, and so are their defaults, checks and
+messages. Wrong settings raise ValueError; what is wrong with files, models or data raises an
+`OffprefError`.
+"""
+
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.progress import Progress, RowBar, TokenBar
+from offpref.stores.query.answer_table import AnswerTable
+from offpref.stores.store import Store
+
+from .given import settings_of
+from .lines import (
+    evaluation_lines,
+    pair_set_lines,
+    reward_lines,
+    reward_model_lines,
+    score_lines,
+    training_lines,
+)
+from .results import (
+    Checked,
+    Exported,
+    ObjectiveRewards,
+    Page,
+    Pairs,
+    PolicyMeasures,
+    Result,
+    RewardModel,
+    Run,
+    Scores,
+    SweepRuns,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offpref.pipeline.training.train import TrainSummary
+    from offpref.stores.query.catalog import Relation
+    from offpref.stores.query.notebook import Notebook
+
+    from .batches import Batches
+
+Folder = str | PathLike[str]
+PairSetName = str | Pairs
+
+
+class OpenStore:
+    """A store, to add to, score, train from and ask."""
+
+    def __init__(self, store: Store, *, shows_progress: bool = True) -> None:
+        """Take the store; see `offpref.open`."""
+        self._store = store
+        self._shows_progress = shows_progress
+        self._notebook: Notebook | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the store."""
+        self.close()
+
+    def close(self) -> None:
+        """Close what questions have opened: relations end with it."""
+        if self._notebook is not None:
+            self._notebook.close()
+            self._notebook = None
+
+    @property
+    def path(self) -> Path:
+        """Folder of the store."""
+        return self._store.path
+
+    def __repr__(self) -> str:
+        return "\n".join([f"offpref store {self.path}", *self._contents()])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(repr(self))}</pre>"
+
+    def add(self, data: Any, *, pair_set: str, tokenizer: Folder, **settings: Any) -> Pairs:
+        """Put pairs, prompts with completions, or unpaired labels into the store.
+
+        Args:
+            data: File, folder or address; or several.
+            pair_set: Name for the pairs.
+            tokenizer: Folder with the tokenizer; a model's folder will do.
+            settings: Options of `offpref add`.
+        """
+        from offpref.pipeline.pairs.add import add_pairs, check_sources, fitted, plan_add
+
+        given = {**settings, "data": data, "pair_set": pair_set, "tokenizer": tokenizer}
+        asked = fitted(settings_of(AddSettings, given))
+        check_sources(asked)
+        store = self._fresh()
+        planned = plan_add(store, asked)
+        with self._bar(RowBar("add")) as bar:
+            found, is_new = add_pairs(store, planned, bar.advance if bar else None)
+        lines = list(pair_set_lines(store, found, is_new=is_new))
+        return Pairs.of(found, lines, is_new=is_new)
+
+    def score(self, pair_set: PairSetName, *, model: Folder, **settings: Any) -> Scores:
+        """Write the reference's scores of every sequence that lacks them (stage one).
+
+        Args:
+            pair_set: The pairs.
+            model: Folder of the reference.
+            settings: Options of `offpref score`.
+        """
+        from offpref.pipeline.scores.score import score
+        from offpref.pipeline.scores.settings import ScoreSettings
+
+        asked = settings_of(ScoreSettings, {**settings, "pair_set": pair_set, "model": model})
+        with self._bar(TokenBar("score")) as bar:
+            done = score(self._fresh(), asked, bar)
+        return Scores(
+            lines=tuple(score_lines(done)), pairs=str(done.pair_set), reference=done.scorer,
+            num_sequences=done.num_sequences, num_new=done.num_new,
+        )  # fmt: skip
+
+    def reward(
+        self, pair_set: PairSetName, *, objective: str, kind: str, **settings: Any
+    ) -> ObjectiveRewards:
+        """Write margin rewards of one objective, for completions that have none (stage one).
+
+        Args:
+            pair_set: The pairs.
+            objective: Name of the objective.
+            kind: Where the rewards come from, as ``offpref reward --from`` names it.
+            settings: Other options of `offpref reward`.
+        """
+        from offpref.pipeline.rewards.reward import plan_reward, run_reward
+        from offpref.pipeline.rewards.settings import RewardSettings
+
+        given = {**settings, "pair_set": pair_set, "objective": objective, "kind": kind}
+        plan = plan_reward(self._fresh(), settings_of(RewardSettings, given))
+        with self._bar(TokenBar("reward")) as bar:
+            done = run_reward(plan, bar)
+        return ObjectiveRewards(
+            lines=tuple(reward_lines(done)), objective=done.objective, source=done.source,
+            num_new=done.num_new, mean=done.mean, std=done.std, agreement=done.margin_agreement,
+        )  # fmt: skip
+
+    def train(
+        self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
+    ) -> Run:
+        """Train a policy on pairs against the reference's stored scores (stage two).
+
+        Args:
+            pair_set: The pairs.
+            model: Folder of the policy to start from.
+            output_dir: Folder for the trained policy.
+            settings: Options of `offpref train`; ``loss_type`` may also be a function, see
+                `offpref.loss`.
+        """
+        given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
+        return self._train("train", given)
+
+    def sft(
+        self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
+    ) -> Run:
+        """Fine-tune on demonstrations, or on the chosen completions of pairs.
+
+        Args:
+            pair_set: The pairs.
+            model: Folder of the model to start from.
+            output_dir: Folder for the tuned model.
+            settings: Options of `offpref sft`.
+        """
+        given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
+        return self._train("sft", {**given, "loss_type": "sft"})
+
+    def train_reward(
+        self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
+    ) -> RewardModel:
+        """Train a Bradley-Terry reward model on pairs.
+
+        Args:
+            pair_set: The pairs.
+            model: Folder to start from: a language model or a classifier.
+            output_dir: Folder for the reward model.
+            settings: Options of `offpref train-reward`.
+        """
+        from offpref.pipeline.rewards.settings import RewardTrainSettings
+        from offpref.pipeline.rewards.train_model import train_reward
+
+        given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
+        asked = settings_of(RewardTrainSettings, given)
+        with self._bar(TokenBar("train-reward")) as bar:
+            done = train_reward(self._fresh(), asked, bar)
+        return RewardModel(
+            lines=tuple(reward_model_lines(done)), output_dir=done.output_dir,
+            accuracies=done.accuracies,
+        )  # fmt: skip
+
+    def sweep(self, config: Folder, *, jobs: int = 1) -> SweepRuns:
+        """Train every run that a TOML file names and that is not trained yet.
+
+        Args:
+            config: The file.
+            jobs: Runs at a time.
+        """
+        from offpref.pipeline.training.sweep import plan_sweep, run_sweep
+        from offpref.pipeline.training.sweep_plan import read_points
+
+        plan = plan_sweep(self.path, read_points(Path(config)))
+        said: list[str] = []
+        done = run_sweep(plan, jobs=jobs, say=said.append)
+        return SweepRuns(
+            lines=tuple(said), trained=tuple(done.trained), skipped=tuple(done.skipped),
+            failed=done.failed,
+        )  # fmt: skip
+
+    def evaluate(self, pair_set: PairSetName, *, model: Folder, **settings: Any) -> PolicyMeasures:
+        """Sample from a policy; measure rewards, KL to the reference, entropy and diversity.
+
+        Args:
+            pair_set: Whose prompts.
+            model: Folder of the policy.
+            settings: Options of `offpref evaluate`.
+        """
+        from dataclasses import fields
+
+        from offpref.pipeline.evaluation.evaluate import evaluate
+        from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
+
+        names = {each.name for each in fields(SampleSettings)}
+        of_samples = {name: settings.pop(name) for name in list(settings) if name in names}
+        samples = settings_of(SampleSettings, of_samples) if of_samples else None
+        given = {**settings, "pair_set": pair_set, "model": model, "samples": samples}
+        with self._bar(TokenBar("evaluate")) as bar:
+            done = evaluate(self._fresh(), settings_of(EvaluateSettings, given), bar)
+        row = done.row
+        return PolicyMeasures(
+            lines=tuple(evaluation_lines(done)), name=row["name"], rewards=dict(row["rewards"]),
+            reverse_kl=row.get("reverse_kl"), entropy=row.get("entropy"),
+            accuracy=row.get("accuracy"), row=row,
+        )  # fmt: skip
+
+    def query(self, question: str, *, limit: int | None = None, **parameters: str) -> AnswerTable:
+        """Return the answer to a named question, or to one SELECT, in memory (stage three).
+
+        Args:
+            question: Its name, or SQL over the views.
+            limit: Rows at most; None for all.
+            parameters: The question's, as ``offpref query --set`` takes them.
+        """
+        return AnswerTable(self._questions().arrow(question, limit=limit, **parameters))
+
+    def sql(self, question: str, **parameters: str) -> "Relation":
+        """Return the same as a relation of DuckDB's: ``.df()``, ``.arrow()``, ``.pl()`` read it.
+
+        It shows the store as it is now, and ends when the store is closed.
+        """
+        return self._questions().sql(question, **parameters)
+
+    def report(self, output: Folder, **settings: Any) -> Page:
+        """Write one HTML page of the store's runs and pairs.
+
+        Args:
+            output: File to write.
+            settings: ``title``, ``run_names``, ``max_pairs``, ``overwrite``.
+        """
+        from offpref.stores.report.html import write_report
+        from offpref.stores.report.settings import ReportSettings
+
+        done = write_report(self._fresh(), Path(output), settings_of(ReportSettings, settings))
+        line = f"report     {done.path}: {done.num_bytes:,} bytes, {done.num_runs:,} runs"
+        return Page(lines=(line,), path=done.path)
+
+    def export(
+        self,
+        output: Folder,
+        *,
+        to: str,
+        runs: str | None = None,
+        views: tuple[str, ...] = (),
+        overwrite: bool = False,
+    ) -> Exported:
+        """Write what runs measured for other tools.
+
+        Args:
+            output: Folder to make, whole or not at all.
+            to: ``tensorboard`` or ``parquet``.
+            runs: Names of runs, commas between them; None for all.
+            views: parquet: views to write; empty for all.
+            overwrite: Replace what is at ``output``.
+        """
+        from offpref.pipeline.training.export import (
+            check_export,
+            export_parquet,
+            export_tensorboard,
+        )
+        from offpref.stores.query.catalog import open_catalog
+
+        place = Path(output)
+        with open_catalog(self.path) as catalog:
+            check_export(catalog, to=to, runs=runs, views=views)
+            if to == "tensorboard":
+                number = export_tensorboard(catalog, place, runs=runs, overwrite=overwrite)
+            else:
+                number = len(
+                    export_parquet(catalog, place, runs=runs, views=views, overwrite=overwrite)
+                )
+        what = "runs" if to == "tensorboard" else "views"
+        return Exported(
+            lines=(f"exported   {place}: {number:,} {what}",), path=place, num_written=number
+        )
+
+    def verify(self) -> Checked:
+        """Read every byte of the store and hold it against what was recorded."""
+        from offpref.stores.maintenance.verify import verify_store
+
+        found = verify_store(self.path)
+        return Checked(
+            lines=(*found.problems, *found.notes, found.summary),
+            problems=tuple(found.problems), notes=tuple(found.notes),
+        )  # fmt: skip
+
+    def compact(self) -> Result:
+        """Merge small shards; writers and readers may go on meanwhile."""
+        from offpref.stores.maintenance.compact import compact_store
+
+        return Result(lines=(str(compact_store(self._fresh())),))
+
+    def gc(self, *, grace_days: float = 7.0) -> Result:
+        """Delete the files that no commit names, or that were removed, after a grace."""
+        from offpref.stores.maintenance.garbage import GRACE_SECONDS, collect_garbage
+
+        seconds = grace_days * 86400
+        if seconds < GRACE_SECONDS:
+            raise ValueError(
+                f"grace_days must be at least {GRACE_SECONDS / 86400:g}, got {grace_days:g}: rows "
+                "that a writer has placed and not yet committed could be lost; "
+                "`offpref store gc --force` does it anyway"
+            )
+        return Result(lines=(str(collect_garbage(self._fresh(), grace_seconds=seconds)),))
+
+    def pairs(self) -> list[Pairs]:
+        """Return all complete versions of all pair sets, oldest first."""
+        from offpref.pipeline.pairs.pair_sets import pair_sets
+
+        store = self._fresh()
+        return [
+            Pairs.of(each, list(pair_set_lines(store, each, is_new=False)), is_new=False)
+            for each in pair_sets(store)
+        ]
+
+    def runs(self) -> AnswerTable:
+        """Return the runs of the store, newest last: the named question ``runs``."""
+        return self.query("runs")
+
+    def batches(
+        self, pair_set: PairSetName, *, model: Folder, policy: "nn.Module", **settings: Any
+    ) -> "Batches":
+        """Return what `train` streams, for a loop of one's own: tensors and stored scores.
+
+        Args:
+            pair_set: The pairs.
+            model: Folder that the policy comes from; says which reference is meant by default.
+            policy: The model that is trained, as transformers loads it, where it will run.
+            settings: Options of `offpref train` that say what is read and in which order.
+        """
+        from .batches import Batches
+
+        given = {**settings, "pair_set": pair_set, "model": model}
+        return Batches(self._fresh(), policy, given)
+
+    def _train(self, verb: str, given: dict[str, Any]) -> Run:
+        from offpref.pipeline.losses.own import named_loss
+        from offpref.pipeline.training.settings import TrainSettings
+
+        losses = given.get("loss_type", "sigmoid")
+        losses = losses if isinstance(losses, list | tuple) else [losses]
+        names = [named_loss(each) if callable(each) else each for each in losses]
+        asked = settings_of(TrainSettings, {**given, "loss_type": names})
+        from offpref.pipeline.models.devices import check_kernels  # these bring torch
+        from offpref.pipeline.training.plan import plan_training
+        from offpref.pipeline.training.train import train
+
+        check_kernels(asked.kernels, asked.device)
+        plan = plan_training(self._fresh(), asked)
+        with self._bar(TokenBar(verb)) as bar:
+            done = train(plan, bar)
+        return _run(done)
+
+    def _fresh(self) -> Store:
+        """Return the store as it is now."""
+        self._store.refresh()
+        return self._store
+
+    def _questions(self) -> "Notebook":
+        from offpref.stores.query.notebook import Notebook
+
+        if self._notebook is None:
+            self._notebook = Notebook(self.path)
+        else:
+            self._notebook.refresh()
+        return self._notebook
+
+    def _contents(self) -> list[str]:
+        from offpref.stores.maintenance.listing import list_contents
+
+        return list_contents(self._fresh())
+
+    def _bar(self, bar: Any) -> Any:  # a bar or a context without one
+        from contextlib import nullcontext
+
+        if self._shows_progress:
+            return bar
+        return nullcontext(Progress() if isinstance(bar, Progress) else None)
+
+
+def _run(done: "TrainSummary") -> Run:
+    last, held_out = done.last, done.held_out
+    return Run(
+        lines=tuple(training_lines(done)),
+        name=done.name,
+        run_id=done.run_id,
+        output_dir=done.output_dir,
+        num_steps=done.num_steps,
+        metrics={} if last is None else {"loss": last.loss, **last.metrics},
+        held_out={"loss": held_out[-1].loss, **held_out[-1].metrics} if held_out else {},
+    )
