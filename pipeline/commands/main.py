@@ -11,6 +11,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .group import StageGroup
+from .losses import losses
 from .query import query
 from .report import report
 from .reward import reward
@@ -30,7 +31,7 @@ def main() -> None:
 
 
 for each in (
-    add, score, reward, train, train_reward, sweep, soup, demo, sft, evaluate, export, query,
+    add, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate, export, query,
     report, store_group,
 ):  # fmt: skip
     main.add_command(each)

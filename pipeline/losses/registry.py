@@ -50,6 +50,20 @@ class Loss:
     """What times beta, or 1 where there is none, is logged as rewards; None for nothing.
     ``forward_kl`` is Delta + D."""
 
+    @property
+    def needs(self) -> str:
+        """What it needs of the store, for a person."""
+        if not self.needs_reference:
+            return "nothing but pairs"
+        more = [("tier hidden or topk", self.needs_forward_kl), ("KL pairs", self.needs_kl_pairs)]
+        return ", ".join(["scores", *(what for what, is_needed in more if is_needed)])
+
+    @property
+    def shown_options(self) -> list[str]:
+        """The options that act, each with its default."""
+        return [k if v is None else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+                for k, v in self.options.items()]  # fmt: skip
+
 
 def _dpo(function: PairLoss, **options: Option | None) -> Loss:
     """Return a loss on the difference of two scores, which may be f'(exp Delta) and have margins.

@@ -1,0 +1,204 @@
+"""Losses of one's own: the page's DPO is the built-in; nothing is imported that is not named."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+import offpref
+from offpref.pipeline.commands.main import main
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "own_losses.md").read_text(encoding="utf-8")
+MODULE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+STEPS = ("--pairs-per-step", "8", "--max-steps", "3", "--learning-rate", "1e-3", "--device", "cpu")
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the page's loss in this folder; every test has its own."""
+    name = f"losses_{re.sub(r'[^a-z0-9]', '_', tmp_path.name)}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return f"python:{name}:dpo"
+
+
+def train(store: Any, model: Path, output: Path, *options: str) -> Any:
+    return CliRunner().invoke(
+        main, ["train", str(store.path), "--pair-set", "reviews", "--model", str(model),
+               "--output-dir", str(output), *STEPS, *options],
+    )  # fmt: skip
+
+
+def measured(store: Any, output: Path) -> list[tuple[float, float]]:
+    store.refresh()
+    run = json.loads((output / "run.json").read_text())["run_id"]
+    rows = sorted(store.read("steps", run).to_pylist(), key=lambda row: row["step"])
+    return [(row["loss"], dict(row["metrics"])["rewards/margins"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--beta", "0.3", "--label-smoothing", "0.1"),
+        ("--ld-alpha", "0.5"),
+        ("--f-divergence-type", "js_divergence"),
+    ],
+    ids=["plain", "options", "ld_alpha", "divergence"],
+)
+def test_the_pages_dpo_is_the_built_in_to_the_last_bit(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str, options: tuple[str, ...]
+) -> None:
+    built_in, own = tmp_path / "built-in", tmp_path / "own"
+
+    first = train(scored, model_dir, built_in, "--loss-type", "sigmoid", *options)
+    second = train(scored, model_dir, own, "--loss-type", named, *options)
+
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert measured(scored, own) == measured(scored, built_in)
+    for name, weight in load_file(built_in / "model.safetensors").items():
+        assert load_file(own / "model.safetensors")[name].equal(weight), name
+
+
+def test_one_of_several_with_options_of_its_own(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str
+) -> None:
+    module = Path(f"{named.split(':')[1]}.py")
+    module.write_text(MODULE.replace("label_smoothing=0.0", "label_smoothing=0.0, scale=1.0")
+                      .replace("beta * scores", "scale * beta * scores"))  # fmt: skip
+    options = ("--loss-type", named, "--loss-type", "sft", "--loss-weights", "1",
+               "--loss-weights", "0.5")  # fmt: skip
+
+    done = train(scored, model_dir, tmp_path / "a", *options, "--loss-option", "scale=2")
+    same = train(scored, model_dir, tmp_path / "b", *options, "--beta", "0.2")
+    wrong = train(scored, model_dir, tmp_path / "c", *options, "--loss-option", "scal=2")
+
+    assert done.exit_code == 0, done.output
+    assert [x for x, _ in measured(scored, tmp_path / "a")] == pytest.approx(
+        [x for x, _ in measured(scored, tmp_path / "b")]
+    )
+    assert same.exit_code == 0
+    assert wrong.exit_code == 2
+    assert "did you mean scale?" in wrong.output.splitlines()[-1]
+
+
+def test_a_run_is_resumed_with_the_code_that_it_began_with(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str
+) -> None:
+    """In processes of their own: a module that was imported stays as it was."""
+    output, module = tmp_path / "run", Path(f"{named.split(':')[1]}.py")
+    command = [
+        sys.executable, "-P", "-c",
+        "from offpref.pipeline.commands.start import start; start()",
+        "train", str(scored.path), "--pair-set", "reviews", "--model", str(model_dir),
+        "--output-dir", str(output), *STEPS, "--loss-type", named, "--resume",
+    ]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    module.write_text(MODULE.replace("-(1 - label_smoothing)", "-1.0 * (1 - label_smoothing)"))
+
+    changed = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert first.returncode == 0, first.stderr
+    assert "finished before, nothing was done" in again.stdout
+    assert changed.returncode == 1
+    assert f"{named} source was" in changed.stderr
+
+
+def test_what_a_run_or_a_store_names_is_never_imported(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str
+) -> None:
+    """A run of such a loss is resumed as another one, asked about, and shown in the report."""
+    assert train(scored, model_dir, tmp_path / "own", "--loss-type", named).exit_code == 0
+    module = named.split(":")[1]
+    Path(f"{module}.py").write_text("open('imported', 'w').close()\n")
+    commands = [
+        ["train", str(scored.path), "--pair-set", "reviews", "--model", str(model_dir),
+         "--output-dir", "own", *STEPS, "--resume"],
+        ["query", str(scored.path), "runs"],
+        ["query", str(scored.path), "accuracy"],
+        ["store", "ls", str(scored.path)],
+        ["store", "verify", str(scored.path)],
+        ["export", str(scored.path), "--to", "parquet", "--output", "exported"],
+    ]  # fmt: skip
+    code = "from offpref.pipeline.commands.start import start; start()"
+
+    for command in commands:
+        subprocess.run(
+            [sys.executable, "-P", "-c", code, *command], capture_output=True, check=False
+        )
+
+    assert not Path("imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("python:nowhere:mine", "module 'nowhere' cannot be imported"),
+        ("python:json:loads", "expected a function under the decorator offpref.loss"),
+        ("python:json:no", "json has no function 'no'"),
+        ("python:json", "loss_type must be python:MODULE:FUNCTION"),
+        ("sigmod", "did you mean sigmoid?"),
+    ],
+)
+def test_what_is_no_loss_is_one_line(
+    name: str, message: str, scored: Any, model_dir: Path, tmp_path: Path
+) -> None:
+    result = train(scored, model_dir, tmp_path / "out", "--loss-type", name)
+
+    assert result.exit_code == 2
+    assert message in result.output.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_returns_no_number_per_pair_says_so(
+    scored: Any, model_dir: Path, tmp_path: Path
+) -> None:
+    @offpref.loss()
+    def mean(scores: Any, *, beta: float = 0.1) -> Any:
+        return (beta * scores.logratio_margins).mean()
+
+    store = offpref.open(scored.path, progress=False)
+
+    with pytest.raises(offpref.TrainingError, match=r"expected a loss for each of \d+ pairs, got"):
+        store.train("reviews", model=model_dir, output_dir=tmp_path / "out", loss_type=mean,
+                    pairs_per_step=8, max_steps=1)  # fmt: skip
+
+
+def test_a_function_will_do_in_python_and_may_couple_pairs(
+    scored: Any, model_dir: Path, tmp_path: Path
+) -> None:
+    """What couples pairs is computed over the whole step: the same for every cut."""
+
+    @offpref.loss(couples=True)
+    def centred(scores: Any, *, beta: float = 0.1) -> Any:
+        margins = beta * scores.logratio_margins
+        return (1 - (margins - margins.mean())) ** 2
+
+    store = offpref.open(scored.path, progress=False)
+    common = {"model": model_dir, "loss_type": centred, "pairs_per_step": 8, "max_steps": 2,
+              "learning_rate": 1e-3}  # fmt: skip
+
+    whole = store.train("reviews", output_dir=tmp_path / "a", max_batch_tokens=10_000, **common)
+    cut = store.train("reviews", output_dir=tmp_path / "b", max_batch_tokens=64, **common)
+
+    assert whole.metrics["loss"] == pytest.approx(cut.metrics["loss"], rel=1e-6)
+    assert store.query("runs").rows()[0]["loss_type"].startswith("python:")
+
+
+def test_losses_lists_what_each_needs(named: str) -> None:
+    every = CliRunner().invoke(main, ["losses"]).output
+    own = CliRunner().invoke(main, ["losses", "--loss-type", named]).output
+
+    assert len(every.splitlines()) == 27
+    assert re.search(r"^tdpo2 +scores, tier hidden or topk +both +beta=0.1, tdpo_alpha=0.5$",
+                     every, re.M)  # fmt: skip
+    assert own.splitlines()[1].split() == [named, "scores", "both", "beta=0.1,",
+                                           "label_smoothing=0"]  # fmt: skip
