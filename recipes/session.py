@@ -1,6 +1,6 @@
 """What the recipes share: a session of offpref's own commands, worlds to train in, measured rows.
 
-A recipe is a list of commands. What was done in its folder is not done again: a recipe that was
+A recipe is a list of commands. Work that was done in its folder is not repeated: a recipe that was
 killed resumes, and changing one setting repeats what depends on it.
 """
 
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.evaluation.sampling import sample_texts
+from offpref.pipeline.evaluation.sampling import Sampler
+from offpref.pipeline.evaluation.settings import SampleSettings
 from offpref.pipeline.small_world import (
     prompts,
     write_demonstrations,
@@ -143,9 +144,7 @@ def small_world(folder: Path, setting: Setting) -> World:
     )  # fmt: skip
     pairs = folder / "pairs.jsonl"
     if not pairs.exists():
-        drawn = sample_texts(
-            sft, prompts(), num_samples=setting.samples_per_prompt, max_new_tokens=40, seed=1
-        )
+        drawn = _drawn(sft, prompts(), setting.samples_per_prompt, max_new_tokens=40, seed=1)
         write_sampled_pairs(pairs, dict(zip(prompts(), drawn, strict=True)), seed=1)
     session.offpref(
         "score", session.store, "--data", pairs, "--pair-set", "reviews", "--model", sft,
@@ -195,18 +194,25 @@ def story_pairs(folder: Path, objective: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _drawn(
+    model: Path, prompts: Sequence[str], num_samples: int, *, max_new_tokens: int, seed: int
+) -> list[list[str]]:
+    settings = SampleSettings(
+        num_samples=num_samples, max_new_tokens=max_new_tokens, seed=seed, batch_size=256
+    )
+    return Sampler(model, settings).texts(prompts)
+
+
 def _write_stories(path: Path, model: Path, *, num_prompts: int) -> None:
     import vader
 
     chance = random.Random(0)
-    stories = sample_texts(
-        model, ["Once upon a time"], num_samples=num_prompts, max_new_tokens=64, seed=2
-    )[0]
+    stories = _drawn(model, ["Once upon a time"], num_prompts, max_new_tokens=64, seed=2)[0]
     openings = [
         " ".join(("Once upon a time" + story).split()[: chance.randint(8, 14)]) for story in stories
     ]
     openings = list(dict.fromkeys(openings))
-    drawn = sample_texts(model, openings, num_samples=8, max_new_tokens=48, seed=3)
+    drawn = _drawn(model, openings, 8, max_new_tokens=48, seed=3)
     with path.open("w", encoding="utf-8") as file:
         for prompt, texts in zip(openings, drawn, strict=True):
             judged = {

@@ -109,15 +109,16 @@ def _write_base(folder: Path) -> tuple[str, str]:
 
 def _draw_pairs(folder: Path) -> str:
     """Draw pairs from the first policy and have them judged, unless that is done."""
-    from offpref.pipeline.evaluation.sampling import sample_texts
+    from offpref.pipeline.evaluation.sampling import Sampler
+    from offpref.pipeline.evaluation.settings import SampleSettings
     from offpref.pipeline.small_world import prompts, write_sampled_pairs
 
     path = folder / "pairs.jsonl"
     if not path.exists():
         say(f"drawing {SAMPLES_PER_PROMPT} samples of each of {len(prompts())} prompts")
-        drawn = sample_texts(
-            folder / "sft", prompts(), num_samples=SAMPLES_PER_PROMPT,
-            max_new_tokens=MAX_NEW_TOKENS, seed=1,
-        )  # fmt: skip
+        settings = SampleSettings(
+            num_samples=SAMPLES_PER_PROMPT, max_new_tokens=MAX_NEW_TOKENS, seed=1, batch_size=256
+        )
+        drawn = Sampler(folder / "sft", settings).texts(prompts())
         write_sampled_pairs(path, dict(zip(prompts(), drawn, strict=True)), seed=1)
     return str(path)

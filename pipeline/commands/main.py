@@ -31,7 +31,7 @@ def main() -> None:
 
 
 for each in (
-    add, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate, export, query,
-    report, store_group,
+    add, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate, export,
+    query, report, store_group,
 ):  # fmt: skip
     main.add_command(each)

@@ -26,14 +26,14 @@ from offpref.pipeline.models.folders import read_run
 from offpref.pipeline.models.out_of_memory import clear_memory_errors
 from offpref.pipeline.own_code import load_function
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
-from offpref.pipeline.pairs.tokenization import tokenizer_spec
+from offpref.pipeline.pairs.tokenization import check_tokenizer, tokenizer_spec
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.rewards.reward import reward, rewards_by_sequence
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.scores.stored_logps import summed_logps
 from offpref.stores import keys as content
-from offpref.stores.errors import ModelError, PairSetError
+from offpref.stores.errors import PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.schema import EVALUATIONS, GENERATIONS
 from offpref.stores.store import Store
@@ -247,11 +247,8 @@ class Evaluation:
     def _fingerprint(self, model: Path) -> str:
         """Return a model's fingerprint; said here, a wrong tokenizer costs no sample."""
         tokenizer = tokenizer_spec(model, self._store)
-        if tokenizer.fingerprint != self._pair_set.tokenizer:
-            raise ModelError(
-                f"{model}: expected the tokenizer of pair set {self._pair_set}, its own differs; "
-                f"add the data with --tokenizer {model}"
-            )
+        theirs = self._store.read_spec(self._pair_set.tokenizer)
+        check_tokenizer(model, tokenizer, self._pair_set, theirs)
         return scorer_fingerprint(
             scorer_spec(
                 model, precision=self._settings.precision, vocabulary=tokenizer.vocabulary,

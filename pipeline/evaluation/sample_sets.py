@@ -11,7 +11,7 @@ and the samples are those of a run that was not.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,24 +96,24 @@ def draw_samples(
     found = prompts_of(store, source, split)[:num_prompts]
     if not found:
         raise PairSetError(f"{source} has no prompts in split {split!r}")
-    prompts = [each for each in found if limit is None or len(each.ids) < limit]
-    prompts.sort(key=lambda each: (len(each.ids), each.key))  # batches of similar length
+    prompts = _with_room(found, limit)
     if not prompts:
         raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
-    name = model.resolve().name
-    ends = known_end_tokens(model, eos := tokenizer_spec(model, store).eos_token_id, store)
-    most = settings.max_new_tokens
-    spec = settled_spec(
-        store, _spec(weights, source, settings, prompts),
-        ends=ends, usual=[] if eos is None else [eos],
-        room=lambda length: most if limit is None else min(most, limit - length),
+    ends, spec = _ends_and_spec(
+        store, model, _spec(weights, source, settings, prompts), settings, limit
+    )
+    drawn = _SampleRows(
+        store, source, settings, model_name=model.resolve().name, spec=spec, prompts=prompts,
+        split=split,
     )  # fmt: skip
-    drawn = _SampleRows(store, source, settings, name, spec, prompts, split)
     known = drawn.find()
     num_new = 0
     if known is None:
         store.write_spec(drawn.spec)
-        num_new = _draw(drawn, model, settings, limit, device, precision, progress)
+        num_new = _draw(
+            drawn, model, settings,
+            limit=limit, device=device, precision=precision, progress=progress,
+        )  # fmt: skip
         known = drawn.finish()
     return SampleSet(
         pair_set=known,
@@ -133,6 +133,32 @@ def sample_keys(store: Store, samples: PairSet) -> Keys:  # [P N]
     return to_keys(rows["chosen_key"])[places]
 
 
+def _ends_and_spec(
+    store: Store,
+    model: Path,
+    spec: dict[str, object],
+    settings: SampleSettings,
+    limit: int | None,
+) -> tuple[list[int], Mapping[str, object]]:
+    """Return the tokens that end a sample, and a spec with them where they are not the usual."""
+    eos, most = tokenizer_spec(model, store).eos_token_id, settings.max_new_tokens
+    ends = known_end_tokens(model, eos, store)
+    settled = settled_spec(
+        store, spec, ends=ends, usual=[] if eos is None else [eos],
+        room=lambda length: most if limit is None else min(most, limit - length),
+    )  # fmt: skip
+    return ends, settled
+
+
+def _with_room(found: Iterable[Prompt], limit: int | None) -> list[Prompt]:
+    """Return the prompts that leave room in a model's positions, those of similar length together.
+
+    None for ``limit`` leaves room to all.
+    """
+    prompts = [each for each in found if limit is None or len(each.ids) < limit]
+    return sorted(prompts, key=lambda each: (len(each.ids), each.key))
+
+
 def _spec(
     weights: str, source: PairSet, settings: SampleSettings, prompts: list[Prompt]
 ) -> dict[str, object]:
@@ -150,6 +176,7 @@ def _draw(
     drawn: "_SampleRows",
     folder: Path,
     settings: SampleSettings,
+    *,
     limit: int | None,
     device: str | None,
     precision: str,
@@ -177,6 +204,7 @@ class _SampleRows:
         store: Store,
         source: PairSet,
         settings: SampleSettings,
+        *,
         model_name: str,
         spec: Mapping[str, object],
         prompts: list[Prompt],

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from offpref.kernels.forms import check_form
+from offpref.pipeline.ranks import place_among_ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +65,7 @@ def join_processes(device: str | None) -> Processes:
     Args:
         device: As torch names it; None for a GPU if there is one.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    rank, world_size = place_among_ranks()
     place = default_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)

@@ -89,6 +89,11 @@ class LengthSwitch:
         return np.where(is_long, lengths if self.is_gradual else 1, 0)
 
 
+def length_classes(num_tokens: Indices, switch: LengthSwitch | None) -> Indices:
+    """Return a number for each length, of any shape; those of one number may share a batch."""
+    return np.zeros_like(num_tokens) if switch is None else switch.classes(num_tokens)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowPlan:
     """Which sequences make which row, by number only."""
@@ -161,7 +166,7 @@ def plan_rows(
         )
     if len(labels) and min(prompts.min(), completions.min()) < 1:
         raise ValueError("prompts and completions must have at least one token")
-    classes = _length_classes(prompts + completions, length_switch)
+    classes = length_classes(prompts + completions, length_switch)
     if not packed:
         return RowPlan(
             members=np.arange(len(labels)),
@@ -248,10 +253,6 @@ def fill_rows(
             )
         )
     return filled
-
-
-def _length_classes(num_tokens: Indices, switch: LengthSwitch | None) -> Indices:  # [M] -> [M]
-    return np.zeros_like(num_tokens) if switch is None else switch.classes(num_tokens)
 
 
 def _overflows(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offpref.pipeline.models.packing import Indices, LengthSwitch
+from offpref.pipeline.models.packing import Indices, LengthSwitch, length_classes
 
 Hashes = NDArray[np.uint64]
 PairKeys = NDArray[np.bytes_]
@@ -100,7 +100,7 @@ def pair_sizes(
     num_completions = (both > 0).sum(axis=0)
     longest = num_prompt_tokens + both.max(axis=0)
     every = both if num_kl_tokens is None else np.stack((*both, num_kl_tokens))
-    classes = _length_classes(num_prompt_tokens + every, every > 0, length_switch)
+    classes = _pair_classes(num_prompt_tokens + every, every > 0, length_switch)
     shares_row = packed & (classes != MIXED)
     num_tokens = np.where(shares_row, num_prompt_tokens + both.sum(axis=0), longest)
     if num_kl_tokens is not None:
@@ -151,27 +151,12 @@ def cut_microbatches(
     return parts
 
 
-def share_microbatches(
-    parts: list[Indices], *, rank: int, world_size: int
-) -> list[tuple[Indices, bool]]:
-    """Return a rank's microbatches, and of each whether it is a spare one that weighs nothing.
-
-    All ranks get equally many: collectives need equal counts.
-    """
-    padded = [(part, False) for part in parts]
-    while len(padded) % world_size:
-        padded.append((parts[-1][:1], True))
-    return padded[rank::world_size]
-
-
-def _length_classes(
+def _pair_classes(
     num_tokens: NDArray[np.int64],  # [S, P], S completions that share a pass
     is_there: NDArray[np.bool_],  # [S, P]
     switch: LengthSwitch | None,
 ) -> Indices:  # [P]
-    if switch is None:
-        return np.zeros(num_tokens.shape[1], np.int64)
-    classes = switch.classes(num_tokens)
+    classes = length_classes(num_tokens, switch)
     first: Indices = classes[is_there.argmax(axis=0), np.arange(classes.shape[1])]
     differs = (is_there & (classes != first)).any(axis=0)
     return np.where(differs, MIXED, first)

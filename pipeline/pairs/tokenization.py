@@ -89,6 +89,37 @@ def tokenizer_spec(folder: Path, store: "Store") -> TokenizerSpec:
     return TokenizerSpec(**json.loads(known))
 
 
+def check_tokenizer(
+    folder: Path,
+    own: TokenizerSpec,
+    pair_set: object,
+    theirs: Mapping[str, object],
+    template: str | None = None,
+) -> None:
+    """Refuse a model whose tokenizer gives other ids than a pair set's.
+
+    Args:
+        folder: The model's.
+        own: Of its tokenizer.
+        pair_set: What a person calls the pair set.
+        theirs: The spec of the pair set's tokenizer.
+        template: Hash of the chat template that its messages were rendered with; None for texts.
+
+    Raises:
+        ModelError: If one differs; the message names what does.
+    """
+    differing = [
+        name for name, value in own.without_template().items() if theirs.get(name) != value
+    ]
+    if template is not None and own.template not in (None, template):
+        differing.append("template")
+    if differing:
+        raise ModelError(
+            f"{folder}: expected the tokenizer of pair set {pair_set}, its "
+            f"{', '.join(differing)} differs; add the data with --tokenizer {folder}"
+        )
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files that a tokenizer is read from.
 

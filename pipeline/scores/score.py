@@ -17,7 +17,12 @@ from offpref.pipeline.models.fingerprints import (
     scorer_spec,
 )
 from offpref.pipeline.pairs.pair_sets import PairSet
-from offpref.pipeline.pairs.tokenization import TokenizerSpec, tokenizer_files, tokenizer_spec
+from offpref.pipeline.pairs.tokenization import (
+    TokenizerSpec,
+    check_tokenizer,
+    tokenizer_files,
+    tokenizer_spec,
+)
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
@@ -121,7 +126,7 @@ def estimate_cost(plan: ScorePlan) -> DryRun:
         PairSetError: If the pair set is not in the store yet.
         The others as for :func:`run_score`.
     """
-    return estimate(plan.scorer, plan.store, plan.source.is_complete)
+    return estimate(plan.scorer, plan.store, plan.source.look())
 
 
 def plan_score(
@@ -164,7 +169,9 @@ def plan_score(
         is_adder=worker.rank == 0 and not is_dry_run,
         with_kl_pairs=settings.kl_pairs,
     )
-    _check_tokenizer(settings.model, model_tokenizer, source)
+    if model_tokenizer is not None:
+        theirs, template = source.tokenizer_fields()
+        check_tokenizer(settings.model, model_tokenizer, source.name, theirs, template)
     return ScorePlan(
         store=store, settings=settings, spec=spec, source=source, started=started,
         scorer=Scorer(store, settings, spec, source, worker, progress),
@@ -179,20 +186,3 @@ def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:
     except ModelError:
         return None
     return tokenizer_spec(folder, store)
-
-
-def _check_tokenizer(folder: Path, ours: TokenizerSpec | None, source: Wanted) -> None:
-    """Refuse a model whose tokenizer gives other ids than the pair set's, naming what differs."""
-    theirs, template = source.tokenizer_fields()
-    if ours is None:
-        return
-    differing = [
-        name for name, value in ours.without_template().items() if theirs.get(name) != value
-    ]
-    if template is not None and ours.template not in (None, template):
-        differing.append("template")
-    if differing:
-        raise ModelError(
-            f"{folder}: expected the tokenizer of pair set {source.name}, "
-            f"its {', '.join(differing)} differs; add the data with --tokenizer {folder}"
-        )

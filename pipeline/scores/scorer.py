@@ -89,7 +89,7 @@ class Scorer:
     def run(self) -> None:
         """Work until every sequence of the pair set has scores, and tier hidden its head."""
         self._remove_damaged()
-        if self._source.is_complete and not len(self.missing()) and not self._lacks_head():
+        if self._source.look() and not len(self.missing()) and not self._lacks_head():
             return
         load = _import_models()  # before the other thread imports transformers, too
         self._source.begin()
@@ -101,7 +101,7 @@ class Scorer:
     def _run(self, load: Callable[..., "ScoringModel"]) -> None:
         """Load the model and score, while the other thread adds."""
         if self._worker.is_sharded:
-            while not self._source.is_complete:
+            while not self._source.look():
                 self._source.wait(0.1)
         with clear_memory_errors(LOAD_ADVICE):
             self._model = self._load(load)
@@ -137,7 +137,7 @@ class Scorer:
     def _rounds(self) -> None:
         while True:
             # Asked first: what is added between the two questions belongs to the next round.
-            is_complete = self._source.is_complete
+            is_complete = self._source.look()
             self._store.refresh()
             missing = self._worker.agree(self.missing().to_pylist())
             if missing:

@@ -53,9 +53,11 @@ class Wanted:
             self.name = f"{data.pair_set}@{self.version[:12]}"
             self._found = self._complete()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all of the pair set is in the store."""
+    def look(self) -> bool:
+        """Look into the store, and return whether all of the pair set is in it by now.
+
+        Raises what went wrong in the thread that adds.
+        """
         if self._error is not None:
             raise self._error
         if self._found is None and (self._thread is None or not self._thread.is_alive()):

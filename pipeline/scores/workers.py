@@ -7,7 +7,6 @@ is ever computed twice. Under ``--shard-model`` the workers of torchrun hold one
 walk in step instead.
 """
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from offpref.pipeline.ranks import place_among_ranks, shared_parts
 
 Order = NDArray[np.int64]
 Item = TypeVar("Item")
@@ -36,11 +37,8 @@ class Worker:
     @classmethod
     def from_environment(cls, *, is_sharded: bool) -> "Worker":
         """Return this process's place as torchrun tells it; a single process is rank 0 of 1."""
-        return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            is_sharded=is_sharded,
-        )
+        rank, world_size = place_among_ranks()
+        return cls(rank=rank, world_size=world_size, is_sharded=is_sharded)
 
     @property
     def start(self) -> float:
@@ -66,10 +64,8 @@ class Worker:
         """
         if not self.is_sharded:
             return [(batch, True) for batch in batches]
-        padded = [(batch, True) for batch in batches]
-        while padded and len(padded) % self.world_size:
-            padded.append((batches[-1], False))
-        return padded[self.rank :: self.world_size]
+        own = shared_parts(batches, lambda batch: batch, rank=self.rank, world_size=self.world_size)
+        return [(batch, not is_spare) for batch, is_spare in own]
 
 
 def key_order(

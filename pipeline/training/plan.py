@@ -19,7 +19,7 @@ from offpref.pipeline.pairs.mismatched import find_kl_keys
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
 from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs
 from offpref.pipeline.pairs.step_order import epoch_steps
-from offpref.pipeline.pairs.tokenization import tokenizer_spec
+from offpref.pipeline.pairs.tokenization import check_tokenizer, tokenizer_spec
 from offpref.pipeline.rewards.margins import load_margins
 from offpref.pipeline.scores.kl_sources import find_kl_source
 from offpref.pipeline.scores.references import (
@@ -29,7 +29,7 @@ from offpref.pipeline.scores.references import (
     reference_digest,
 )
 from offpref.pipeline.scores.tiers import KL_TIERS, KlSource
-from offpref.stores.errors import ModelError, PairSetError
+from offpref.stores.errors import ModelError
 from offpref.stores.keys import fingerprint
 from offpref.stores.store import Store
 
@@ -264,10 +264,5 @@ def _check_tokenizer(store: Store, folder: Path, pair_set: PairSet) -> None:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if not any((folder / name).exists() for name in names):
         return
-    theirs: dict[str, Any] = store.read_spec(pair_set.tokenizer)
-    own = tokenizer_spec(folder, store).without_template()
-    if differing := [name for name, value in own.items() if theirs.get(name) != value]:
-        raise PairSetError(
-            f"{folder}: expected the tokenizer of pair set {pair_set}, its "
-            f"{', '.join(differing)} differs; add the data with --tokenizer {folder}"
-        )
+    theirs = store.read_spec(pair_set.tokenizer)
+    check_tokenizer(folder, tokenizer_spec(folder, store), pair_set, theirs)

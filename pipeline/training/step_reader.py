@@ -17,8 +17,8 @@ from offpref.pipeline.pairs.step_order import (
     PairSizes,
     cut_microbatches,
     pair_sizes,
-    share_microbatches,
 )
+from offpref.pipeline.ranks import shared_parts
 from offpref.pipeline.read_ahead import read_ahead
 from offpref.pipeline.settings import POLICY_BATCH_TOKENS
 from offpref.stores.store import Store
@@ -100,4 +100,7 @@ class StepReader:
     def _cut(self, pairs: NDArray[np.int64], sizes: PairSizes) -> Cut:
         world_size = self._processes.world_size
         parts = cut_microbatches(pairs, sizes, max_batch_tokens=self.budget, multiple_of=world_size)
-        return share_microbatches(parts, rank=self._processes.rank, world_size=world_size)
+        # A spare one is small: a pair that weighs nothing.
+        return shared_parts(
+            parts, lambda pairs: pairs[:1], rank=self._processes.rank, world_size=world_size
+        )

@@ -10,8 +10,8 @@ from offpref.pipeline.pairs.step_order import (
     epoch_order,
     epoch_steps,
     pair_sizes,
-    share_microbatches,
 )
+from offpref.pipeline.ranks import shared_parts
 
 
 def keys(num_pairs: int) -> np.ndarray:
@@ -130,7 +130,8 @@ def test_ranks_get_equally_many_microbatches_and_every_pair_once(world_size: int
     parts = [np.array([0, 1]), np.array([2]), np.array([3, 4, 5]), np.array([6])]
 
     shares = [
-        share_microbatches(parts, rank=rank, world_size=world_size) for rank in range(world_size)
+        shared_parts(parts, lambda part: part[:1], rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
 
     assert len({len(share) for share in shares}) == 1

@@ -19,8 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from offpref.pipeline.commands.main import main
 from offpref.pipeline.api.lines import training_lines
+from offpref.pipeline.commands.main import main
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.pairs.add import add_pairs, plan_add
@@ -35,7 +35,7 @@ from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import TrainSummary, train
 from offpref.pipeline.training.trainer import Trainer
-from offpref.stores.errors import ModelError, PairSetError, StoreError, TrainingError
+from offpref.stores.errors import ModelError, PairSetError, TrainingError
 from offpref.stores.schema import LOGPS
 from offpref.stores.store import Store
 
@@ -631,7 +631,7 @@ def test_policy_with_another_tokenizer_is_refused(
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"lovely"', '"charming"'))
 
-    with pytest.raises(StoreError, match="expected the tokenizer of pair set"):
+    with pytest.raises(ModelError, match="expected the tokenizer of pair set"):
         plan_training(scored, train_settings(model=other))
 
 
