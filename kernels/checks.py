@@ -1,4 +1,4 @@
-"""Checks at the doors of the kernels: shapes, dtypes, devices and numbers that do not fit.
+"""Checks of the kernels' arguments: shapes, dtypes, devices and numbers that do not fit.
 
 Every error is a ValueError that says what was expected and what came. On a GPU nothing waits for a
 check.
@@ -16,7 +16,7 @@ from .transform import Transform
 
 
 def check_linear(inputs: LinearInputs) -> None:
-    """Raise ValueError where hidden states, head, labels, reference or wishes do not fit."""
+    """Raise ValueError where hidden states, head, labels, reference or wanted names do not fit."""
     hidden, head, labels, reference, want, workspace_bytes = inputs
     weight, bias = head.weight, head.bias
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
@@ -57,7 +57,7 @@ def check_logits(
     transform: Transform,
     ref_transform: Transform,
 ) -> None:
-    """Raise ValueError where given logits, labels, transforms or wishes do not fit."""
+    """Raise ValueError where given logits, labels, transforms or wanted names do not fit."""
     for name, each in (("logits", logits), ("ref_logits", ref_logits)):
         if each is None:
             continue

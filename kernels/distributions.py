@@ -1,4 +1,4 @@
-"""What a reference says of the next token, kept without the reference.
+"""A reference's distribution of the next token, kept without the reference.
 
 Letters in shape comments: T tokens, V vocabulary, H hidden size, k most likely tokens.
 """

@@ -1,4 +1,4 @@
-"""Scores of tokens straight from hidden states and the output head; the logits are never whole.
+"""Scores of tokens straight from hidden states and the output head; the full logits never exist.
 
 The vocabulary is walked in blocks of columns. Each block of logits is one matrix product, followed
 by passes in place. The backward pass recomputes each block, so each block of the weight's
@@ -7,7 +7,7 @@ gradient is written once and nothing of size T x V ever exists.
 Promises: no more than ``workspace_bytes`` beyond inputs, outputs and a few numbers per token;
 float32 logits and results whatever the dtype of the model (float64 where a float64 tensor comes
 in), under autocast too; the same result for the same input every time; a token's result does not
-depend on what other tokens hold; a token to ignore counts nothing, whatever it holds.
+depend on what other tokens hold; an ignored token does not count, whatever it holds.
 
 Cost: 2THV operations forward, 8THV forward and backward (6THV where the head is frozen). With the
 exact KL 4THV and 12THV, where a token's KL and log-prob have the same gradient (TDPO1) 10THV.
@@ -68,7 +68,7 @@ def linear_token_scores(
     workspace_bytes: int | None = None,
     form: Form | None = None,
 ) -> dict[str, Tensor]:
-    """Return what is wanted of each token.
+    """Return the wanted results of each token.
 
     ``token_logps`` is the log-probability of the label, ``forward_kl`` KL(reference || policy),
     ``reverse_kl`` KL(policy || reference), ``entropy`` that of the policy, ``log_sum_sq_probs``
@@ -81,8 +81,8 @@ def linear_token_scores(
         head: The output head; its weight may have another dtype than ``hidden``.
         labels: The token whose log-probability is wanted, between 0 and V - 1 (checked on a
             CPU only), or -100 for a token to ignore: all its results and gradients are 0.
-        reference: What the KLs are taken against; no gradient flows there. Against the k most
-            likely tokens only ``forward_kl`` is there, as a lower bound.
+        reference: What the KLs are taken against; no gradient flows there. With the k most
+            likely tokens there is only ``forward_kl``, as a lower bound.
         want: Names out of ``WANTED``.
         workspace_bytes: Most memory for buffers, beyond inputs and outputs; by default 64 MiB
             on a CPU and 1 GiB elsewhere.

@@ -1,7 +1,7 @@
 """Scores of tokens from logits that are there already.
 
-For logits that come out of somebody else's model. Where hidden states and head are at hand,
-:func:`offpref.kernels.linear.linear_token_scores` gives the same without whole logits.
+For logits of another model's forward pass. Where hidden states and head are at hand,
+:func:`offpref.kernels.linear.linear_token_scores` gives the same without full logits.
 
 Traffic: forward reads every logit once (twice as many with a reference), backward reads them again
 and writes one gradient, which may take the logits' place. Results are float32 whatever the dtype
@@ -58,7 +58,7 @@ def token_scores(
     overwrite_logits: bool = False,
     form: Form | None = None,
 ) -> dict[str, Tensor]:
-    """Return what is wanted of each token, as ``linear_token_scores`` does, from whole logits.
+    """Return the wanted results of each token, as ``linear_token_scores`` does, from whole logits.
 
     Args:
         logits: Raw logits of the policy; any floating dtype and strides.

@@ -26,8 +26,8 @@ def topk_kl(
 
     Args:
         reference: The reference.
-        top_logits: The policy's logits of the reference's top k, less any shift of the row.
-        log_sum: Log-normaliser of the policy's logits, less the same shift.
+        top_logits: The policy's logits of the reference's top k, minus any shift of the row.
+        log_sum: Log-normaliser of the policy's logits, minus the same shift.
     """
     log_p, log_p_tail, log_q, log_q_tail = _log_buckets(reference, top_logits, log_sum)
     top = (log_p.exp() * (log_p - log_q)).sum(1, keepdim=True)

@@ -4,7 +4,7 @@ torch sends a float32 product on a CPU to MKL, which does not use all of an AMD 
 which torch also brings, generates code for the processor it finds; on an AMD with AVX-512 it runs
 the products of a transformer at about twice the rate (docs/kernels.md). Both sum in float32.
 
-oneDNN keeps half a megabyte of code for every shape that it ever met, and batches have a new number
+oneDNN keeps half a megabyte of code for every shape it has met, and batches have a new number
 of tokens each time: a training would grow without end. It therefore gets a whole number of steps of
 tokens, of which there are few, and the tokens beyond, a hundredth, go to torch.
 

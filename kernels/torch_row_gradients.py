@@ -77,7 +77,7 @@ class Sink(Protocol):
         """Take a block, times a factor per token, plus the gradient of some labels."""
 
     def finish(self, v: slice) -> None:
-        """Know that nothing more comes for these columns."""
+        """Note that nothing more comes for these columns."""
 
 
 class Backward(NamedTuple):
@@ -402,7 +402,7 @@ class LogitsSink:
         self.grad[rows, v] = block.to(self.grad.dtype)
 
     def finish(self, v: slice) -> None:
-        """Know that nothing more comes for these columns."""
+        """Note that nothing more comes for these columns."""
 
 
 def _added(total: Tensor, rows: Rows, part: Tensor, scale: float) -> Tensor:

@@ -51,7 +51,7 @@ class RowStats(NamedTuple):
     centre: Tensor | None
     """c, a difference of two logits of the blocks' dtype."""
     tilt: Tensor | None
-    """Log-normaliser of the policy less that of the reference, less c, with all its digits."""
+    """Log-normaliser of the policy minus that of the reference, minus c, with all its digits."""
     forward_kl: Tensor | None
     reverse_kl: Tensor | None
 
@@ -64,7 +64,7 @@ def row_stats(
     want: Collection[str],
     shape: BlockShape,
 ) -> RowStats:
-    """Return what is wanted of each token.
+    """Return the wanted results of each token.
 
     Args:
         policy: The policy's logits.
@@ -268,12 +268,12 @@ def _finish(sums: _Sums, want: Collection[str]) -> RowStats:
 
 
 def _kl(f: Tensor, m: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor]:  # [t, 1] each
-    """Return the KL, and the difference of the log-normalisers less c with all its digits.
+    """Return the KL, and the difference of the log-normalisers minus c with all its digits.
 
     Args:
         f: Mean of phi(x) under the first distribution.
         m: Mean of x under it.
-        tilt: The difference of log-normalisers less c, from the log-normalisers themselves.
+        tilt: The difference of log-normalisers minus c, from the log-normalisers themselves.
     """
     is_small = tilt.abs() < SMALL_TILT
     e = f + m

@@ -35,7 +35,7 @@ def store_scores(
     pid_n, is_kept, label_logit, m, s, t, squares,
     max_ptr, log_sum_ptr, logps_ptr, entropy_ptr, log_sum_sq_ptr,
 ):  # fmt: skip
-    """Write what the policy's logits alone tell; exact 0 for a row to ignore."""
+    """Write the results that need the policy's logits only; exact 0 for a row to ignore."""
     log_s = tl.log(s)
     tl.store(max_ptr + pid_n, tl.where(is_kept, m, 0.0))
     tl.store(log_sum_ptr + pid_n, tl.where(is_kept, log_s, 0.0))

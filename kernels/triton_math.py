@@ -94,7 +94,7 @@ def kl_from_moments(second, mean, offset, log_sums_gap):
     Args:
         second: F, the sum of ``p phi(x)``, at least 0; may be infinite.
         mean: M, the sum of ``p x``.
-        offset: One part of ``log(sum p exp(x))``: the difference of the maxima, less c.
+        offset: One part of ``log(sum p exp(x))``: the difference of the maxima, minus c.
         log_sums_gap: The other: the difference of the log-normalisers above the maxima.
     """
     e = second + mean

@@ -59,7 +59,7 @@ class TritonRowStats(NamedTuple):
     gaps: Tensor | None
     """c: what policy logits are usually above the reference's, exact in float32."""
     log_tilts: Tensor | None
-    """Log-normaliser of the policy minus that of the reference, less ``gaps``."""
+    """Log-normaliser of the policy minus that of the reference, minus ``gaps``."""
     token_logps: Tensor
     """Log-probability of the label in nats."""
     entropy: Tensor | None
@@ -96,7 +96,7 @@ CONFIGS = {
 """By kernel: the most columns, None for any number, and how to walk that many.
 
 The same for every dtype: the kernels compute in float32. A thread holds 16 elements of a row: with
-32 and all results wanted, some kernels need a stack, and registers leave room for one program a
+32 and all results wanted, some kernels need a stack, and registers leave room for one program per
 multiprocessor, so that nothing overlaps with its loads.
 """
 
@@ -121,7 +121,7 @@ def forward_rows(
     ignore_index: int = IGNORE_INDEX,
     config: RowConfig | None = None,
 ) -> TritonRowStats:
-    """Return what is wanted of each row, and what its backward pass needs.
+    """Return the wanted results of each row, and what its backward pass needs.
 
     Args:
         logits: Raw logits of the policy; any floating dtype and strides.
@@ -309,7 +309,7 @@ def _per_row(grad: Tensor | None, labels: Tensor) -> Tensor | None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep numpy, with which the interpreter computes, from warning of what a GPU does mutely."""
+    """Keep numpy, which the interpreter uses, from warning where a GPU does not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield

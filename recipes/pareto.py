@@ -122,7 +122,7 @@ def on(world: World, pair_set: str) -> World:
 
 
 def point(world: World, policy: Path, seed: int) -> dict[str, float]:
-    """Return what a policy's samples are worth by both objectives."""
+    """Return the mean reward of a policy's samples by both objectives."""
     row = world.measure(policy, seed=seed)
     return {name: row["rewards"][name] for name in objectives(world)} | {"kl": row["reverse_kl"]}
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/findings.md, from the recipes' results."""
+"""The plots of docs/findings.md, from the recipes' results."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def family(method: str) -> str:
 
 
 def draw_frontier(world: dict[str, Any], path: Path, *, reward: str) -> None:
-    """Draw reward against KL, a point a seed, a line through a method's means."""
+    """Draw reward against KL, one point per seed, a line through a method's means."""
     figure, axes = _figure()
     if "optimum" in world:
         largest = max(kl for each in world["policies"].values() for kl in each["kl_by_seed"])

@@ -21,7 +21,7 @@ from .keys import KEY_BYTES
 
 
 class Batch:
-    """Rows on their way into a store; ``Store.batch`` makes one.
+    """Rows to be written to a store; ``Store.batch`` makes one.
 
     Nothing touches the disk before the with-block is left; an error inside leaves no trace.
     """
@@ -114,7 +114,7 @@ class Batch:
                 schema = table_schema(table)
                 rows = pa.concat_tables(part.cast(schema.schema) for part in parts)
                 shards.append(write_shard(rows, schema, partition, self._root, self._provenance))
-        except BaseException:  # no record names them: give the space back at once
+        except BaseException:  # no record names them: free the space at once
             for shard in shards:
                 shard.path.unlink(missing_ok=True)
             raise

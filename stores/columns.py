@@ -1,7 +1,7 @@
 """What a column and a table are, in words that need no library: types have names of our own.
 
 Arrow's types and schemas are made on first use: pyarrow takes a tenth of a second to
-import, and who asks in SQL needs none of it.
+import, and questions in SQL do not need it.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     KEY: pa.DataType
-    """Type of a key in memory; imported as if it stood here, see `__getattr__`."""
+    """Type of a key in memory; importable from here, see `__getattr__`."""
     ROW_HASH: pa.Field
     """The last column of every shard."""
 
@@ -52,7 +52,7 @@ class TableSchema:
     """What one row is."""
 
     partition: str
-    """What the folder below the table's is named after."""
+    """What the folder below the table's folder is named after."""
 
     columns: tuple[Column, ...]
     """The columns, without ``row_hash``."""

@@ -27,11 +27,11 @@ The command line prints the message as one line and leaves with exit code 1.
 
 
 class OffprefError(Exception):
-    """What a user can mend; its message is fit to show to one."""
+    """Errors that a user can fix; the message is meant for users."""
 
 
 class StoreError(OffprefError):
-    """Base class of every error of files; its message is fit to show to a user."""
+    """Base class of errors of files; the message is meant for users."""
 
 
 class StoreNotFoundError(StoreError):
@@ -55,11 +55,11 @@ class UnsafeFileError(StoreError):
 
 
 class StoreBusyError(StoreError):
-    """Somebody writes to the store, and what was asked could lose their rows."""
+    """Somebody is writing to the store, and the command could lose their rows."""
 
 
 class SettingError(OffprefError):
-    """An environment variable of ours has a value that it cannot have."""
+    """An environment variable of offpref has an invalid value."""
 
 
 class SchemaMismatchError(StoreError):
@@ -79,7 +79,7 @@ class ShardCorruptError(StoreError):
 
 
 class UnknownQueryError(StoreError):
-    """No query of that name is kept with the package."""
+    """The package has no query of that name."""
 
 
 class QueryRefusedError(StoreError):
@@ -87,7 +87,7 @@ class QueryRefusedError(StoreError):
 
 
 class PairSetError(StoreError):
-    """The store has no such pair set, or it cannot be used as asked."""
+    """The store has no such pair set, or the pair set cannot be used that way."""
 
 
 class SourceError(OffprefError):
@@ -103,4 +103,4 @@ class TrainingError(OffprefError):
 
 
 class ReportError(OffprefError):
-    """A report or a picture cannot be written: its file is there, or a library is missing."""
+    """A report or a plot cannot be written: its file exists, or a library is missing."""

@@ -1,4 +1,4 @@
-"""Content keys and fingerprints: what is equal has an equal name, on every machine, for ever.
+"""Content keys and fingerprints: what is equal has an equal name, on every machine, forever.
 
 A key is 16 bytes of BLAKE3 and names a row; a fingerprint is 32 hexadecimal digits (16 bytes) of
 BLAKE3 over a canonical JSON text and names a declared set of settings.

@@ -41,7 +41,7 @@ class LiveStore:
     """A store on disk, and the shards that are live in it as far as this process knows."""
 
     def __init__(self, path: Path, uuid: str) -> None:
-        """Hold the store at ``path``; use ``open`` instead."""
+        """Use the store at ``path``; call ``open`` instead."""
         self.path = path
         self.uuid = uuid
         self._records: dict[str, Record] = {}

@@ -1,8 +1,8 @@
-"""Text of data on its way to a terminal: shown, not obeyed."""
+"""Text from data that goes to a terminal: control characters are shown, not executed."""
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""Return ``text`` with control characters spelled out: they would move the cursor, or worse.
+    r"""Return ``text`` with control characters spelled out: they could move the cursor, or worse.
 
     Args:
         text: Any text, of a store or a file.

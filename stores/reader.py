@@ -4,8 +4,8 @@ Shards are hashed before their first use, as everywhere. A table whose rows are 
 per group and is not hashed whole: of each row that is read, its pages are checked against their
 checksums, and its bytes and key against the index.
 
-Cost: 24 bytes of index a live row, built from the key columns alone (32 where rows are checked one
-by one); then one row group read for each that holds a wanted row.
+Cost: 24 bytes of index per live row, built from the key columns alone (32 where rows are checked
+one by one); then one row group read for each that holds a wanted row.
 """
 
 import threading
@@ -138,7 +138,7 @@ class RowReader:
         index: "_Index",
         places: NDArray[np.int64],
     ) -> None:
-        """Hold the keys and bytes of rows that are read singly against the index."""
+        """Check the keys and bytes of rows that are read one by one against the index."""
         if self._store.verified.policy == "never":
             return
         found = to_keys(rows.column(key_column(self._table)))

@@ -1,4 +1,4 @@
-"""What a person calls a fingerprint: a name that leads to what it names, or none.
+"""What a person calls a fingerprint: a name that still leads to its files, or none.
 
 A scorer is called after its folder. With the name go the states of the files that the fingerprint
 was taken from; when one of them has changed or is gone, the name is not shown any more.
@@ -16,12 +16,12 @@ from .live import LiveStore
 
 
 def remember_name(store: LiveStore, fingerprint: str, name: str, files: Sequence[Path]) -> None:
-    """Call a fingerprint ``name``; one that is called after other files that are there stays so.
+    """Name a fingerprint; a name whose files still exist is kept.
 
     Args:
         store: The store.
         fingerprint: Of a spec.
-        name: What a person calls it.
+        name: The name.
         files: What it was taken from; none if the name names no folder.
     """
     known = shown_name(store, fingerprint)
@@ -34,7 +34,7 @@ def remember_name(store: LiveStore, fingerprint: str, name: str, files: Sequence
 
 
 def shown_name(store: LiveStore, fingerprint: str) -> str | None:
-    """Return what a person calls a fingerprint; None if its files are not there as they were."""
+    """Return a fingerprint's name; None if its files are missing or have changed."""
     name = store.recall_identity("name", {"fingerprint": fingerprint})
     if name is None:
         return None
@@ -45,7 +45,7 @@ def shown_name(store: LiveStore, fingerprint: str) -> str | None:
 
 
 def _are_there(states: str) -> bool:
-    """Whether files are as they were; what cannot be read says nothing of any."""
+    """Whether files are as they were; if one cannot be read, this is unknown."""
     try:
         return all(file_identity(Path(state["path"])) == state for state in json.loads(states))
     except (ValueError, TypeError, KeyError):

@@ -45,7 +45,7 @@ class Store(LiveStore):
     """A store on disk, and what this process knows of it."""
 
     def __init__(self, path: Path, uuid: str) -> None:
-        """Hold the store at ``path``; use ``Store.open`` or ``Store.create`` instead."""
+        """Use the store at ``path``; call ``Store.open`` or ``Store.create`` instead."""
         self._known: dict[tuple[object, ...], KnownKeys] = {}
         super().__init__(path, uuid)
 
@@ -203,7 +203,7 @@ class Store(LiveStore):
 
         Args:
             spec: The declared settings, as JSON knows them.
-            name: What a person calls it, for listings; not hashed. None gives it no name.
+            name: Its name, for listings; not hashed. None gives it no name.
             files: What the name leads to: it is shown as long as they are as they are now, and
                 stays while they are.
         """
@@ -239,7 +239,7 @@ def _filtered_columns(filters: list[Any]) -> list[str]:
 
 
 def _strangers(path: Path) -> list[str]:
-    """What speaks against making a store here: anything that another `create` did not leave."""
+    """Reasons not to create a store here: anything that another `create` did not leave."""
     if not path.is_dir():
         return [f"a file called {path.name}"]
     found = [entry.name for entry in path.iterdir() if entry.name not in FOLDERS]

@@ -3,13 +3,13 @@
 A record names the shards it adds and the ones it removes. **Live = union of all adds minus union
 of all removes**: a pure function of the *set* of records, so their order and repetition mean
 nothing, writers never wait for each other, and any records can be merged into one that says the
-same. A shard's name never comes back, so a removal is for ever.
+same. A shard's name never comes back, so a removal is permanent.
 
 A record's file is called ``<time>-<random>-<hash>.json``. The hash is that of its bytes; the time
 sorts listings and nothing depends on it.
 
-A record may come from elsewhere, and whoever writes one can make its hash fit. So every field is
-checked before it is used: no path is made of a name that could lead out of the store.
+A record may come from somebody else, who can make its hash fit. So every field is checked before it
+is used: no name that could lead out of the store is used in a path.
 """
 
 import re
@@ -89,7 +89,7 @@ class Record:
     """Shards that became live with it."""
 
     removes: frozenset[str] = frozenset()
-    """Names of shards that are not live any more."""
+    """Names of shards that are no longer live."""
 
     heads: frozenset[Head] = frozenset()
     """Output heads that it added."""
@@ -125,7 +125,7 @@ def live_shards(records: Iterable[Record]) -> dict[str, Shard]:
 def merge(records: Mapping[str, Record]) -> Record:
     """Return one record that can stand for ``records`` (by name), with any others beside it.
 
-    Removals are kept for ever: another record, not seen here, may still add what they remove.
+    Removals are kept forever: another record, not seen here, may still add what they remove.
     """
     removes = frozenset[str]().union(*(record.removes for record in records.values()))
     adds = frozenset[Shard]().union(*(record.adds for record in records.values()))

@@ -1,12 +1,12 @@
 """Files below a store's root, opened without following what a sender may have put there.
 
-A store that came from elsewhere is input. Below its root there are folders and regular files and
-nothing else: a symbolic link, a pipe, a device or a socket is refused before anything is read
+A store from somebody else is untrusted input. Below its root there are folders and regular files
+and nothing else: a symbolic link, a pipe, a device or a socket is refused before anything is read
 through it, written to it or deleted beside it, and a folder where a file is expected likewise. The
 root itself may be a link.
 
-What the file system refuses (permission, an I/O error, too little memory) is told apart from what
-is damaged: it says nothing about the bytes.
+What the file system refuses (permission, an I/O error, too little memory) is distinguished from
+damage: the bytes may be intact.
 """
 
 import json
@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 256 * 2**20
 
 _MAX_DEPTH = 16  # folders inside each other; a store has three below data
 
-# Not to be stopped by a pipe that nobody writes to, and not to leave the store by a link.
+# Do not block on a pipe without a writer, and do not leave the store through a link.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
@@ -99,7 +99,7 @@ def read_regular(root: Path, path: Path, *, limit: int = MAX_JSON_BYTES) -> byte
 
 
 def list_folder(root: Path, folder: Path) -> list[Path]:
-    """Return what is in ``folder``, below ``root``, sorted by name; nothing where it is missing.
+    """Return what is in ``folder``, below ``root``, sorted by name; nothing if it is missing.
 
     Raises:
         UnsafeFileError: If it is not a folder.
@@ -138,7 +138,7 @@ def walk(root: Path, folder: Path) -> Iterator[Path]:
 
 
 def is_regular(path: Path) -> bool:
-    """Return whether ``path`` itself is a regular file; False where it is gone.
+    """Return whether ``path`` itself is a regular file; False if it is gone.
 
     Raises:
         StoreReadError: If the file system refuses.
@@ -151,10 +151,10 @@ def is_regular(path: Path) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is anything at ``path``, a link that leads nowhere, too.
+    """Return whether anything is at ``path``, even a dangling link.
 
     Raises:
-        StoreReadError: If the file system refuses: then nobody knows.
+        StoreReadError: If the file system refuses, so that it is unknown.
     """
     try:
         with clear_os_errors(path):
@@ -166,7 +166,7 @@ def is_there(path: Path) -> bool:
 
 @contextmanager
 def clear_os_errors(path: Path) -> Iterator[None]:
-    """Say in one line that the file system refused a read; a missing file is the caller's matter.
+    """Say in one line that the file system refused a read; a missing file is left to the caller.
 
     Raises:
         StoreReadError: If the body raises an OSError that is not a FileNotFoundError.

@@ -1,8 +1,8 @@
-"""What was computed from a file once and need not be again: weight hashes, ingested sources.
+"""What was computed from a file and need not be computed again: weight hashes, ingested sources.
 
-An entry belongs to an identity: for a local file its path, size, modification time, change time
-and inode. It is only ever a shortcut: an entry that is stale, damaged or missing recalls nothing,
-and the work is done again. Entries lie under ``remembered/``, each with its own checksum.
+An entry belongs to an identity: for a local file its path, size, modification time, change time and
+inode. It is only a shortcut: if an entry is stale, damaged or missing, the work is done again.
+Entries lie under ``remembered/``, each with its own checksum.
 
 What a user's files hold is remembered in the user's cache folder: in a store, whose sender could
 forge it, it could not be trusted. A store keeps what is said about the store itself: names.
@@ -20,7 +20,7 @@ from .user_cache import cache_folder
 
 MAX_ENTRY_BYTES = 2**26  # a hash of each tensor of the largest models
 OF_THE_STORE = ("name", "said")
-"""Kinds that a store keeps; all others are the user's."""
+"""Kinds that a store keeps; all others go to the user's cache folder."""
 
 
 def file_identity(path: Path) -> dict[str, object] | None:

@@ -4,7 +4,7 @@ Equal rows have equal hashes whatever shard, chunk, slice or list offsets they c
 bytes of a row are, column by column in the schema's order: for each column one byte that says
 whether there is a value, and the value (zeros for a null) if its size is fixed, else its length in
 bytes as int64; and after these the variable ones, in the same order. Numbers are little-endian; a
-map counts as its entries sorted by name. It finds damage and chance, not an attacker.
+map counts as its entries sorted by name. It detects accidental damage, not an attacker.
 
 Cost: about a microsecond per row, and the bytes at memory speed.
 """

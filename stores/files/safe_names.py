@@ -7,7 +7,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
 
 
 def is_name(name: object) -> bool:
-    """Return whether ``name`` can be a folder's or a file's name everywhere, and leads nowhere."""
+    """Return whether ``name`` can be a folder's or a file's name everywhere."""
     return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
 
 
@@ -17,7 +17,7 @@ def is_hash(name: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Return whether ``value`` is a whole number from 0 on that a file could have."""
+    """Return whether ``value`` is a non-negative whole number that a file could have."""
     return type(value) is int and 0 <= value < 2**63
 
 

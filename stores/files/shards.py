@@ -103,7 +103,7 @@ def write_shard(
         "offpref.format_version": str(FORMAT_VERSION),
         "offpref.table": table.name,
         "offpref.partition": partition,
-        "offpref.write_id": uuid4().hex,  # no two files are equal, so a removal is for ever
+        "offpref.write_id": uuid4().hex,  # no two files are equal, so a removal is permanent
         "offpref.provenance": json.dumps(provenance, sort_keys=True),
     }
     partial = root / "tmp" / f"{uuid4().hex}.parquet"
@@ -142,8 +142,8 @@ def read_shard(shard: Shard, columns: Sequence[str]) -> pa.Table:
 def open_shard(shard: Shard) -> pq.ParquetFile:
     """Open a shard, mapped into memory; pages are checked as they are read.
 
-    Its footer is compared with the commit that names it: table, partition, columns, rows. Whoever
-    calls this does so inside `clear_read_errors`.
+    Its footer is compared with the commit that names it: table, partition, columns, rows. Call
+    it inside `clear_read_errors`.
 
     Raises:
         ShardCorruptError: If they differ.
@@ -160,7 +160,7 @@ def open_shard(shard: Shard) -> pq.ParquetFile:
 
 
 def _footer_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
-    """What a footer says otherwise than the commit; None if nothing."""
+    """How a footer differs from the commit; None if it does not."""
     metadata = file.metadata.metadata or {}
     for name, expected in (("table", shard.table), ("partition", shard.partition)):
         if metadata.get(f"offpref.{name}".encode()) != expected.encode():
@@ -186,19 +186,19 @@ def empty_rows(table: TableSchema, columns: Sequence[str]) -> pa.Table:
 
 
 def file_name(path: Path) -> str:
-    """Return the name that the bytes of a file of ours give it: BLAKE3, 32 hexadecimal digits."""
+    """Return the name that a file gets from its bytes: BLAKE3, 32 hexadecimal digits."""
     with path.open("rb", buffering=0) as file:
         return hash_descriptor(file.fileno())
 
 
 @contextmanager
 def clear_read_errors(shard: Shard) -> Iterator[None]:
-    """Say of a shard that cannot be read which one it is and why, in one line.
+    """Turn an error of reading a shard into one line that says which shard and why.
 
     Raises:
         ShardMissingError: If the file is gone.
         ShardCorruptError: If its bytes are not Parquet.
-        StoreReadError: If the file system refuses, or memory runs out: it may be whole.
+        StoreReadError: If the file system refuses, or memory runs out: the shard may be intact.
     """
     try:
         yield

@@ -23,7 +23,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 
 def write_spec(root: Path, spec: Mapping[str, object]) -> str:
-    """Keep ``spec`` in the store at ``root`` and return its fingerprint; once is enough.
+    """Keep ``spec`` in the store at ``root``, unless it is there, and return its fingerprint.
 
     Raises:
         StoreWriteError: If the file system refuses.
@@ -57,7 +57,7 @@ def read_spec(root: Path, name: str) -> dict[str, object]:
 
 
 def check_spec(spec: Mapping[str, object], path: Path) -> None:
-    """Check that what readers of a spec rely on is there: a spec may come from elsewhere.
+    """Check that what readers of a spec rely on is there: a spec may come from somebody else.
 
     Raises:
         StoreFormatError: If it is not; the message names the file and the field.

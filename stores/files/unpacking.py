@@ -59,7 +59,7 @@ def read_groups(
 
     Raises:
         ShardCorruptError: If they would unpack to more than the limit, or hold a text that is not
-            UTF-8, or a time that Python has no name for.
+            UTF-8, or a time that Python cannot represent.
     """
     limit = max_unpacked_bytes(path.stat().st_size)
     unpacked, doubtful = unpacked_bytes(file.metadata, groups, columns, limit)
@@ -111,10 +111,10 @@ def unpacked_bytes(
 
 
 def _checked(rows: pa.Table, path: Path) -> pa.Table:
-    """Return ``rows``, whose texts and times Python can take: a file may hold any bytes for them.
+    """Return ``rows``, after checking that Python can represent its texts and times.
 
     Raises:
-        ShardCorruptError: If one of them it cannot.
+        ShardCorruptError: If it cannot.
     """
     for name in rows.schema.names:
         column = rows.column(name)

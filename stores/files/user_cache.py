@@ -1,4 +1,4 @@
-"""Where this user's own shortcuts lie: outside every store, since a store may come from elsewhere.
+"""Where this user's own cache is: outside every store, since a store may be untrusted.
 
 ``OFFPREF_CACHE_DIR`` names the folder; else it is ``offpref`` in ``XDG_CACHE_HOME`` or
 ``~/.cache``. Whatever is in it may be deleted at any time: it only saves work.
@@ -11,7 +11,7 @@ VARIABLE = "OFFPREF_CACHE_DIR"
 
 
 def cache_folder() -> Path:
-    """Return the folder; it may not be there yet."""
+    """Return the folder; it may not exist yet."""
     if own := os.environ.get(VARIABLE):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")

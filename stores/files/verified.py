@@ -3,8 +3,8 @@
 DuckDB does not look at page checksums, and a footer has none: so a file's bytes are hashed before
 they are used for the first time. What was found is remembered in the user's cache folder, never in
 the store, whose sender could forge it. It holds as long as size, time of modification, time of
-change and inode are what they were; a disk that rots without changing any of them is found by
-``always`` alone.
+change and inode are what they were; corruption that changes none of them is found by ``always``
+only.
 
     once     a file is hashed when it is new or has changed (the default)
     always   a file is hashed in each process that uses it
@@ -45,7 +45,7 @@ _MAX_STALE_MARKS = 20_000
 
 
 def current_policy() -> Policy:
-    """Return what the environment asks for.
+    """Return the policy that the environment sets.
 
     Raises:
         SettingError: If that is none of the policies.
@@ -80,7 +80,7 @@ def hash_descriptor(descriptor: int) -> str:
     """Return the hash of the bytes from a descriptor's position on, 32 hexadecimal digits.
 
     They are read, not mapped: where a mapped file cannot be read the process dies. And in one
-    thread: a pool of threads does not survive a fork, and who asks it in the child waits for ever.
+    thread: a pool of threads does not survive a fork, and who asks it in the child waits forever.
     """
     hasher = blake3()
     buffer = bytearray(_CHUNK_BYTES)
@@ -134,7 +134,7 @@ class VerifiedFiles:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             is_long = len(self._marks()) > 2 * num_live + _MAX_STALE_MARKS
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK  # a pipe would be waited for
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK  # opening a pipe would block
             flags |= os.O_TRUNC if is_long else os.O_APPEND
             descriptor = os.open(self._path, flags, 0o600)
             try:

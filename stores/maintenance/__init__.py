@@ -1,1 +1,1 @@
-"""What keeps a store in order: verify, compact, garbage, repair, listing."""
+"""Maintenance of a store: verify, compact, garbage, repair, listing."""

@@ -51,7 +51,7 @@ class Compacted:
     """Commit records that were merged into one."""
 
     def __str__(self) -> str:
-        """Return one line for a person."""
+        """Return one line for people."""
         return (
             f"{self.num_shards_before:,} shards became {self.num_shards_after:,};"
             f" {self.num_records_merged:,} commit records merged"
@@ -113,7 +113,7 @@ def _groups(shards: Sequence[Shard], shard_bytes: int) -> list[list[Shard]]:
 
 
 def _unpacked(shard: Shard) -> int:
-    """What a shard takes in memory, as its footer says; the reader holds it to that."""
+    """What a shard takes in memory, as its footer says; the reader enforces that."""
     columns = [*table_schema(shard.table).schema.names, ROW_HASH.name]
     with clear_read_errors(shard), open_shard(shard) as file:
         limit = max_unpacked_bytes(shard.num_bytes)

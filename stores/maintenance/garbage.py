@@ -1,9 +1,9 @@
-"""Give back the space of files that nothing needs any more.
+"""Free the space of files that are no longer needed.
 
-Taken are, each only when a grace has passed: shards that a commit removed, shards and heads that
+It deletes, each only after a grace period: shards that a commit removed, shards and heads that
 no commit names (a writer died between placing and committing), commit records that another one
 repeats in full, and what is left in ``tmp/``. The grace is what a slow reader or writer may take.
-A file that is no part of a store is never touched, and no link is followed. Ages are measured by
+A file that is not part of a store is never touched, and no link is followed. Ages are measured by
 the file system's clock.
 
 With less than the usual grace a shard could be taken whose writer is about to name it. Then nothing
@@ -37,7 +37,7 @@ class Collected:
     """Their size."""
 
     def __str__(self) -> str:
-        """Return one line for a person."""
+        """Return one line for people."""
         return f"{self.num_files:,} files deleted, {self.num_bytes:,} bytes"
 
 

@@ -77,7 +77,7 @@ def damaged_shards(
 
     Raises:
         StoreReadError: If one cannot be read.
-        UnsafeFileError: If one is not a regular file: that is for a person to look at.
+        UnsafeFileError: If one is not a regular file: a person must look at it.
     """
     found = []
     for table in tables:
@@ -104,7 +104,7 @@ def is_head_damaged(store: Store, scorer: str) -> bool:
 
 
 def remove_shards(store: Store, shards: Collection[Shard]) -> None:
-    """Make shards not live any more, then delete their files."""
+    """Remove shards from the live set, then delete their files."""
     if not shards:
         return
     write_record(

@@ -1,11 +1,11 @@
-"""Look at every byte of a store and say what is not as it was written.
+"""Read every byte of a store and report what differs from what was written.
 
-A file's bytes are checked against the hash in its name (shards, commits, specs), in the record
-that names it (heads) or inside it (STORE.json, remembered); a shard's rows against their hashes,
-its pages against their checksums, its columns, place, order and counts against schema and record.
-A missing file is a problem, and so is whatever is neither a folder nor a regular file, and a list
-whose length does not fit the sequence it belongs to. A file that nobody names, as a killed writer
-leaves it, is a note. What cannot be read is told apart from what is damaged, and the rest is
+A file's bytes are checked against the hash in its name (shards, commits, specs), in the record that
+names it (heads) or inside it (STORE.json, remembered); a shard's rows against their hashes, its
+pages against their checksums, its columns, place, order and counts against schema and record. A
+missing file is a problem, and so is whatever is neither a folder nor a regular file, and a list
+whose length does not fit the sequence it belongs to. A file that no record names, such as a killed
+writer leaves, is a note. What cannot be read is distinguished from what is damaged, and the rest is
 checked even so.
 
 Cost: everything is read once and hashed twice; at most a row group is unpacked at a time.
@@ -61,7 +61,7 @@ class Verified:
     """Rows whose hash was computed."""
 
     problems: list[str]
-    """What is damaged or missing, one line each; empty for a store in order."""
+    """What is damaged or missing, one line each; empty if the store is intact."""
 
     notes: list[str]
     """What is not damage but worth knowing, one line each."""
@@ -244,7 +244,7 @@ class _Check:
                 self.problems.append(f"{path} is not part of a store: expected a file")
 
     def _shard(self, shard: Shard) -> bool:
-        """Look at a live shard; return whether it is whole."""
+        """Check a live shard; return whether it is intact."""
         before = len(self.problems)
         try:
             self._count(shard.path)
@@ -263,7 +263,7 @@ class _Check:
         try:
             return list_folder(self.root, self.root / folder)
         except StoreError:
-            return []  # said when the folders were looked at
+            return []  # reported when the folders were checked
 
     def _read(self, path: Path) -> bytes:
         self._count(path)

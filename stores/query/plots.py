@@ -1,7 +1,7 @@
 """Plots of answers: a PNG for each named question that has a natural plot.
 
-A plot is made from the table that answers the question, and from nothing else: what the SQL leaves out
-is not drawn. Texts of a store are drawn as they stand; no sign in them is an instruction.
+A plot is made from the table that answers the question, and from nothing else: what the SQL leaves
+out is not drawn. Texts of a store are drawn as they stand; no sign in them is an instruction.
 """
 
 import io
@@ -56,7 +56,7 @@ def check_plot(name: str) -> None:
         import matplotlib  # noqa: F401 # only whether it is there
     except ImportError as error:
         raise ReportError(
-            "pictures are drawn with matplotlib, which is not installed: "
+            "plots are drawn with matplotlib, which is not installed: "
             "pip install 'offpref[plot]'"
         ) from error
 

@@ -54,13 +54,13 @@ class ReportSummary:
     num_token_pairs: int
     """Of which with token values."""
     num_token_pairs_left_out: int
-    """Pairs on it whose token values found no room."""
+    """Pairs on it whose token values did not fit."""
 
 
 def write_report(store: Store, path: Path, settings: ReportSettings) -> ReportSummary:
     """Write the page to ``path``, whole or not at all, and return what it shows.
 
-    Cost: DuckDB reads every example once a chart, and the pairs' keys of all token rows.
+    Cost: DuckDB reads every example once per chart, and the pairs' keys of all token rows.
 
     Raises:
         ReportError: If the file is there and ``settings`` do not overwrite it, if its folder is
@@ -69,7 +69,7 @@ def write_report(store: Store, path: Path, settings: ReportSettings) -> ReportSu
         StoreWriteError: If the file system refuses.
     """
     _check_path(path, overwrite=settings.overwrite)
-    plotly_script()  # says so at once if it is missing
+    plotly_script()  # raises at once if it is missing
     with Catalog(store) as catalog:
         content, summary = _page(catalog, path, store.path, settings)
     if not place_bytes(content, path, path.parent, overwrite=settings.overwrite):

@@ -146,7 +146,7 @@ def _pair_conditions(axes: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 
 def _sample_conditions(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of an evaluation: which prompts, how samples were drawn, who judged them."""
+    """The same of an evaluation: prompts, sampling settings, source of the reward."""
     names = ("split", "reference", "temperature", "top_p", "max_new_tokens")
     shared = {
         "pair set": row["pair_set_version"], "prompts": row["num_prompts"],
@@ -162,7 +162,7 @@ def _sample_conditions(row: Mapping[str, Any]) -> dict[str, Any]:
 def _evaluated(
     rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], runs: Sequence[ReportRun]
 ) -> dict[str, Any]:
-    """Policies that were measured on samples of their own, one point an evaluation."""
+    """Policies that were measured on samples of their own, one point per evaluation."""
     points = []
     for row in rows:
         run = numbers.get(row["run_id"])

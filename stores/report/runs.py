@@ -129,7 +129,7 @@ def _settings(config: str) -> dict[str, Any]:
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings in which runs differ; of a single run, those that everyone asks for."""
+    """The settings in which runs differ; for a single run, the usual ones."""
     names = dict.fromkeys(_ALWAYS_SHOWN)
     names |= dict.fromkeys(name for config in configs for name in config)
     if len(configs) == 1:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 MAX_PAIRS = 2000
-"""Pairs on the page, if nobody asks for more or fewer."""
+"""Default number of pairs on the page."""
 MOST_PAIRS = 10_000
 """Pairs that may be asked for: a browser has to hold them, and the page its 10 MB."""
 

@@ -1,6 +1,6 @@
 """The report's page: template, style, script and values put together into one HTML text.
 
-The page opens from disk and asks nothing of a network: its policy forbids that, and allows the two
+The page opens from disk and needs no network: its policy forbids access, and allows the two
 scripts it brings, by their hashes. Values of a store are in no place where a browser looks for
 markup.
 """

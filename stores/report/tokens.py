@@ -62,7 +62,7 @@ class TokenBlocks:
     num_bits: int
     """Bits of a value."""
     num_left_out: int
-    """Pairs with values that found no room."""
+    """Pairs with values that did not fit."""
 
 
 def read_token_values(
@@ -106,7 +106,7 @@ def token_blocks(
 ) -> TokenBlocks:
     """Return blocks of at most ``max_bytes`` together: with 16 bits per value, with 8, or fewer.
 
-    What finds no room even with 8 bits is left out from the end: pairs are in the order of their
+    What does not fit even with 8 bits is left out from the end: pairs are in the order of their
     keys, which are hashes, so that what remains is a sample.
     """
     vocabulary = _PageVocabulary(vocabularies)

@@ -24,7 +24,7 @@ OPERATIONS = {
 
 def register_table() -> str:
     """Return the page's table of registers, from what the compiler said."""
-    kernels = json.loads((ROOT / "tests" / "kernels" / "triton_resources.json").read_text())["kernels"]
+    kernels = json.loads((ROOT / "tests/kernels/triton_resources.json").read_text())["kernels"]
     rows: dict[str, dict[str, list[str]]] = {}
     for name, counts in kernels.items():
         *kernel, dtype, config, _ = name.split()

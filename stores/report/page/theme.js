@@ -32,7 +32,7 @@ function startTheme() {
 
 const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// Distinct also for the colour-blind; after eight runs lines are dashed as well.
+// Distinct for colour-blind readers, too; after eight runs lines are dashed as well.
 const COLOURS = {
   light: ["#1a5a9e", "#c25e00", "#00796b", "#a3357a", "#6b5b00", "#5a4fcf", "#b3261e", "#4d5a66"],
   dark: ["#7db4f0", "#f2a154", "#4fc3ae", "#e58bc0", "#d1c04a", "#aaa2f7", "#f28b82", "#aeb8c2"],
