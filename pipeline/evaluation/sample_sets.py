@@ -96,9 +96,7 @@ def draw_samples(
     found = prompts_of(store, source, split)[:num_prompts]
     if not found:
         raise PairSetError(f"{source} has no prompts in split {split!r}")
-    prompts = _with_room(found, limit)
-    if not prompts:
-        raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
+    prompts = _with_room(found, limit, model=model, source=source)
     ends, spec = _ends_and_spec(
         store, model, _spec(weights, source, settings, prompts), settings, limit
     )
@@ -106,8 +104,7 @@ def draw_samples(
         store, source, settings, model_name=model.resolve().name, spec=spec, prompts=prompts,
         split=split,
     )  # fmt: skip
-    known = drawn.find()
-    num_new = 0
+    known, num_new = drawn.find(), 0
     if known is None:
         store.write_spec(drawn.spec)
         num_new = _draw(
@@ -150,12 +147,19 @@ def _ends_and_spec(
     return ends, settled
 
 
-def _with_room(found: Iterable[Prompt], limit: int | None) -> list[Prompt]:
+def _with_room(
+    found: Iterable[Prompt], limit: int | None, *, model: Path, source: PairSet
+) -> list[Prompt]:
     """Return the prompts that leave room in a model's positions, those of similar length together.
 
     None for ``limit`` leaves room to all.
+
+    Raises:
+        ModelError: If none leaves room.
     """
     prompts = [each for each in found if limit is None or len(each.ids) < limit]
+    if not prompts:
+        raise ModelError(f"{model}: no prompt of {source} leaves room in its {limit} positions")
     return sorted(prompts, key=lambda each: (len(each.ids), each.key))
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from offpref.stores.live import LiveStore
 from offpref.stores.schema import TABLES
-from offpref.stores.store import Store
+from offpref.stores.shown_names import shown_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,7 @@ class Listed:
     """Number of its shards."""
 
 
-def list_contents(store: Store) -> list[str]:
+def list_contents(store: LiveStore) -> list[str]:
     """Return a table for a person: a line of headings, one a partition, and the sum."""
     listed = list_partitions(store)
     rows = [("table", "partition", "name", "rows", "bytes", "shards")]
@@ -58,7 +59,7 @@ def list_contents(store: Store) -> list[str]:
     ]
 
 
-def list_partitions(store: Store) -> list[Listed]:
+def list_partitions(store: LiveStore) -> list[Listed]:
     """Return every partition of ``store`` that has rows, by table and name, and output heads."""
     listed = []
     for table in TABLES:
@@ -68,7 +69,7 @@ def list_partitions(store: Store) -> list[Listed]:
                 Listed(
                     table=table,
                     partition=partition,
-                    name=store.name_of(partition),
+                    name=shown_name(store, partition),
                     num_rows=sum(shard.num_rows for shard in shards),
                     num_bytes=sum(shard.num_bytes for shard in shards),
                     num_shards=len(shards),
@@ -77,12 +78,12 @@ def list_partitions(store: Store) -> list[Listed]:
     return [*listed, *_list_heads(store)]
 
 
-def _list_heads(store: Store) -> list[Listed]:
+def _list_heads(store: LiveStore) -> list[Listed]:
     return [
         Listed(
             table="heads",
             partition=head.fingerprint,
-            name=store.name_of(head.fingerprint),
+            name=shown_name(store, head.fingerprint),
             num_rows=1,
             num_bytes=head.num_bytes,
             num_shards=1,

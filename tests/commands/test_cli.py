@@ -61,7 +61,7 @@ def test_add_then_score_then_score_again(tmp_path: Path, model_dir: Path, pairs:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["score", "{store}", "--pair-set", "p", "--model", "{model}"], 1, "no store"),
+        (["score", "{store}", "--pair-set", "p", "--model", "{model}"], 1, "not a store"),
         (["add", "{store}", "--data", "{no}", "--pair-set", "p", "--tokenizer", "{model}"], 1,
          "found nothing there"),
         (["add", "{store}", "--data", "{data}", "--pair-set", "p", "--tokenizer", "{no}"], 1,
@@ -72,7 +72,7 @@ def test_add_then_score_then_score_again(tmp_path: Path, model_dir: Path, pairs:
          2, "--eval-fraction takes no effect without --data"),
         (["add", "{store}", "--data", "{data}", "--pair-set", "p", "--tokenizer", "{model}",
           "--eval-fraction", "2"], 2, "eval_fraction must be in"),
-        (["query", "{store}", "select 1"], 1, "no store"),
+        (["query", "{store}", "select 1"], 1, "not a store"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_its_exit_code(

@@ -1,4 +1,4 @@
-"""What settings and plans refuse is wrong usage, one line; a bug inside a run keeps its traceback."""
+"""What settings and plans refuse is wrong usage in one line; a bug in a run keeps its traceback."""
 
 from pathlib import Path
 

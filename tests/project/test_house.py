@@ -172,6 +172,34 @@ def test_heavy_libraries_wait_until_they_are_needed(start: str) -> None:
     assert done.stdout.splitlines()[-1].strip() == "#"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["query", "--help"], set()),
+        (["store", "--help"], set()),
+        (["train", "--help"], set()),
+        (["store", "ls", "{store}"], set()),
+        (["query", "{store}", "runs"], {"duckdb"}),
+        (["query", "{store}", "accuracy"], {"duckdb"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_store_is_looked_at_without_heavy_libraries(
+    arguments: list[str], needed: set[str], scored_once: Path
+) -> None:
+    words = [each.format(store=scored_once) for each in arguments]
+    code = (
+        f"import sys; sys.argv = ['offpref', *{words}]\n"
+        "from offpref.pipeline.commands.start import start\n"
+        "try: start()\nexcept SystemExit as end: assert not end.code\n"
+        f"print('#', *(set({FORBIDDEN_AT_START.split()}) & sys.modules.keys()))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert set(done.stdout.splitlines()[-1].split()[1:]) == needed
+
+
 def test_contributing_prints_the_rules() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
