@@ -108,7 +108,7 @@ class OpenStore:
         store = self._fresh()
         planned = plan_add(store, asked)
         with self._bar(RowBar("add")) as bar:
-            found, is_new = add_pairs(store, planned, bar.advance if bar else None)
+            found, is_new = add_pairs(store, planned, bar.advance)
         lines = list(pair_set_lines(store, found, is_new=is_new))
         return Pairs.of(found, lines, is_new=is_new)
 
@@ -419,9 +419,14 @@ class OpenStore:
     def _bar(self, bar: Any) -> Any:  # a bar or a context without one
         from contextlib import nullcontext
 
-        if self._shows_progress:
-            return bar
-        return nullcontext(Progress() if isinstance(bar, Progress) else None)
+        return bar if self._shows_progress else nullcontext(_Silent())
+
+
+class _Silent(Progress):
+    """Shows nothing, of rows either."""
+
+    def advance(self, num_done: int, num_total: int = 0) -> None:
+        """Take what is done."""
 
 
 def _run(done: "TrainSummary") -> Run:

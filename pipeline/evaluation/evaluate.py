@@ -38,6 +38,7 @@ from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.schema import EVALUATIONS, GENERATIONS
 from offpref.stores.store import Store
 
+from .model_use import ModelUse
 from .rows import Measured, evaluation_row, generation_rows
 from .sample_sets import SampleSet, draw_samples, sample_keys
 from .settings import EvaluateSettings
@@ -238,9 +239,13 @@ class Evaluation:
     def _draw(self, model: Path, weights: str) -> SampleSet:
         assert self._settings.samples is not None
         return draw_samples(
-            self._store, model, weights, self._pair_set, self._settings.samples,
+            self._store, self._use(model), weights, self._pair_set, self._settings.samples,
             split=self._settings.split, num_prompts=self._settings.num_prompts,
-            device=self._settings.device, precision=self._settings.precision,
+        )  # fmt: skip
+
+    def _use(self, model: Path) -> ModelUse:
+        return ModelUse(
+            folder=model, precision=self._settings.precision, device=self._settings.device,
             progress=self._progress,
         )  # fmt: skip
 
@@ -273,10 +278,9 @@ class Evaluation:
 
         unique, places = np.unique(keys, return_inverse=True)
         found = policy_scores(
-            self._store, self._settings.model, unique, tokenizer=self._pair_set.tokenizer,
+            self._store, self._use(self._settings.model), unique,
+            tokenizer=self._pair_set.tokenizer,
             reference=self._reference if is_against_reference else None,
-            precision=self._settings.precision, device=self._settings.device,
-            progress=self._progress,
         )  # fmt: skip
         return found.take(places)
 

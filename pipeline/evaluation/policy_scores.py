@@ -8,7 +8,6 @@ Letters: N sequences.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from offpref.pipeline.models.packing import (
 )
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.pairs.splits import key_array
-from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.hidden_states import HiddenReader
 from offpref.pipeline.scores.reference_heads import read_head
 from offpref.pipeline.scores.top_rows import lists
@@ -35,6 +33,8 @@ from offpref.stores.lengths import check_ids, check_sequences
 from offpref.stores.reader import RowReader
 from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
+
+from .model_use import ModelUse
 
 FIELDS = ("token_logps", "forward_kl", "reverse_kl", "entropy")
 
@@ -61,33 +61,22 @@ class PolicyScores:
 
 
 def policy_scores(
-    store: Store,
-    model: Path,
-    keys: Keys,
-    *,
-    tokenizer: str,
-    reference: str | None,
-    precision: str,
-    device: str | None,
-    progress: Progress,
+    store: Store, use: ModelUse, keys: Keys, *, tokenizer: str, reference: str | None
 ) -> PolicyScores:
     """Return a policy's log-probs, KLs to a reference and entropy.
 
     Args:
         store: Holds the sequences, and tier ``hidden`` of the reference for each.
-        model: Folder of the policy.
+        use: The policy, and how it is run.
         keys: Keys of the sequences, [N].
         tokenizer: Fingerprint under which the sequences lie.
         reference: Scorer fingerprint of the reference; without it both KLs are 0.
-        precision: Of the policy.
-        device: As torch names it; None for a GPU if there is one.
-        progress: Told of every batch, in tokens.
 
     Raises:
         StoreError: If a sequence, its hidden states or the head are not there, or do not fit.
     """
-    place = default_device(device)
-    policy = load_scoring_model(model, precision=precision, device=place)  # type: ignore[arg-type] # checked there
+    place = default_device(use.device)
+    policy = load_scoring_model(use.folder, precision=use.precision, device=place)  # type: ignore[arg-type] # checked there
     whole = None if reference is None else _StoredReference(store, reference, place)
     wanted = FIELDS if whole is not None else ("token_logps", "entropy")
     columns = ["ids", "num_prompt_tokens", "num_completion_tokens"]
@@ -110,7 +99,7 @@ def policy_scores(
             values = getattr(scores, name).double().cpu().numpy()
             for i, own in batch.split(values).items():
                 found[name][i] = own.sum()
-        progress.advance(int(num_tokens[order].sum()), total)
+        use.progress.advance(int(num_tokens[order].sum()), total)
     return PolicyScores(
         logps=found["token_logps"],
         forward_kl=found["forward_kl"],

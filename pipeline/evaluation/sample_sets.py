@@ -30,7 +30,6 @@ from offpref.pipeline.pairs.pair_sets import (
 )
 from offpref.pipeline.pairs.prompts import Prompt, prompts_of
 from offpref.pipeline.pairs.tokenization import tokenizer_spec
-from offpref.pipeline.progress import Progress
 from offpref.stores import keys
 from offpref.stores.errors import ModelError, PairSetError
 from offpref.stores.key_index import Keys, to_keys
@@ -39,6 +38,7 @@ from offpref.stores.store import Store
 
 from .end_tokens import known_end_tokens
 from .former_samples import settled_spec
+from .model_use import ModelUse
 from .settings import SampleSettings
 
 COMMIT_SECONDS = 10.0
@@ -62,36 +62,31 @@ class SampleSet:
 
 def draw_samples(
     store: Store,
-    model: Path,
+    use: ModelUse,
     weights: str,
     source: PairSet,
     settings: SampleSettings,
     *,
     split: str,
     num_prompts: int | None,
-    device: str | None,
-    precision: str,
-    progress: Progress,
 ) -> SampleSet:
     """Draw what is missing of a model's samples.
 
     Args:
         store: Where prompts come from and samples go.
-        model: Folder of the model; its tokenizer is the pair set's.
+        use: The model, whose tokenizer is the pair set's, and how it is run.
         weights: Its scorer fingerprint.
         source: The pair set whose prompts are used.
         settings: How to draw.
         split: Which of its prompts.
         num_prompts: How many of them, by the order of their keys; None for all.
-        device: As torch names it; None for a GPU if there is one.
-        precision: Of weights and activations.
-        progress: Told of every batch, in samples.
 
     Raises:
         PairSetError: If the split has no prompts.
         ModelError: If no prompt leaves room in the model's positions.
     """
     started = time.monotonic()
+    model = use.folder
     limit = max_positions(model_config(model))
     found = prompts_of(store, source, split)[:num_prompts]
     if not found:
@@ -107,10 +102,7 @@ def draw_samples(
     known, num_new = drawn.find(), 0
     if known is None:
         store.write_spec(drawn.spec)
-        num_new = _draw(
-            drawn, model, settings,
-            limit=limit, device=device, precision=precision, progress=progress,
-        )  # fmt: skip
+        num_new = _draw(drawn, use, settings, limit=limit)
         known = drawn.finish()
     return SampleSet(
         pair_set=known,
@@ -177,25 +169,18 @@ def _spec(
 
 
 def _draw(
-    drawn: "_SampleRows",
-    folder: Path,
-    settings: SampleSettings,
-    *,
-    limit: int | None,
-    device: str | None,
-    precision: str,
-    progress: Progress,
+    drawn: "_SampleRows", use: ModelUse, settings: SampleSettings, *, limit: int | None
 ) -> int:
     """Draw the batches that the store does not have; returns how many samples that were."""
     from .sampling import Sampler  # brings torch
 
     missing = list(drawn.missing_batches())
     total = sum(len(rows) for rows in missing)
-    sampler = Sampler(folder, settings, limit=limit, device=device, precision=precision)
+    sampler = Sampler(use.folder, settings, limit=limit, device=use.device, precision=use.precision)
     for rows in missing:
         prompts = [drawn.prompts[row // settings.num_samples].ids for row in rows]
         drawn.keep(rows, sampler.draw(prompts, batch=rows[0]), sampler.tokenizer)
-        progress.advance(len(rows), total)
+        use.progress.advance(len(rows), total)
     drawn.commit()
     return total
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from offpref.pipeline.losses.coupling import (
+    Values,
     coupled_losses,
     upstream_gradients,
 )
@@ -33,7 +34,6 @@ from .measurements import (
     Part,
     RankShare,
     StepMeasurement,
-    Values,
     largest_residual,
     put_together,
     rank_share,

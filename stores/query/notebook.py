@@ -85,7 +85,7 @@ class Notebook:
             import pandas as pd
         except ImportError as error:
             raise ImportError("pandas is not installed: pip install pandas") from error
-        frame = self.arrow(question, **parameters).to_pandas()
+        frame = self._catalog.select(question, None, parameters).to_pandas()
         assert isinstance(frame, pd.DataFrame)
         return frame
 

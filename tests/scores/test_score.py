@@ -21,7 +21,7 @@ from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import ScoreSummary, score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_pairs
-from offpref.stores.errors import ModelError, PairSetError, StoreError
+from offpref.stores.errors import ModelError, PairSetError, SourceError
 from offpref.stores.maintenance.verify import verify_store
 from offpref.stores.store import Store
 
@@ -267,7 +267,7 @@ def test_error_while_adding_reaches_the_caller(
     store: Store, model_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "q"}\n')
-    with pytest.raises(StoreError, match="got: question"):
+    with pytest.raises(SourceError, match="got: question"):
         run(store, model_dir, tmp_path / "a.jsonl")
 
 
