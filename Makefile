@@ -92,7 +92,7 @@ types: install .dev  ## Check the types
 
 test: export TRITON_INTERPRET := 1
 test: export OMP_NUM_THREADS := 1  # a process a core, each with a thread
-test: install  ## Run the tests that need no GPU, kernels in Triton's interpreter
+test: install .dev  ## Run the tests that need no GPU, kernels in Triton's interpreter
 	$(BIN)/python -m pytest -m "not gpu" --numprocesses auto --dist worksteal $(ARGS)
 
 faults: export OFFPREF_FAULTS := long

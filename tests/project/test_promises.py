@@ -60,9 +60,7 @@ def test_a_training_never_opens_a_file_of_its_reference(
     reference = tmp_path / "reference"
     write_model(reference, vocab_size=write_tokenizer(reference), seed=1)
     tiers = ("hidden", "topk")
-    summary = score(
-        scored, ScoreSettings(model=reference, pair_set="reviews", tier=tiers, top_k=4)
-    )
+    summary = score(scored, ScoreSettings(model=reference, pair_set="reviews", tier=tiers, top_k=4))
     shutil.rmtree(reference)
     offpref = Path(sys.executable).parent / "offpref"
 

@@ -221,5 +221,6 @@ def printed_in(text: str) -> str:
 
 if __name__ == "__main__":
     page = Path(sys.argv[1])
-    before = page.read_text(encoding="utf-8")
-    page.write_text(before.replace(printed_in(before), tables()), encoding="utf-8")
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n{tables()}\n{MARKS[1]}{after}", encoding="utf-8")
