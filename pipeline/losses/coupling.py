@@ -29,11 +29,11 @@ _LEAVES = (
 Values = Mapping[str, NDArray[np.float64]]  # [N] each
 
 
-def score_values(scores: PairScores, ld_scores: PairScores | None) -> dict[str, Tensor]:
+def score_values(scores: PairScores) -> dict[str, Tensor]:
     """Return what is known of some pairs, by name, for :func:`coupled_losses`."""
     values = {PLAIN + name: each.detach().double() for name, each in scores.tensors().items()}
-    if ld_scores is not None:
-        own = ld_scores.tensors().items()
+    if scores.shortened is not None:
+        own = scores.shortened.tensors().items()
         values |= {SHORTENED + name: each.detach().double() for name, each in own}
     return values
 
@@ -48,8 +48,7 @@ def coupled_losses(
         values: As `score_values` has named them, of all pairs of the step.
         tie_tolerance: Nats; log-ratios no further apart tie where pairs are ranked.
     """
-    scores, ld_scores = _both_scores(values, tie_tolerance)
-    return loss.losses(scores, ld_scores).detach().numpy()
+    return loss.losses(_step_scores(values, tie_tolerance)).detach().numpy()
 
 
 def upstream_gradients(
@@ -69,42 +68,40 @@ def upstream_gradients(
     Returns:
         By the names of the values that have a derivative.
     """
-    scores, ld_scores = _both_scores(values, tie_tolerance)
+    scores = _step_scores(values, tie_tolerance)
     leaves: dict[str, Tensor] = {}
-    for prefix, each in ((PLAIN, scores), (SHORTENED, ld_scores)):
+    for prefix, each in ((PLAIN, scores), (SHORTENED, scores.shortened)):
         if each is not None:
             found = {name: getattr(each, name) for name in _LEAVES}
             leaves |= {prefix + k: v.requires_grad_() for k, v in found.items() if v is not None}
-    losses = loss.losses(scores, ld_scores)
+    losses = loss.losses(scores)
     total = (losses * torch.from_numpy(weights)).sum() / len(weights)
     torch.autograd.backward(total)
     return {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def surrogate(
-    scores: PairScores, ld_scores: PairScores | None, gradients: Mapping[str, Tensor]
-) -> Tensor:  # []
+def surrogate(scores: PairScores, gradients: Mapping[str, Tensor]) -> Tensor:  # []
     """Return a number whose derivatives are the given ones, to go backward from.
 
     Args:
         scores: What a pass with gradient says of some pairs.
-        ld_scores: The same with ``ld_alpha``.
         gradients: Of these pairs, as `upstream_gradients` names them.
     """
     terms = []
-    for prefix, each in ((PLAIN, scores), (SHORTENED, ld_scores)):
+    for prefix, each in ((PLAIN, scores), (SHORTENED, scores.shortened)):
         for name in _LEAVES:
             if each is not None and prefix + name in gradients:
                 terms.append((getattr(each, name) * gradients[prefix + name]).sum())
     return torch.stack(terms).sum()
 
 
-def _both_scores(values: Values, tie_tolerance: float) -> tuple[PairScores, PairScores | None]:
-    """Return what a step has measured of its pairs, and the same with ``ld_alpha`` if it is set."""
+def _step_scores(values: Values, tie_tolerance: float) -> PairScores:
+    """Return what a step has measured of its pairs, with ``ld_alpha`` too if it is set."""
     plain = replace(_scores(values, PLAIN), tie_tolerance=tie_tolerance)
     if not any(name.startswith(SHORTENED) for name in values):
-        return plain, None
-    return plain, replace(_scores(values, SHORTENED), tie_tolerance=tie_tolerance)
+        return plain
+    shortened = replace(_scores(values, SHORTENED), tie_tolerance=tie_tolerance)
+    return replace(plain, shortened=shortened)
 
 
 def _scores(values: Values, prefix: str) -> PairScores:

@@ -59,6 +59,8 @@ class PairScores:
     """w_1 ...: weights of the K objectives."""
     tie_tolerance: float = 0.0
     """Nats: log-ratios no further apart than this tie where pairs are ranked."""
+    shortened: "PairScores | None" = None
+    """The same with tokens beyond the shorter completion weighed; None without ``ld_alpha``."""
 
     @property
     def chosen_logratios(self) -> Tensor:  # [N]
@@ -106,7 +108,7 @@ class PairScores:
         """Return the scores under an f-divergence: f'(exp Delta) takes Delta's place.
 
         Args:
-            kind: Out of ``config.DIVERGENCES``.
+            kind: Out of ``names.DIVERGENCES``.
             coef: alpha of ``alpha_divergence``.
         """
         return replace(
@@ -162,7 +164,7 @@ def divergence_scores(logratios: Tensor, kind: str, coef: float) -> Tensor:  # [
 
     Args:
         logratios: Delta.
-        kind: Out of ``config.DIVERGENCES``.
+        kind: Out of ``names.DIVERGENCES``.
         coef: alpha of ``alpha_divergence``; at 1 it is the reverse KL.
     """
     if kind == "forward_kl":

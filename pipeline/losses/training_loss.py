@@ -51,16 +51,14 @@ class TrainingLoss:
     objectives: Mapping[str, float] = field(default_factory=dict)
     """Weights of the other objectives, by ``NAME`` or ``NAME@FINGERPRINT``."""
 
-    def losses(self, scores: PairScores, ld_scores: PairScores | None = None) -> Tensor:  # [N]
+    def losses(self, scores: PairScores) -> Tensor:  # [N]
         """Return the loss of each pair; of a whole step where the loss couples pairs.
 
         Args:
             scores: What policy and reference say.
-            ld_scores: The same with tokens beyond the shorter completion weighted; None without
-                ``ld_alpha``.
         """
         plain = self._shaped(scores)
-        shortened = plain if ld_scores is None else self._shaped(ld_scores)
+        shortened = plain if scores.shortened is None else self._shaped(scores.shortened)
         total: Tensor | None = None
         for part in self.parts:
             taken = shortened if part.loss.takes_ld_alpha else plain
@@ -72,12 +70,11 @@ class TrainingLoss:
         assert total is not None
         return total * weighting(scores) if self.use_weighting else total
 
-    def rewards(
-        self, scores: PairScores, ld_scores: PairScores | None = None
-    ) -> tuple[Tensor, Tensor] | None:  # [N], [N]
+    def rewards(self, scores: PairScores) -> tuple[Tensor, Tensor] | None:  # [N], [N]
         """Return the rewards of the first loss that has any, as they are logged."""
         for part in self.parts:
-            taken = ld_scores if part.loss.takes_ld_alpha and ld_scores is not None else scores
+            is_shortened = part.loss.takes_ld_alpha and scores.shortened is not None
+            taken = present(scores.shortened) if is_shortened else scores
             rewards = implicit_rewards(part.loss, self._shaped(taken), part.options)
             if rewards is not None:
                 return rewards

@@ -74,12 +74,12 @@ class Passes:
                 here.batch, want,
                 reference=self._distribution(here), measured=self._measured(want),
             )  # fmt: skip
-            scores, ld_scores = self._pair_scores(here, token_scores)
-            values = self._values(scores, ld_scores)
+            scores = self._pair_scores(here, token_scores)
+            values = self._values(scores)
             if couples:
-                values |= score_values(self._with_kl(here, scores), ld_scores)
+                values |= score_values(self._with_kl(here, scores))
             else:
-                losses = self._loss.losses(scores, ld_scores)
+                losses = self._loss.losses(scores)
                 values = {"loss": losses.detach(), **values}
                 if is_training:
                     # FSDP2 averages gradients over ranks; the factor makes a sum of it.
@@ -137,8 +137,8 @@ class Passes:
             }
             want = self._wanted(with_entropy=False)
             token_scores = self._policy(here.batch, want, reference=self._distribution(here))
-            scores, ld_scores = self._pair_scores(here, token_scores)
-            torch.autograd.backward(surrogate(scores, ld_scores, gradients))
+            scores = self._pair_scores(here, token_scores)
+            torch.autograd.backward(surrogate(scores, gradients))
         restore_random_states(afterwards, device)
 
     def _wanted(self, *, with_entropy: bool) -> tuple[str, ...]:
@@ -158,10 +158,8 @@ class Passes:
     def _distribution(self, here: Microbatch) -> Reference | None:
         return None if here.reference is None else here.reference.distribution(self.head)
 
-    def _pair_scores(
-        self, here: Microbatch, token_scores: TokenScores
-    ) -> tuple[PairScores, PairScores | None]:
-        """Return what is known of the pairs, and the same with ``ld_alpha`` if it is set."""
+    def _pair_scores(self, here: Microbatch, token_scores: TokenScores) -> PairScores:
+        """Return what is known of the pairs, with ``ld_alpha`` too if it is set."""
         token_logps = token_scores.token_logps
         assert token_logps is not None
         scores = here.pair_scores(
@@ -170,8 +168,9 @@ class Passes:
             log_sum_sq=token_scores.log_sum_sq_probs,
         )
         if self._loss.ld_alpha is None:
-            return scores, None
-        return scores, here.pair_scores(token_logps, ld_alpha=self._loss.ld_alpha)
+            return scores
+        shortened = here.pair_scores(token_logps, ld_alpha=self._loss.ld_alpha)
+        return replace(scores, shortened=shortened)
 
     def _with_kl(self, here: Microbatch, scores: PairScores) -> PairScores:
         """Return the scores with those of the mismatched sequences, if the loss wants them."""
@@ -180,9 +179,7 @@ class Passes:
         token_logps = self._policy(here.mismatched.batch, ("token_logps",)).token_logps
         return replace(scores, kl_logratios=here.mismatched.logratios(token_logps))
 
-    def _values(
-        self, scores: PairScores, ld_scores: PairScores | None
-    ) -> dict[str, Tensor]:  # [n] each
+    def _values(self, scores: PairScores) -> dict[str, Tensor]:  # [n] each
         values = {"policy_chosen_logps": scores.policy_chosen_logps.detach()}
         if self._loss.sides != "chosen":
             values["policy_rejected_logps"] = scores.policy_rejected_logps.detach()
@@ -192,7 +189,7 @@ class Passes:
         if scores.chosen_forward_kl is not None and scores.rejected_forward_kl is not None:
             values["chosen_forward_kl"] = scores.chosen_forward_kl.detach()
             values["rejected_forward_kl"] = scores.rejected_forward_kl.detach()
-        rewards = self._loss.rewards(scores, ld_scores)
+        rewards = self._loss.rewards(scores)
         if rewards is not None:
             values["chosen_rewards"], values["rejected_rewards"] = rewards
         return values

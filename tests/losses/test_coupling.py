@@ -50,11 +50,15 @@ def test_parts_of_a_step_get_the_derivatives_of_the_whole(names: tuple, given: d
                 getattr(each, name).requires_grad_()
         return every
 
+    def both(every: list[PairScores | None]) -> PairScores:
+        assert every[0] is not None
+        return dataclasses.replace(every[0], shortened=every[1])
+
     whole, parts = fresh(), fresh()
-    losses = loss.losses(*whole)
+    losses = loss.losses(both(whole))
     ((losses * torch.from_numpy(WEIGHTS)).sum() / 6).backward()
 
-    values = {name: each.numpy() for name, each in score_values(*parts).items()}
+    values = {name: each.numpy() for name, each in score_values(both(parts)).items()}
     found = upstream_gradients(loss, values, WEIGHTS)
     for part in (slice(0, 2), slice(2, 6)):
         cut = [
@@ -62,7 +66,7 @@ def test_parts_of_a_step_get_the_derivatives_of_the_whole(names: tuple, given: d
             for each in parts
         ]
         own = {name: torch.from_numpy(each[part]) for name, each in found.items()}
-        surrogate(cut[0], cut[1], own).backward()
+        surrogate(both(cut), own).backward()
 
     assert coupled_losses(loss, values).tolist() == pytest.approx(losses.tolist())
     for plain, pushed in zip(whole, parts, strict=True):

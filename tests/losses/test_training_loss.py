@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,7 +143,7 @@ def test_ld_alpha_leaves_likelihood_alone() -> None:
     expected = LOSSES["sigmoid"].function(short, beta=0.1, label_smoothing=0.0) + LOSSES[
         "sft"
     ].function(scores())
-    torch.testing.assert_close(loss.losses(scores(), short), expected)
+    torch.testing.assert_close(loss.losses(replace(scores(), shortened=short)), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """TRL's own losses, called with a stub model, against ours; skipped where trl is not installed."""
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,7 +99,7 @@ def ours(names: list[str], **given: Any) -> tuple[float, torch.Tensor]:
     place = torch.arange(WIDTH - 1)[None, :]
     ld = None if alpha is None else scores(torch.where(place < shared[:, None], 1.0, alpha))
     loss = training_loss(LossSettings(loss_type=names, beta=0.3, **given))
-    value = loss.losses(scores(torch.ones(1)), ld).mean()
+    value = loss.losses(replace(scores(torch.ones(1)), shortened=ld)).mean()
     value.backward()
     assert policy.grad is not None
     return float(value.detach()), policy.grad
