@@ -21,11 +21,10 @@ from click.core import ParameterSource
 
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.settings import check_value, nearest, setting
+from offpref.stores.files.verified import Policy
 
 Settings = TypeVar("Settings")
 
-VERIFY_POLICIES = ("once", "always", "never")
-"""As in ``stores.verified``, here so that help needs no more than click."""
 _VERIFY = "OFFPREF_VERIFY"
 
 
@@ -36,7 +35,7 @@ class StoreSettings:
     store: Path = setting("Folder of the store.", is_argument=True)
     verify: str = setting(
         "Hash files before their first use and when they have changed, in every process that uses "
-        "them, or not at all (docs/store.md).", default="once", choices=VERIFY_POLICIES,
+        "them, or not at all (docs/store.md).", default="once", choices=get_args(Policy),
     )  # fmt: skip
 
 

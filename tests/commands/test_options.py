@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from offpref.pipeline.commands import main as module
+from offpref.pipeline.commands import query
 from offpref.pipeline.commands.options import command, options_of, settings_from
 from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
 from offpref.pipeline.losses.settings import LOSS_SETTINGS
@@ -17,6 +18,7 @@ from offpref.pipeline.rewards.settings import RewardSettings, RewardTrainSetting
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.settings import Range, check_settings, setting
 from offpref.pipeline.training.settings import TrainSettings
+from offpref.stores.query import formats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,3 +120,7 @@ def test_sft_has_the_options_of_train_without_those_of_losses() -> None:
     )
 
     assert train - sft == {*LOSS_SETTINGS, "reference", "kl_tier", "kl_metrics"}
+
+
+def test_query_offers_the_formats_that_there_are() -> None:
+    assert query.FORMATS == formats.FORMATS
