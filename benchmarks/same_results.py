@@ -180,7 +180,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     if isinstance(value, str) and value.startswith("{"):
-        return {k: v for k, v in json.loads(value).items() if k not in NEW_SETTINGS}
+        return {k: v for k, v in sorted(json.loads(value).items()) if k not in NEW_SETTINGS}
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 

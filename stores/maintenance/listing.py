@@ -31,7 +31,7 @@ class Listed:
 
 
 def list_contents(store: LiveStore) -> list[str]:
-    """Return a table for a person: a line of headings, one a partition, and the sum."""
+    """Return a table for a person: a line of headings, one line per partition, and the sum."""
     listed = list_partitions(store)
     rows = [("table", "partition", "name", "rows", "bytes", "shards")]
     rows += [

@@ -1,9 +1,9 @@
 """Ask a store questions in SQL: an in-memory DuckDB over the live shards, with views.py's views.
 
-Only SELECT and similar statements are accepted, and they read live shards and nothing else: no other file,
-no network, no extension, no Python variable. The bytes of every shard that a question may read are
-checked against its name before DuckDB sees them (verified.py). A catalog shows the store as it was
-when it was opened; a shard that was compacted since is found again.
+Only SELECT and similar statements are accepted, and they read live shards and nothing else: no
+other file, no network, no extension, no Python variable. The bytes of every shard that a question
+may read are checked against its name before DuckDB sees them (verified.py). A catalog shows the
+store as it was when it was opened; a shard that was compacted since is found again.
 """
 
 import re
@@ -47,6 +47,7 @@ Relation: TypeAlias = duckdb.DuckDBPyRelation
 """A relation of DuckDB: ``.df()``, ``.arrow()`` and ``.pl()`` read it."""
 
 _LISTS_VIEWS = re.compile(r"\bshow\b|\bduckdb_|\binformation_schema\b|\bpg_|\bsqlite_", re.I)
+_READ_FROM = re.compile(r"\b(?:from|join)\s+(\w+)\b", re.I)
 _CHUNK = 10_000
 _MANY_SHARDS = 8
 _WITH_TIME_ZONE = "TIMESTAMP WITH TIME ZONE"
@@ -261,16 +262,20 @@ class Catalog:
         if is_name or asked.parameters:
             asked.check_parameters(given)
 
+        named = () if is_name else _questions_in(sql)
+        text = _with_questions(sql, named)
         self._connection.start_clock()
 
         def ask() -> Found:
-            code = asked.code if is_name else sql
+            code = "\n".join([asked.code if is_name else sql, *(each.code for each in named)])
             self._readable.make_readable(needed_views(code))
             has_all = _LISTS_VIEWS.search(code) is not None
             self._add_views(view_names() if has_all else needed_views(code))
             is_declared = is_name or asked.parameters
             values = self._values(asked, given) if is_declared else _guessed(given)
-            return run(sql, values)
+            for each in named:
+                values = {**self._values(each, {}), **values}
+            return run(text, values)
 
         return self._with_shards(ask)
 
@@ -409,6 +414,22 @@ class Catalog:
                 sql = view_sql(self._store, name, self._readable.spans, self._readable.places)
                 self._execute(f"create view {name} as {sql}", {})
                 self._views.add(name)
+
+
+def _questions_in(sql: str) -> tuple[Question, ...]:
+    """Return the named questions that SQL reads as tables, those that are not views as well."""
+    words = {word.lower() for word in _READ_FROM.findall(sql)}
+    return tuple(
+        read_question(name) for name in query_names() if name in words and name not in view_names()
+    )
+
+
+def _with_questions(sql: str, named: Sequence[Question]) -> str:
+    """Return SQL that sees the answers of some questions as tables."""
+    if not named:
+        return sql
+    tables = ", ".join(f"{each.name} as ({_bare(each.sql)}\n)" for each in named)
+    return f"with {tables} select * from ({_bare(sql)}\n)"
 
 
 def _guessed(given: Mapping[str, str]) -> dict[str, Value]:

@@ -1,8 +1,8 @@
 """A store in a notebook: its views as DuckDB relations, and answers as Arrow or pandas.
 
-from offpref.stores import open_store
+from offpref.stores.query.notebook import Notebook
 
-store = open_store("store")
+store = Notebook(Path("store"))
 store.view("examples").filter("split = 'eval'").aggregate("run_id, avg(loss)")
 store.arrow("accuracy", run="dpo")
 store.pandas("select * from latest_runs")
@@ -28,7 +28,7 @@ class Notebook:
     """The views of one store as they were when it was opened or refreshed; nothing is written."""
 
     def __init__(self, path: Path) -> None:
-        """Open the store at ``path``; see `offpref.stores.open_store`."""
+        """Open the store at ``path``; see `offpref.open`, which most want."""
         self._store = LiveStore.open(path)
         self._catalog = Catalog(self._store)
 

@@ -56,8 +56,7 @@ def check_plot(name: str) -> None:
         import matplotlib  # noqa: F401 # only whether it is there
     except ImportError as error:
         raise ReportError(
-            "plots are drawn with matplotlib, which is not installed: "
-            "pip install 'offpref[plot]'"
+            "plots are drawn with matplotlib, which is not installed: pip install 'offpref[plot]'"
         ) from error
 
 

@@ -23,8 +23,8 @@ from row_cases import (  # after the line that may skip
 
 from offpref.kernels.triton_rows import (
     RESULTS,
-    TritonRowStats,
     Transform,
+    TritonRowStats,
     backward_rows,
     forward_rows,
 )

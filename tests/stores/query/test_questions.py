@@ -18,10 +18,10 @@ from click.testing import CliRunner, Result
 from row_store import OTHER, RUN, START, example, key, put, put_pairs, put_runs, step
 
 from offpref.pipeline.commands.main import main
-from offpref.stores import open_store
 from offpref.stores.query.catalog import open_catalog, query_names
 from offpref.stores.query.described import question_columns, question_section, view_columns
 from offpref.stores.query.formats import json_value
+from offpref.stores.query.notebook import Notebook
 from offpref.stores.query.questions import read_question
 from offpref.stores.query.texttable import text_table
 from offpref.stores.query.views import view_names
@@ -93,7 +93,7 @@ def measured(store: Store) -> Store:
 
 
 def test_examples_with_text_have_run_texts_source_and_rewards(measured: Store) -> None:
-    with open_store(measured.path) as opened:
+    with Notebook(measured.path) as opened:
         rows = opened.arrow(
             "select run, attempt, prompt, chosen, rejected, source->>'language' as language,"
             " reward_margins, num_chosen_tokens, num_rejected_tokens, chosen_objectives,"
@@ -112,7 +112,7 @@ def test_examples_with_text_have_run_texts_source_and_rewards(measured: Store) -
 
 
 def test_tokens_with_text_have_a_row_a_token(measured: Store) -> None:
-    with open_store(measured.path) as opened:
+    with Notebook(measured.path) as opened:
         rows = opened.arrow(
             "select run, side, position, id, token, policy_token_logps, ref_token_logps,"
             " forward_kl, entropy from tokens_with_text order by position"
@@ -125,7 +125,7 @@ def test_tokens_with_text_have_a_row_a_token(measured: Store) -> None:
 
 
 def test_step_metrics_are_the_long_form_of_steps(measured: Store) -> None:
-    with open_store(measured.path) as opened:
+    with Notebook(measured.path) as opened:
         rows = opened.arrow(
             "select metric, value from step_metrics where run_id::text like '6f%' and step = 2"
         ).to_pylist()
@@ -346,7 +346,7 @@ def test_table_fits_the_terminal(measured: Store) -> None:
 
 
 def test_notebook_gives_relations_arrow_and_pandas(measured: Store) -> None:
-    with open_store(measured.path) as opened:
+    with Notebook(measured.path) as opened:
         relation = opened.view("steps").filter("split = 'train'").aggregate("count(*) as n")
         other = opened.view("examples")
         frame = opened.pandas("accuracy", run="dpo")
@@ -362,7 +362,7 @@ def test_notebook_gives_relations_arrow_and_pandas(measured: Store) -> None:
 
 
 def test_notebook_sees_what_is_committed_when_it_is_refreshed(measured: Store) -> None:
-    with open_store(measured.path) as opened:
+    with Notebook(measured.path) as opened:
         count = "select count(*) as n from steps"
         before = opened.arrow(count)["n"].to_pylist()
         put(measured, "steps", [step(9, 0.1)])
@@ -472,7 +472,7 @@ def test_rows_of_a_run_that_lie_in_two_shards_count_once(store: Store) -> None:
     store.refresh()
 
     kept = {row["step"]: row["loss"] for row in store.read("steps").to_pylist()}
-    with open_store(store.path) as opened:
+    with Notebook(store.path) as opened:
         steps = opened.arrow("select step, loss from steps order by step").to_pylist()
         counts = opened.arrow(
             "select (select count(*) from examples) as examples,"
@@ -490,7 +490,7 @@ def test_later_attempts_count_whatever_shard_they_lie_in(store: Store) -> None:
     put(store, "steps", [step(2, 0.25, attempt=1)])
     put(store, "steps", [step(3, 0.25, attempt=1), step(3, 0.125, attempt=2)])
 
-    with open_store(store.path) as opened:
+    with Notebook(store.path) as opened:
         rows = opened.arrow("select step, loss, attempt from steps order by step").to_pylist()
 
     assert [tuple(row.values()) for row in rows] == [(1, 0.5, 0), (2, 0.25, 1), (3, 0.125, 2)]

@@ -1,0 +1,194 @@
+"""`import offpref`: every verb does what the command of its name does, and its result speaks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import offpref
+from offpref.pipeline.commands.main import main
+from offpref.pipeline.small_world import write_pairs
+
+QUICK = {"pairs_per_step": 8, "max_steps": 3, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def store(scored: Any) -> offpref.OpenStore:
+    return offpref.open(scored.path, progress=False)
+
+
+def test_a_session_from_data_to_answers(
+    pairs_file: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = offpref.open(tmp_path / "store", create=True, progress=False)
+
+    pairs = store.add(pairs_file, pair_set="new", tokenizer=model_dir, eval_fraction=0.2)
+    again = store.add([str(pairs_file)], pair_set="new", tokenizer=str(model_dir),
+                      eval_fraction=0.2)  # fmt: skip
+    scores = store.score(pairs, model=model_dir)
+    rewards = store.reward(pairs, objective="brevity", kind="brevity")
+    run = store.train(pairs, model=model_dir, output_dir=tmp_path / "dpo", eval_every=3, **QUICK)
+    tuned = store.sft(pairs, model=model_dir, output_dir=tmp_path / "sft", **QUICK)
+    measures = store.evaluate(pairs, model=run, reference=model_dir)
+
+    assert (pairs.is_new, again.is_new, str(pairs)) == (True, False, str(again))
+    assert scores.num_new == scores.num_sequences > 0
+    assert store.score(pairs, model=model_dir).num_new == 0
+    assert rewards.num_new > 0
+    assert (run.output_dir / "model.safetensors").exists()
+    assert (tuned.output_dir / "model.safetensors").exists()
+    assert run.metrics["loss"] != pytest.approx(0.693147, abs=1e-5)
+    assert "rewards/accuracies" in run.held_out
+    assert measures.accuracy is not None
+    assert 0 <= measures.accuracy <= 1
+    assert [row["run"] for row in store.runs().rows()] == ["dpo", "sft"]
+    assert [str(each) for each in store.pairs()] == [str(pairs)]
+    assert capsys.readouterr().out == ""
+
+
+def test_verbs_print_what_the_commands_print(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    run = store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+    printed = CliRunner().invoke(
+        main, ["train", str(store.path), "--pair-set", "reviews", "--model", str(model_dir),
+               "--output-dir", str(tmp_path / "a"), "--pairs-per-step", "8", "--max-steps", "3",
+               "--learning-rate", "1e-3", "--resume"],
+    ).stdout  # fmt: skip
+
+    again = store.train("reviews", model=model_dir, output_dir=tmp_path / "a", resume=True, **QUICK)
+
+    assert repr(again) == printed.rstrip()
+    assert repr(run).splitlines()[0].startswith(f"run        a@{run.run_id[:12]}")
+    assert run._repr_html_().startswith("<pre>run ")
+
+
+def test_answers_are_rows_tables_and_relations(store: offpref.OpenStore) -> None:
+    question = "select split, count(*) as n from pairs group by split order by split"
+
+    answer, relation = store.query(question), store.sql(question)
+
+    assert answer.rows() == [{"split": "eval", "n": 10}, {"split": "train", "n": 70}]
+    assert relation.fetchall() == [("eval", 10), ("train", 70)]
+    assert answer.df()["n"].tolist() == relation.df()["n"].tolist() == [10, 70]
+    assert answer.arrow().column_names == answer.columns == ["split", "n"]
+    assert len(answer) == 2
+    assert repr(answer).splitlines() == ["split  n", "eval   10", "train  70"]
+    assert "<td>eval</td><td>10</td>" in answer._repr_html_()
+
+
+def test_a_relation_sees_what_came_since(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    before = store.sql("select count(*) from steps").fetchall()
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+
+    assert (before, store.sql("select count(*) from steps").fetchall()) == ([(0,)], [(3,)])
+
+
+def test_a_named_question_is_a_table(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+    whole = store.query("margins").rows()
+
+    found = store.sql("select m.* from margins as m join runs as r on r.name = m.run").df()
+
+    assert len(found) == len(whole) > 0
+    assert store.query("select count(*) as n from margins").rows() == [{"n": len(whole)}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["delete from pairs", "copy pairs to 'x.csv'", "select * from read_csv('/etc/passwd')",
+     "select 1; select 2"],
+)  # fmt: skip
+def test_only_one_select_is_accepted(sql: str, store: offpref.OpenStore) -> None:
+    with pytest.raises(offpref.QueryRefusedError, match="expected one SELECT"):
+        store.sql(sql)
+
+
+def test_a_wrong_keyword_names_the_nearest_one(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    common = {"model": model_dir, "output_dir": tmp_path / "out"}
+
+    with pytest.raises(TypeError, match="'learning_rat' is not a setting here; did you mean lear"):
+        store.train("reviews", learning_rat=1.0, **common)
+    with pytest.raises(ValueError, match="beta must be greater than 0, got -1"):
+        store.train("reviews", beta=-1, **common)
+    with pytest.raises(ValueError, match="did you mean sigmoid"):
+        store.train("reviews", loss_type="sigmod", **common)
+    with pytest.raises(offpref.PairSetError, match="no pair set is called 'nothing'"):
+        store.train("nothing", **common)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(offpref.StoreNotFoundError, match="nowhere"):
+        offpref.open(tmp_path / "nowhere")
+    assert issubclass(offpref.StoreNotFoundError, offpref.StoreError)
+    assert issubclass(offpref.ModelError, offpref.OffprefError)
+    assert not issubclass(offpref.ModelError, offpref.StoreError)
+
+
+def test_looking_after_a_store(store: offpref.OpenStore, tmp_path: Path) -> None:
+    assert store.verify().is_whole
+    assert "shards became" in repr(store.compact())
+    assert "files deleted" in repr(store.gc())
+    with pytest.raises(ValueError, match="grace_days must be at least 7, got 1"):
+        store.gc(grace_days=1)
+    shard = next((store.path / "data" / "logps").rglob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(content)
+
+    found = store.verify()
+
+    assert not found.is_whole
+    assert str(shard) in found.problems[0]
+
+
+def test_what_is_written_for_people_and_tools(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "dpo", **QUICK)
+    (tmp_path / "sweep.toml").write_text(
+        f'[base]\npair_set = "reviews"\nmodel = "{model_dir}"\n'
+        f'output_dir = "{tmp_path / "runs"}"\npairs_per_step = 8\nmax_steps = 1\n'
+        "[grid]\nbeta = [0.1, 0.5]\n"
+    )
+
+    page = store.report(tmp_path / "report.html", title="mine")
+    exported = store.export(tmp_path / "parquet", to="parquet", views=("runs", "steps"))
+    swept = store.sweep(tmp_path / "sweep.toml")
+
+    assert "<title>mine</title>" in page.path.read_text(encoding="utf-8")
+    assert page.path.resolve().as_uri() in page._repr_html_()
+    assert (exported.num_written, len(list((tmp_path / "parquet").iterdir()))) == (2, 2)
+    assert (len(swept.trained), swept.skipped, dict(swept.failed)) == (2, (), {})
+    assert store.sweep(tmp_path / "sweep.toml").skipped == swept.trained
+
+
+def test_a_store_shows_what_it_holds(store: offpref.OpenStore) -> None:
+    lines = repr(store).splitlines()
+
+    assert lines[0] == f"offpref store {store.path}"
+    assert lines[1].split()[:2] == ["table", "partition"]
+    assert store._repr_html_().startswith("<pre>offpref store")
+
+
+def test_what_is_exported_is_there() -> None:
+    assert {name for name in offpref.__all__ if not hasattr(offpref, name)} == set()
+    assert offpref.__version__.count(".") == 2
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        offpref.nothing  # noqa: B018
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, num_pairs=60, seed=5)
+    return path
