@@ -155,7 +155,7 @@ def test_same_settings_change_nothing_and_read_nothing(
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_length": 20}, {"eval_fraction": 0.5}, {"columns": {"weight": "n"}}],
+    [{"max_length": 20}, {"eval_fraction": 0.5}, {"weight_column": "n"}],
     ids=lambda options: next(iter(options)),
 )
 def test_other_settings_are_another_version(
