@@ -43,7 +43,7 @@ def errors(model: Path, policy_dir: Path, out: Path) -> dict[str, object]:
     import torch
 
     from offpref.kernels.distributions import HiddenReference
-    from offpref.kernels.top_tokens import linear_top_tokens
+    from offpref.kernels.topk import linear_top_tokens
     from offpref.pipeline.models.loading import load_scoring_model
     from offpref.pipeline.models.packing import PackedRow
     from offpref.stores.store import Store

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .distributions import HiddenReference, Reference, TopKReference
+from .head import Transform
 from .inputs import NEEDS_REFERENCE, WANTED, LinearInputs
 from .labels import IGNORE_INDEX
-from .transform import Transform
 
 
 def check_linear(inputs: LinearInputs) -> None:

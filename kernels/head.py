@@ -1,4 +1,4 @@
-"""The output head: how a last hidden state becomes the logits of the next token.
+"""The output head and what follows it: how a last hidden state becomes the next token's logits.
 
 Letters in shape comments: T tokens, V vocabulary, H hidden size.
 """
@@ -37,3 +37,21 @@ class OutputHead:
     def hidden_size(self) -> int:
         """Number of columns of the weight."""
         return self.weight.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """How raw logits become logits: bias, scale, softcap, then the mask of padded columns."""
+
+    scale: float = 1.0
+    """Multiplies raw logit and bias; greater than 0."""
+    softcap: float | None = None
+    """Bound of the logits' magnitude, greater than 0; None where the model has none."""
+    bias: Tensor | None = None  # [V]
+    """Added to the raw logits first."""
+    vocab_size: int | None = None
+    """Columns from here on have probability 0; None where all are tokens."""
+
+
+PLAIN = Transform()
+"""Raw logits are the logits."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .distributions import Reference
 from .forms import Form
-from .head import OutputHead
-from .transform import Transform
+from .head import OutputHead, Transform
 
 WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")
 """What can be requested for each token."""

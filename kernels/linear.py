@@ -26,13 +26,11 @@ from . import torch_linear
 from .checks import check_linear
 from .distributions import HiddenReference, Reference, TopKReference
 from .forms import Form, choose_form
-from .head import OutputHead
+from .head import OutputHead, Transform
 from .inputs import NEEDS_REFERENCE, WANTED, LinearInputs
 from .labels import IGNORE_INDEX
 from .logits import label_logps, token_scores
-from .top_tokens import linear_top_tokens, top_tokens
-from .topk import topk_kl
-from .transform import Transform
+from .topk import linear_top_tokens, top_tokens, topk_kl
 
 __all__ = [
     "IGNORE_INDEX",

@@ -20,9 +20,9 @@ from torch.autograd.function import once_differentiable
 from . import torch_logits
 from .checks import check_labels, check_logits
 from .forms import Form, choose_form
+from .head import PLAIN, Transform
 from .inputs import NEEDS_REFERENCE, WANTED, LogitsInputs, LogitsSettings
 from .labels import without_ignored
-from .transform import PLAIN, Transform
 
 
 def label_logps(

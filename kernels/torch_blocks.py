@@ -13,9 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .head import OutputHead
+from .head import OutputHead, Transform
 from .torch_products import even_tokens, padded_tokens, product
-from .transform import Transform
 
 VOCAB_BLOCK = 4096  # columns at a time: wide enough for the product, in reach of the cache
 PIECE_NUMEL = 1 << 17  # logits whose passes stay in the second-level cache of a CPU's cores

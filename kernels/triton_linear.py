@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from .distributions import HiddenReference, Reference, TopKReference
-from .head import OutputHead
+from .head import PLAIN, OutputHead, Transform
 from .inputs import LinearInputs
 from .labels import label_columns
 from .topk import topk_extra, topk_kl
 from .torch_blocks import BlockShape, block_shape
 from .torch_products import wide_product
-from .transform import PLAIN, Transform
 from .triton_rows import TritonRowStats, backward_rows, forward_rows
 
 KLS = ("forward_kl", "reverse_kl")

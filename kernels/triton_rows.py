@@ -27,10 +27,9 @@ import triton
 from torch import Tensor
 
 from .checks import check_rows
+from .head import PLAIN, Transform
 from .labels import IGNORE_INDEX
-from .transform import PLAIN, Transform
-from .triton_backward import gradient_kernel
-from .triton_forward import kl_kernel, logps_kernel
+from .triton_kernels import gradient_kernel, kl_kernel, logps_kernel
 
 RESULTS = ("token_logps", "entropy", "forward_kl", "reverse_kl", "log_sum_sq_probs")
 

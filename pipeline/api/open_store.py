@@ -360,7 +360,7 @@ class OpenStore:
         ]
 
     def runs(self) -> AnswerTable:
-        """Return the runs of the store, newest last: the named question ``runs``."""
+        """Return the runs of the store, newest first: the answer to the question ``runs``."""
         return self.query("runs")
 
     def batches(

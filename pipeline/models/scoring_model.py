@@ -1,10 +1,10 @@
-"""Language models as scorers: run on packed rows, with or without gradient.
+"""Language models as scorers, which are run on packed rows with or without gradient.
 
 ``ScoringModel`` is the one forward pass of scoring and of training. It runs the backbone on packed
 rows, keeps only the positions whose next token belongs to a completion, and hands those to the
 kernels together with the output head, so that whole logits never exist.
 
-Which of three routes it takes, see ``routes``, is decided by a self-check when it is loaded.
+A self-check at load time decides which of three routes it takes; see ``routes``.
 
 Letters in shape comments: R rows, L tokens of the longest row, T completion tokens, H hidden size,
 V vocabulary.
@@ -24,8 +24,7 @@ from offpref.kernels.forms import Form, choose_form
 from offpref.kernels.head import OutputHead
 from offpref.kernels.linear import NEEDS_REFERENCE, WANTED, linear_logits, linear_token_scores
 from offpref.kernels.logits import token_scores
-from offpref.kernels.top_tokens import linear_top_tokens, top_tokens
-from offpref.kernels.topk import topk_kl
+from offpref.kernels.topk import linear_top_tokens, top_tokens, topk_kl
 from offpref.stores.errors import ModelError
 
 from .batches import PackedBatch, collate_rows, separate_rows
@@ -37,7 +36,7 @@ from .routes import PackingReport, Precision, Route, Way
 
 
 class TokenScores(NamedTuple):
-    """What a forward pass says of each completion token; None for what was not wanted.
+    """The results of a forward pass for each completion token; None for those not asked for.
 
     A tuple, because FSDP2 looks for tensors that need gradients inside tuples, not in dataclasses.
     """
@@ -57,13 +56,13 @@ class TokenScores(NamedTuple):
     top_ids: Tensor | None = None
     """The k most likely tokens, likeliest first, [T, k] int64."""
     top_logps: Tensor | None = None
-    """Their log-probs, [T, k]."""
+    """The log-probs of these tokens, [T, k]."""
     top_tail_logps: Tensor | None = None
-    """Log of the probability of all others, [T]."""
+    """Log of the total probability of all other tokens, [T]."""
     hidden: Tensor | None = None
     """Input of the output head, [T, H], in the dtype of the model."""
     logits: Tensor | None = None
-    """All logits, [T, V]: for checks of a few tokens."""
+    """All logits, [T, V]; for checks of a few tokens."""
 
 
 class ScoringModel(nn.Module):
@@ -77,7 +76,7 @@ class ScoringModel(nn.Module):
         route: Route = "packed",
         kernels: Form | None = None,
     ) -> None:
-        """Wrap a transformers model; nothing is checked, see :func:`loading.load_scoring_model`.
+        """Wrap a transformers model without checks; see :func:`loading.load_scoring_model`.
 
         Args:
             model: Any of transformers' models for causal language modelling.
@@ -97,7 +96,7 @@ class ScoringModel(nn.Module):
             self.route = "separate"
         self.report: PackingReport | None = None
         self.gradients: GradientMemory | None = None
-        """Where gradients are kept; None where that is left to torch."""
+        """Where gradients are kept; None if that is left to torch."""
 
     @property
     def config(self) -> Any:
@@ -126,12 +125,12 @@ class ScoringModel(nn.Module):
 
     @property
     def hidden_bytes(self) -> int:
-        """Bytes of one input of the output head; float32 where only the layers are autocast."""
+        """Bytes of one input of the output head; float32 if only the layers are autocast."""
         return self.hidden_size * self.dtype.itemsize
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence the configuration names; None where it names none."""
+        """Maximum sequence length according to the configuration; None if it has none."""
         value = getattr(self.config, "max_position_embeddings", None)
         return int(value) if value else None
 
@@ -174,7 +173,7 @@ class ScoringModel(nn.Module):
 
     @property
     def head(self) -> OutputHead:
-        """The output head as it is now: under FSDP2 whole only inside the forward pass.
+        """The output head as it is now; under FSDP2 it is whole only inside the forward pass.
 
         Raises:
             ModelError: If the model has no output embedding of the usual form.
@@ -196,17 +195,17 @@ class ScoringModel(nn.Module):
         )
 
     def take(self, report: PackingReport) -> None:
-        """Compute rows as the self-check has found right."""
+        """Compute rows in the way that the self-check found correct."""
         self.report = report
         self.route, self.convention = report.way
 
     def keep_gradients(self) -> None:
-        """Keep gradients in memory of their own: for one process, on its CPU."""
+        """Keep gradients in memory of their own; only for a single process on a CPU."""
         self.gradients = GradientMemory(each for each in self.parameters() if each.requires_grad)
         self.gradients.sum_embeddings(self.model)
 
     def collate(self, rows: Sequence[PackedRow], *, multiple_of: int = 1) -> PackedBatch:
-        """Return the tensors of some rows; where the model does not pack, one completion a row."""
+        """Return the tensors of some rows, with one completion per row if the model cannot pack."""
         rows = rows if self.packs else separate_rows(rows)
         return collate_rows(rows, multiple_of=multiple_of)
 
@@ -220,16 +219,16 @@ class ScoringModel(nn.Module):
         top_k: int | None = None,
         way: Way | None = None,
     ) -> TokenScores:
-        """Return what is wanted of each completion token of a batch on the model's device.
+        """Return the wanted results for each completion token of a batch on the model's device.
 
         Args:
             batch: As :meth:`collate` makes it.
             want: Names of the fields of :class:`TokenScores`.
             reference: What KLs are taken against, in the order of the batch's tokens.
-            measured: More names, without gradient and computed apart: asking for them changes
-                nothing of what is wanted, not to the last bit.
+            measured: More names, without gradient and computed separately: asking for them does
+                not change the wanted results, to the last bit.
             top_k: How many most likely tokens to return; None for none.
-            way: How to compute rows, where it is not the model's own way: for the self-check.
+            way: How to compute rows, if not in the model's own way; for the self-check.
         """
         route, convention = way or Way(self.route, self.convention)
         if route == "logits":
@@ -288,7 +287,7 @@ class ScoringModel(nn.Module):
     def _layers(self, batch: PackedBatch, route: Route) -> Tensor:  # [R, L, H]
         """Return the last hidden states of rows that the layers compute in one way."""
         self._reset_rotary()
-        # Padding comes last and attention looks back: without a mask it changes nothing either.
+        # Padding comes last and attention is causal: without a mask it changes nothing either.
         arguments: dict[str, Any] = {}
         if route == "packed" and batch.has_shared_prompts:
             assert self.mask_rule is not None
@@ -305,7 +304,7 @@ class ScoringModel(nn.Module):
         reference: Reference | None,
         top_k: int | None,
     ) -> TokenScores:
-        """Score one row at a time the plain way, with whole logits of that row only."""
+        """Score one row at a time, with the whole logits of that row only."""
         rows, kept = [], []
         row_length = batch.input_ids.shape[1]
         start = 0
@@ -367,7 +366,7 @@ def _reference_scores(
     reference: Reference,
     names: Sequence[str],
 ) -> dict[str, Tensor]:  # [T] each
-    """Return KLs from whole logits of a row."""
+    """Return KLs from the whole logits of a row."""
     if isinstance(reference, HiddenReference):
         ref_logits = linear_logits(reference.hidden, reference.head)
         return token_scores(logits, labels, ref_logits, want=names)

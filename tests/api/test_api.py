@@ -42,7 +42,7 @@ def test_a_session_from_data_to_answers(
     assert "rewards/accuracies" in run.held_out
     assert measures.accuracy is not None
     assert 0 <= measures.accuracy <= 1
-    assert [row["run"] for row in store.runs().rows()] == ["dpo", "sft"]
+    assert [row["run"] for row in store.runs().rows()] == ["sft", "dpo"]
     assert [str(each) for each in store.pairs()] == [str(pairs)]
     assert capsys.readouterr().out == ""
 

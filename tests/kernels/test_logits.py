@@ -6,8 +6,8 @@ from torch import Tensor
 
 from offpref.kernels import reference
 from offpref.kernels.forms import Form
+from offpref.kernels.head import PLAIN, Transform
 from offpref.kernels.logits import WANTED, label_logps, token_scores
-from offpref.kernels.transform import PLAIN, Transform
 
 SCORES = WANTED[:4]  # those with a gradient
 SHAPES = [

@@ -19,8 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from offpref.kernels.triton_backward import gradient_kernel
-from offpref.kernels.triton_forward import kl_kernel, logps_kernel
+from offpref.kernels.triton_kernels import gradient_kernel, kl_kernel, logps_kernel
 from offpref.kernels.triton_rows import CONFIGS, RowConfig
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

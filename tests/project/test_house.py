@@ -79,8 +79,7 @@ def test_a_folder_holds_few_modules(package: str) -> None:
     wrong = [
         f"{folder}: {number} modules, at most {limits.get(folder, house.MAX_MODULES)}"
         for folder, number in counts.items()
-        if folder.split("/")[0] == package
-        and number > limits.get(folder, house.MAX_MODULES) + (package == "kernels") * 10
+        if folder.split("/")[0] == package and number > limits.get(folder, house.MAX_MODULES)
     ]
 
     assert not wrong, "\n".join(wrong)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from offpref.kernels.head import OutputHead
-from offpref.kernels.top_tokens import linear_top_tokens
+from offpref.kernels.topk import linear_top_tokens
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.pairs.settings import AddSettings
@@ -335,7 +335,7 @@ def test_disk_that_cannot_hold_it_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("names", "top_k", "said"),
     [
-        (("hidden",), 8, "top_k takes no effect without tier topk"),
+        (("hidden",), 8, "top_k has no effect without tier topk"),
         (("topk",), 0, "top_k must be at least 1, got 0"),
         (("logits",), None, "tier must be one of logps, topk, hidden, got 'logits'"),
     ],
@@ -421,8 +421,8 @@ def cut_short(rows: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (one_place_off, "nats a token from the stored ones"),
-        (of_another_sequence, "nats a token from the stored ones"),
+        (one_place_off, "nats per token from the stored ones"),
+        (of_another_sequence, "nats per token from the stored ones"),
         (cut_short, "expected .* of float32, found"),
     ],
 )

@@ -64,7 +64,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
 """Who may import a heavy library, by the beginning of the path."""
 
 MAX_MODULES, MAX_COMMANDS = 20, 30
-LAUNCHERS = ("kernels/triton_rows.py", "kernels/triton_forward.py", "kernels/triton_backward.py")
+LAUNCHERS = ("kernels/triton_rows.py", "kernels/triton_kernels.py")
 """Where kernels are launched, with as many arguments as they take."""
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 500, 60, 6
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from offpref.kernels.distributions import HiddenReference
 from offpref.kernels.head import OutputHead
-from offpref.kernels.top_tokens import linear_top_tokens
+from offpref.kernels.topk import linear_top_tokens
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.packing import PackedRow
@@ -378,7 +378,7 @@ def test_tier_that_is_missing_is_named_with_the_command_that_makes_it(
 
 
 def test_kl_tier_that_takes_no_effect_is_refused(tiered: Store, train_settings: Settings) -> None:
-    with pytest.raises(ValueError, match="kl_tier takes no effect on sigmoid without kl_metrics"):
+    with pytest.raises(ValueError, match="kl_tier has no effect on sigmoid without kl_metrics"):
         plan_training(tiered, train_settings(kl_tier="hidden"))
 
 
