@@ -1,4 +1,4 @@
-"""Lines that a person is told once for each store, on standard error."""
+"""Lines that are printed once per store, on standard error."""
 
 import sys
 
@@ -7,11 +7,11 @@ from offpref.stores.store import Store
 
 
 def say_once(store: Store, subject: str, message: str) -> None:
-    """Print ``message`` unless it was said of ``subject`` before.
+    """Print ``message`` unless it was printed about ``subject`` before.
 
     Args:
-        store: Remembers what was said.
-        subject: What the message is about, a fingerprint say.
+        store: Remembers what was printed.
+        subject: What the message is about, for example a fingerprint.
         message: One line.
     """
     identity = {"of": subject, "message": message}

@@ -1,6 +1,6 @@
-"""Functions of the user's own: imported where a command or a call names them, and known by source.
+"""The user's own functions: imported if a command or a call names them, and identified by source.
 
-A module is imported only because a person names it; nothing that a store or a run holds can.
+A module is imported only if a person names it; nothing in a store or a run can cause an import.
 """
 
 import ast
@@ -17,9 +17,10 @@ from typing import Any
 
 
 def imported_files(module_name: str) -> dict[str, Path]:
-    """Return the files of the user's own modules that a module imports, and those import, by name.
+    """Return the files of the user's own modules that a module imports, itself or through others.
 
-    A module is the user's own if it is not installed, as libraries and Python's own modules are.
+    They are returned by name. A module is the user's own if it is not installed, as libraries and
+    Python's own modules are.
     """
     found: dict[str, Path] = {}
     waiting = [module_name]
@@ -34,7 +35,7 @@ def imported_files(module_name: str) -> dict[str, Path]:
 
 
 def _imported_names(module: ModuleType) -> set[str]:
-    """Return the full names of all that a module's source imports, and of the packages around."""
+    """Return the full names of all that a module's source imports, and of their packages."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(Path(str(module.__file__)).read_bytes())):
         if isinstance(node, ast.Import):
@@ -48,20 +49,20 @@ def _imported_names(module: ModuleType) -> set[str]:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a module's file belongs to no installation of Python, and is text."""
+    """Whether a module's file does not belong to an installation of Python, and is text."""
     installed = {Path(each).resolve() for each in sysconfig.get_paths().values()}
     place = path.resolve()
     return place.suffix == ".py" and not any(place.is_relative_to(each) for each in installed)
 
 
 def load_function(name: str) -> tuple[Callable[..., Any], Path]:
-    """Return a function of the user's, named as ``module:function``, and the file it stands in.
+    """Return a user's function, named as ``module:function``, and the file that defines it.
 
     Raises:
-        ValueError: If there is no such module or function, or its source is not at hand.
+        ValueError: If there is no such module or function, or its source is not available.
     """
     module_name, _, function_name = name.partition(":")
-    # Last in line: a folder here that is called like a library hides nothing.
+    # The folder goes last on the path: a folder here with the name of a library hides nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -76,5 +77,5 @@ def load_function(name: str) -> tuple[Callable[..., Any], Path]:
         raise ValueError(f"function {name!r}: {module_name} has no function {function_name!r}")
     path = inspect.getsourcefile(module)
     if path is None:
-        raise ValueError(f"function {name!r}: the source of {module_name} is not at hand")
+        raise ValueError(f"function {name!r}: the source of {module_name} is not available")
     return function, Path(path)

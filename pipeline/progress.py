@@ -8,17 +8,17 @@ from offpref.stores.printable import printable
 
 
 class Progress:
-    """What a caller may show while scoring goes on; this one shows nothing."""
+    """What a caller may show while scoring runs; this class shows nothing."""
 
     def note(self, message: str) -> None:
-        """Take a line that a person should see."""
+        """Receive a line that a person should see."""
 
     def advance(self, num_tokens: int, num_total: int) -> None:
-        """Take the tokens done since the last call, and how many there are in all."""
+        """Receive the number of tokens done since the last call, and the number in all."""
 
 
 class _Bar:
-    """A tqdm bar that appears with the first thing done, so that a cached run shows none."""
+    """A tqdm bar that appears when the first work is done, so that a cached run shows none."""
 
     def __init__(self, title: str, unit: str) -> None:
         self._title = title
@@ -60,7 +60,7 @@ class RowBar(_Bar):
 
 
 class TokenBar(_Bar, Progress):
-    """Counts tokens; tells the rate and the time left."""
+    """Counts tokens; shows the rate and the time left."""
 
     def __init__(self, title: str) -> None:
         super().__init__(title, " tokens")

@@ -1,4 +1,4 @@
-"""The processes of torchrun: which one this is, and what each of them gets."""
+"""The processes of torchrun: which one this is, and how work is shared among them."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ def place_among_ranks() -> tuple[int, int]:
 def shared_parts(
     parts: Sequence[Part], spare: Callable[[Part], Part], *, rank: int, world_size: int
 ) -> list[tuple[Part, bool]]:
-    """Return a rank's parts of a work, and of each whether it is a spare one that counts nothing.
+    """Return a rank's parts of some work, and for each whether it is a spare that does not count.
 
-    All ranks get equally many: collectives need equal counts.
+    All ranks get equally many parts, because collectives need equal counts.
 
     Args:
         parts: All of the work.
-        spare: Makes of the last part one that stands in where there is none.
-        rank: Whose parts.
+        spare: Makes a spare part from the last one, for ranks that would get none.
+        rank: The rank whose parts are returned.
         world_size: How many ranks there are.
 
     >>> shared_parts("abc", str.upper, rank=1, world_size=2)

@@ -1,4 +1,4 @@
-"""Run an iterator a few items ahead, in a thread, so that who consumes it never waits for files."""
+"""Run an iterator a few items ahead, in a thread, so that its consumer does not wait for files."""
 
 import queue
 import threading

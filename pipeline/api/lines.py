@@ -143,7 +143,9 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             yield (f"held out   {_held_out(summary.held_out)}")
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
-            yield (f"residual   {mean:.1e} nats a token from the reference, at most {largest:.1e}")
+            yield (
+                f"residual   {mean:.1e} nats per token from the reference, at most {largest:.1e}"
+            )
             if not summary.is_own_reference:
                 yield (
                     "note       the policy does not start from its reference; to score the policy "
@@ -201,7 +203,7 @@ def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
         ("KL(policy || reference)", "reverse_kl"), ("KL(reference || policy)", "forward_kl"),
     ):  # fmt: skip
         if row.get(name) is not None:
-            yield f"{words} {row[name]:.4g} +- {row[f'{name}_error']:.2g} nats a completion"
+            yield f"{words} {row[name]:.4g} +- {row[f'{name}_error']:.2g} nats per completion"
     for name in ("entropy", "distinct_1", "distinct_2", "self_bleu", "accuracy"):
         if row.get(name) is not None:
             yield f"{name:<10} {row[name]:.4f}"

@@ -28,7 +28,7 @@ def add(store: Path, **options: Any) -> None:
 
 
 def with_length(settings: AddSettings) -> AddSettings:
-    """Return settings whose longest sequence fits the model beside the tokenizer, if any is."""
+    """Return settings whose longest sequence fits the model in the tokenizer's folder, if any."""
     from offpref.pipeline.pairs.add import fitted
 
     with usage_errors():  # a model of one position

@@ -1,10 +1,10 @@
-"""The command ``demo``: the whole way through on the embedded small world, offline.
+"""The command ``demo``: every stage on the embedded small world, offline.
 
-A session of the real commands: a small Llama learns to write the world's answers, pairs are drawn
-from it and judged by sentiment, it is scored once, and six policies are trained against the stored
-scores: DPO, TDPO2, SimPO, and MODPO with brevity at three weights. They are sampled from and
-measured, the questions are answered and a page shows it all. What a run of the demo has left is not
-done again.
+It is a session of the real commands: a small Llama learns to write the world's answers, pairs are
+drawn from it and judged by sentiment, it is scored once, and six policies are trained against the
+stored scores: DPO, TDPO2, SimPO, and MODPO with brevity at three weights. The policies are sampled
+from and measured, the named questions are answered, and a report shows the results. If the demo is
+run again, it skips what is already there.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def demo(**options: Any) -> None:
 
 
 def _run_demo(folder: Path, run: Callable[[Sequence[str]], None]) -> None:
-    """Run the demo in a folder with what runs a command of offpref, given its arguments."""
+    """Run the demo in a folder; ``run`` runs a command of offpref, given its arguments."""
     store, sft = str(folder / "store"), str(folder / "sft")
     base, demonstrations = _write_base(folder)
     run(("sft", store, "--data", demonstrations, "--pair-set", "demonstrations",

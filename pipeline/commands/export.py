@@ -16,10 +16,10 @@ class ExportSettings:
     """What is written, and where to."""
 
     to: str = setting(
-        "Event files, a folder a run (extra tensorboard), or each view as a Parquet file.",
+        "Event files, one folder per run (extra tensorboard), or each view as a Parquet file.",
         choices=("tensorboard", "parquet"),
     )  # fmt: skip
-    output: Path = setting("Folder to make, whole or not at all.", path="any")
+    output: Path = setting("Folder to make; it appears whole or not at all.", path="any")
     set: tuple[str, ...] = setting(
         "Runs to export; may be repeated.", default=(), metavar="run=NAME", shown="all"
     )
@@ -33,11 +33,11 @@ class ExportSettings:
         if unknown := named_values(self.set).keys() - {"run"}:
             raise ValueError(f"--set takes run=NAME here, got {min(unknown)!r}")
         if self.view and self.to != "parquet":
-            raise ValueError(f"--view takes no effect on --to {self.to}")
+            raise ValueError(f"--view has no effect with --to {self.to}")
 
     @property
     def runs(self) -> str | None:
-        """Names of the runs, commas between them; None for all."""
+        """Names of the runs, separated by commas; None for all."""
         return named_values(self.set).get("run")
 
 

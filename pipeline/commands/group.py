@@ -14,10 +14,10 @@ from .terminal import say
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
-_KEPT = ": what was done is kept; the same command goes on"
-_RESUMED = ": what was saved is kept; the same command with --resume goes on"
+_KEPT = ": what was done is kept; run the same command to continue"
+_RESUMED = ": what was saved is kept; run the same command with --resume to continue"
 _STATES = {"query": "", "report": "", "export": "", "train": _RESUMED, "sft": _RESUMED}
-"""What is said behind the word, where it is not that the same command goes on."""
+"""What the message says after the word, for commands that do not just continue when run again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -48,7 +48,7 @@ class StageGroup(click.Group):
                 or isinstance(error, BrokenPipeError)
             ):
                 raise
-            # Files of ours are named by their errors; what has no name is a standard stream.
+            # Our own errors name their files; an error without a file name is a standard stream's.
             raise click.ClickException(unwritable(error)) from error
         except KeyboardInterrupt as interrupt:
             code = getattr(interrupt, "exit_code", INTERRUPTED)

@@ -175,7 +175,7 @@ def added_settings(options: Mapping[str, Any], tokenizer: Path) -> AddSettings |
     for each in add_options():
         name = str(each.name)
         if name != "data" and source(name) not in (ParameterSource.DEFAULT, None):
-            raise click.UsageError(f"{each.opts[0]} takes no effect without --data")
+            raise click.UsageError(f"{each.opts[0]} has no effect without --data")
     return None
 
 

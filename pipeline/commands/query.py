@@ -1,4 +1,4 @@
-"""The command ``query``, which reads a store and brings neither torch nor transformers."""
+"""The command ``query``, which reads a store and imports neither torch nor transformers."""
 
 import shutil
 import sys
@@ -27,7 +27,7 @@ TABLE_ROWS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuerySettings:
-    """What is asked, and how the answer is written."""
+    """The question, and how its answer is written."""
 
     question: str | None = setting(
         "The name of a question, SQL, or - for standard input.", default=None,
@@ -42,10 +42,10 @@ class QuerySettings:
         default=(), metavar="NAME=VALUE",
     )  # fmt: skip
     format: str = setting(
-        "How the answer is written; parquet needs --output.", default="table", choices=FORMATS
+        "Format of the answer; parquet needs --output.", default="table", choices=FORMATS
     )
     output: Path | None = setting(
-        "File for the answer, whole or not at all.", default=None, path="any",
+        "File for the answer; it appears whole or not at all.", default=None, path="any",
         shown="standard output",
     )  # fmt: skip
     plot: Path | None = setting(
@@ -54,15 +54,15 @@ class QuerySettings:
     )  # fmt: skip
     overwrite: bool = setting("Replace the file that --output or --plot names.", default=False)
     limit: int | None = setting(
-        "Rows to write at most.", default=None, range=AT_LEAST_ZERO,
+        "Maximum number of rows to write.", default=None, range=AT_LEAST_ZERO,
         shown=f"{TABLE_ROWS} of a table, else all",
     )  # fmt: skip
     timeout: float | None = setting(
-        "Seconds that the answer may take.", default=None, shown="no limit",
+        "Maximum time for the answer, in seconds.", default=None, shown="no limit",
         range=Range(above=0, takes_infinity=True),
     )  # fmt: skip
     memory_limit: str = setting(
-        "What DuckDB may hold in memory, like 4GB; beyond it spills to disk.",
+        "Memory limit of DuckDB, such as 4GB; beyond it, DuckDB spills to disk.",
         default=MEMORY_LIMIT,
     )  # fmt: skip
     list: bool = setting("List the named questions instead.", default=False)
@@ -78,7 +78,9 @@ class QuerySettings:
         sources = [each for each in (self.question, self.file) if each is not None]
         if self.instead is not None:
             if sources or self.list + self.schema + self.print_setup > 1:
-                raise ValueError("--list, --schema and --print-setup go without anything else")
+                raise ValueError(
+                    "expected --list, --schema or --print-setup alone, got other options with it"
+                )
             self._check_no_answer()
         elif len(sources) != 1:
             raise ValueError(
@@ -88,21 +90,21 @@ class QuerySettings:
         elif self.format == "parquet" and self.output is None and self.plot is None:
             raise ValueError("--format parquet needs --output FILE")
         if self.overwrite and self.output is None and self.plot is None:
-            raise ValueError("--overwrite takes no effect without --output or --plot")
+            raise ValueError("--overwrite has no effect without --output or --plot")
         self._check_picture()
 
     @property
     def instead(self) -> str | None:
-        """What is printed instead of an answer."""
+        """Name of what is printed instead of an answer."""
         names = ("list", "schema", "print_setup")
         return next((name for name in names if getattr(self, name)), None)
 
     def limits(self) -> QueryLimits:
-        """Return what the answer may take."""
+        """Return the limits on time and memory for the answer."""
         return QueryLimits(memory=self.memory_limit, timeout_seconds=self.timeout, is_hard=True)
 
     def sql(self) -> str:
-        """Return what is asked, a name or SQL.
+        """Return the question, a name or SQL.
 
         Raises:
             ValueError: If the file is not text.
@@ -115,23 +117,23 @@ class QuerySettings:
         return self.question
 
     def _check_no_answer(self) -> None:
-        """Refuse what has an effect on an answer alone."""
+        """Refuse options that only affect an answer."""
         for name in ("set", "output", "plot", "overwrite", "limit"):
             value = getattr(self, name)
             if value is not None and value is not False and value != ():
-                raise ValueError(f"--{name} takes no effect without a question")
+                raise ValueError(f"--{name} has no effect without a question")
         if self.format != "table":
-            raise ValueError("--format takes no effect without a question")
+            raise ValueError("--format has no effect without a question")
 
     def _check_picture(self) -> None:
-        """Refuse what has no effect on a picture."""
+        """Refuse options that have no effect on a picture."""
         if self.plot is None:
             return
         for name in ("output", "limit"):
             if getattr(self, name) is not None:
-                raise ValueError(f"--{name} takes no effect with --plot")
+                raise ValueError(f"--{name} has no effect with --plot")
         if self.format != "table":
-            raise ValueError("--format takes no effect with --plot")
+            raise ValueError("--format has no effect with --plot")
         if self.plot.suffix.lower() != ".png":
             raise ValueError(
                 f"--plot writes PNG: expected a file named *.png, got {self.plot.name}"
@@ -167,7 +169,7 @@ def query(store: Path, **options: Any) -> None:
 
 
 def named_values(given: Iterable[str]) -> dict[str, str]:
-    """Return values of parameters by name; of one that comes again they are joined by commas.
+    """Return values of parameters by name; repeated values are joined by commas.
 
     Raises:
         ValueError: If one has no name.

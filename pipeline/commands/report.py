@@ -1,4 +1,4 @@
-"""The command ``report``: one HTML page of a store, to look at. Torch is not imported."""
+"""The command ``report``: one HTML page about a store. Torch is not imported."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ class PageSettings:
         "Name of a run to show; may be repeated.", default=(), shown="all"
     )
     max_pairs: int = setting(
-        "Pairs to show at most; of more, a sample by the hash of the pair.", default=MAX_PAIRS,
+        "Maximum number of pairs to show; of more, a sample by the hash of the pair.",
+        default=MAX_PAIRS,
         range=Range(least=1, most=MOST_PAIRS),
     )  # fmt: skip
     title: str | None = setting(

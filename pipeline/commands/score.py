@@ -49,7 +49,7 @@ def score(store: Path, **options: Any) -> None:
 
     settings, is_dry_run = _settings(options), bool(options["dry_run"])
     if settings.data is not None:
-        model_config(settings.model)  # says so if the folder is no model
+        model_config(settings.model)  # raises if the folder is not a model
         check_sources(settings.data)
     opened = Store.create(store) if settings.data and not is_dry_run else Store.open(store)
     if is_dry_run:

@@ -27,18 +27,18 @@ _VOCAB_SIZE = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScratchSettings:
-    """A model from scratch to begin with, in place of one that is there."""
+    """A model made from scratch to start from, in place of an existing one."""
 
     from_scratch: Path | None = setting(
         "Instead of --model: a model of this configuration with random weights, and a tokenizer "
         "trained on --data; kept beside the output folder as NAME-start.", default=None,
         metavar="CONFIG.json", path="existing file",
     )  # fmt: skip
-    vocab_size: int | None = setting("Tokens of that tokenizer.", default=None, shown=_VOCAB_SIZE)
+    vocab_size: int | None = setting("Size of its vocabulary.", default=None, shown=_VOCAB_SIZE)
 
     def __post_init__(self) -> None:
         if self.vocab_size is not None and self.from_scratch is None:
-            raise ValueError("--vocab-size takes no effect without --from-scratch")
+            raise ValueError("--vocab-size has no effect without --from-scratch")
 
 
 @command(

@@ -16,7 +16,7 @@ class SoupSettings:
 
     output_dir: Path = setting("Folder for the mean; new or empty.", is_argument=True)
     run: tuple[str, ...] = setting(
-        "A model's folder and its weight; at least two.", metavar="DIR=WEIGHT"
+        "A model's folder and its weight; give at least two.", metavar="DIR=WEIGHT"
     )
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class SoupSettings:
 
     @property
     def weights(self) -> list[float]:
-        """A weight of each."""
+        """The weight of each model."""
         return [float(each.rpartition("=")[2]) for each in self.run]
 
 

@@ -1,7 +1,7 @@
-"""Where the command `offpref` starts, and how it leaves.
+"""Where the command `offpref` starts, and how it exits.
 
-A question is asked often and answered in a fraction of a second: `offpref query` starts without the
-options of all the other commands.
+A question is asked often and answered in a fraction of a second, so `offpref query` starts without
+loading the options of all the other commands.
 """
 
 import os
@@ -39,7 +39,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _end(code: object) -> None:
-    """Leave with a code, once it is known that what was printed has arrived."""
+    """Exit with a code, once the printed output is known to have arrived."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

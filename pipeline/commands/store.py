@@ -33,11 +33,11 @@ class GarbageSettings:
     """Which files are deleted."""
 
     grace_days: float = setting(
-        "How long a file that nothing names is kept for readers that still do.",
+        "Days that a file no longer named by any commit is kept, for readers that still use it.",
         default=GRACE_DAYS, range=AT_LEAST_ZERO,
     )  # fmt: skip
     force: bool = setting(
-        "Accept a grace below the default: nobody may be writing, and readers may miss a file.",
+        "Accept a grace below the default. Nobody may be writing, and readers may miss a file.",
         default=False,
     )  # fmt: skip
 
@@ -77,7 +77,7 @@ def list_store(store: Path) -> None:
 
 @command(options_of(VerifySettings), name="verify")
 def verify(store: Path, **options: Any) -> None:
-    """Read every byte of STORE and hold it against what was recorded; exit 1 if any differs."""
+    """Read every byte of STORE and compare it with what was recorded; exit 1 if any differs."""
     from offpref.stores.maintenance.verify import verify_store
 
     settings = settings_from(VerifySettings, options)
@@ -106,7 +106,7 @@ def verify(store: Path, **options: Any) -> None:
 
 @command(name="compact")
 def compact(store: Path) -> None:
-    """Merge the small shards of STORE; writers and readers may go on meanwhile."""
+    """Merge the small shards of STORE; writers and readers may continue meanwhile."""
     from offpref.stores.maintenance.compact import compact_store
     from offpref.stores.store import Store
 
@@ -128,7 +128,7 @@ for each in (list_store, verify, compact, gc):
 
 
 def _ways_out(problems: list[str]) -> Iterator[str]:
-    """Yield how damaged or lost files are had again, as far as a command can make them."""
+    """Yield how to restore damaged or lost files, as far as a command can make them again."""
     lost = [each for each in problems if "is damaged" in each or "is missing" in each]
     scores = ("/data/logps/", "/data/topk/", "/data/hidden/", "/heads/")
     if any(folder in each for each in lost for folder in scores):

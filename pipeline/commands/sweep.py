@@ -12,7 +12,7 @@ from .terminal import say
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepSettings:
-    """Which runs, and how many at a time."""
+    """Which runs are trained, and how many at a time."""
 
     config: Path = setting("TOML file of the runs.", is_argument=True, path="existing file")
     jobs: int = setting("Runs at a time.", default=1, range=AT_LEAST_ONE)

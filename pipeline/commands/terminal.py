@@ -1,7 +1,7 @@
-"""What a command says, and where to: whatever a store holds reaches a terminal escaped.
+"""Where the output of a command goes: text from a store is escaped before it reaches a terminal.
 
-A stream that was closed before the start gets a stand-in: else the first file that is opened would
-take its number, and whatever a library prints would be written into it.
+A standard stream that was closed before the start gets a stand-in. Otherwise the first file that
+is opened would take its number, and whatever a library prints would be written into that file.
 """
 
 import errno
@@ -19,7 +19,7 @@ _LINES = "\n\t"
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Print a line for a person, control characters spelled out."""
+    """Print a line for a person, with control characters spelled out."""
     click.echo(printable(str(text), _LINES), err=err)
 
 
@@ -42,7 +42,7 @@ class Escaped(io.TextIOBase):
 
 
 class _Closed(io.TextIOBase):
-    """Standard output that was closed: whatever is written to it is an error, not lost."""
+    """Standard output that was closed: writing to it is an error, so that no output is lost."""
 
     encoding = "utf-8"
     errors = "replace"
@@ -54,7 +54,7 @@ class _Closed(io.TextIOBase):
 
 
 def answer_stream() -> TextIO:
-    """Return where an answer goes: a terminal gets it escaped, a file or a pipe as it is."""
+    """Return the stream for an answer: escaped for a terminal, unchanged for a file or a pipe."""
     is_terminal = sys.stdout.isatty()
     return Escaped(sys.stdout) if is_terminal else sys.stdout  # type: ignore[return-value] # ours
 

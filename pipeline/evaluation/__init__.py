@@ -1,1 +1,1 @@
-"""Policies sampled from and measured."""
+"""Evaluation: policies are sampled from and measured."""

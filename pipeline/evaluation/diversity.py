@@ -1,4 +1,4 @@
-"""How different a policy's samples are, and what choosing among them gives.
+"""Diversity of a policy's samples, and the reward of the best of several.
 
 Letters: N samples of one prompt, P prompts.
 """
@@ -17,7 +17,7 @@ Sample = Sequence[int] | NDArray[Any]
 
 
 def distinct(samples: Sequence[Sample], order: int) -> float:
-    """Return the number of different n-grams by the number of all (distinct-n, arXiv:1510.03055).
+    """Return the share of n-grams that are distinct (distinct-n, arXiv:1510.03055).
 
     Args:
         samples: Token ids of each sample.
@@ -47,7 +47,7 @@ def self_bleu(samples: Sequence[Sample]) -> float:
 
 
 def best_of_n(rewards: NDArray[np.float64], n: int) -> float:  # [P, N]
-    """Return the mean reward of the best of n samples, unbiased, from N >= n samples a prompt.
+    """Return the mean reward of the best of n samples, unbiased, from N >= n samples per prompt.
 
     Every choice of n of the N counts alike: the i-th smallest of N is the best of
     C(i - 1, n - 1) of the C(N, n) choices.

@@ -1,8 +1,8 @@
 """Which tokens end a completion that is sampled, as a model and its tokenizer name them.
 
-The tokenizer names one, the model's generation_config.json may name others; without that file
-transformers takes those of config.json. They decide what is drawn, so they are a part of what names
-samples. Asking transformers is remembered by the content of both files.
+The tokenizer names one, and the model's generation_config.json may name others; without that file
+transformers takes those of config.json. They decide what is drawn, so they are part of what names
+samples. The answer of transformers is remembered by the content of both files.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Measure a policy: sample from it, take rewards, KLs to its reference, entropy and diversity.
 
-What costs something lies in the store under what it depends on: samples of a policy, the
-reference's scores of them, rewards. The same evaluation again finds all of it and does nothing.
+Expensive results are stored under what they depend on: the samples of a policy, the reference's
+scores of them, and rewards. Repeating the same evaluation finds all of them and computes nothing.
 The reference is never in memory together with the policy: its tier ``hidden`` gives its whole
-distribution at every step, so sequence KLs are exact sums and no estimates from log-ratios.
+distribution at every step, so sequence KLs are exact sums, not estimates from log-ratios.
 
     KL(policy || reference)   on the policy's samples: the price of a policy
     KL(reference || policy)   on the reference's samples
@@ -71,7 +71,7 @@ def evaluate(
 def plan_evaluation(
     store: Store, settings: EvaluateSettings, progress: Progress | None = None
 ) -> "Evaluation":
-    """Return an evaluation that can start: its models fit, and its functions are there.
+    """Return an evaluation that can start: its models fit, and its functions exist.
 
     Raises:
         ValueError: If a function of an objective cannot be found.
@@ -144,7 +144,7 @@ class Evaluation:
         for each in self._settings.objective:
             settings = self._settings.reward_settings(each, str(samples))
             if settings.kind == "implicit":
-                # The policy that the reward is implicit in, and its reference, score them first.
+                # Implicit rewards come from scores: the policy and its reference score them first.
                 assert settings.model is not None
                 self._score(settings.model, samples)
                 if self._settings.reference is not None:
@@ -250,7 +250,7 @@ class Evaluation:
         )  # fmt: skip
 
     def _fingerprint(self, model: Path) -> str:
-        """Return a model's fingerprint; said here, a wrong tokenizer costs no sample."""
+        """Return a model's fingerprint; a wrong tokenizer is refused before anything is drawn."""
         tokenizer = tokenizer_spec(model, self._store)
         theirs = self._store.read_spec(self._pair_set.tokenizer)
         check_tokenizer(model, tokenizer, self._pair_set, theirs)

@@ -1,8 +1,8 @@
-"""Name a sample set by the tokens that end its samples, and hold a former one against them.
+"""Name a sample set by the tokens that end its samples, and check a former sample set against them.
 
 A former version of offpref named samples without those tokens. Its samples are what would be drawn
-now if none goes on behind a token that ends one now, and every one ends with such a token or is as
-long as it may be. That is looked at once.
+now if none continues after a token that ends a sample now, and if each ends with such a token or
+has the maximum length. This is checked once.
 """
 
 import json
@@ -34,8 +34,8 @@ def settled_spec(
         store: Holds sample sets that were drawn before.
         spec: What a former version named it by.
         ends: Ids that end a sample.
-        usual: Those where the model names none but its tokenizer's: they add nothing.
-        room: How long a sample may be behind so many tokens.
+        usual: The ids if the model names none but its tokenizer's; they add nothing to the spec.
+        room: Gives the maximum length of a sample after a prompt of that many tokens.
     """
     named = {**spec, "end_token_ids": sorted(ends)}
     is_usual = sorted(ends) == sorted(usual)

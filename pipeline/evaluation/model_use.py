@@ -1,4 +1,4 @@
-"""How a model is run while it is evaluated: the values that go along with its folder."""
+"""How a model is run while it is evaluated: its folder, precision and device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,4 +17,4 @@ class ModelUse:
     device: str | None
     """As torch names it; None for a GPU if there is one."""
     progress: Progress
-    """Told of every batch."""
+    """It is told of every batch."""

@@ -1,6 +1,6 @@
-"""What a policy says of sequences in the store, against the stored distributions of a reference.
+"""A policy's scores of stored sequences, compared with the stored distributions of a reference.
 
-The reference is not loaded: its hidden states and its head come from the store, and with them its
+The reference is not loaded: its hidden states and its head come from the store, and they give its
 whole next-token distribution at every position. So KLs are exact sums over steps.
 
 Letters: N sequences.
@@ -49,7 +49,7 @@ class PolicyScores:
     forward_kl: Numbers
     """KL(reference || policy) at each of the sequence's tokens, summed."""
     reverse_kl: Numbers
-    """KL(policy || reference), likewise."""
+    """KL(policy || reference) at each of the sequence's tokens, summed."""
     entropy: Numbers
     num_tokens: np.ndarray[Any, np.dtype[np.int64]]
 
@@ -119,17 +119,17 @@ class _StoredReference:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that it gives a probability to."""
+        """The number of tokens that it gives a probability to."""
         return self._head.vocab_size
 
     def of(self, keys: Keys, lengths: list[int]) -> HiddenReference:
-        """Return the distributions at the tokens of some sequences, one after the other."""
+        """Return the distributions at the tokens of some sequences, concatenated."""
         states = self._reader.read(keys, lengths, is_pinned=self._place.type == "cuda")
         return HiddenReference(hidden=states.to(self._place), head=self._head)
 
 
 def _batches(policy: ScoringModel, ids: list[Any], splits: Any) -> Iterator[list[Any]]:
-    """Yield packed rows: samples of one prompt share it, rows of similar length a batch."""
+    """Yield batches of packed rows of similar length, where samples of one prompt share a row."""
     prompts = label_prompts([each[:split] for each, split in zip(ids, splits, strict=True)])
     lengths = np.array([len(each) for each in ids])
     plan = plan_rows(

@@ -43,7 +43,7 @@ class Measured:
     num_without_room: int = 0
     rewards: dict[str, Numbers] = field(default_factory=dict)  # [M] each
     reward_sources: dict[str, str] = field(default_factory=dict)
-    """Fingerprint of each objective's source: two of one name are not one axis."""
+    """Fingerprint of each objective's source: sources of one name are not comparable."""
     own: "PolicyScores | None" = None
     """The policy on its own samples, [M] each."""
     ref_logps: Numbers | None = None  # [M]
@@ -63,7 +63,7 @@ class Measured:
         self.completions = [each[split:] for each, split in zip(ids, splits, strict=True)]
         self.prompt_keys = rows["prompt_key"].to_pylist()
         self.text_keys = rows["text_key"].to_pylist()
-        # Not by `eos_lost`: samples of other end tokens share a row with the same ids.
+        # Not from `eos_lost`: samples with other end tokens share a row with the same ids.
         self.has_ended = np.isin([each[-1] for each in ids], samples.end_token_ids)
 
 
@@ -96,7 +96,7 @@ def evaluation_row(found: Measured) -> dict[str, Any]:
         mean, error = mean_and_error(found.own.reverse_kl, num_samples)
         row |= {"reverse_kl": mean, "reverse_kl_error": error}
         row["on_policy_forward_kl"] = float(found.own.forward_kl.mean())
-        # The usual estimate, from the samples' log-ratios alone: same mean, more spread.
+        # The usual estimate uses the samples' log-ratios alone: same mean, higher variance.
         log_ratios, spread = mean_and_error(found.own.logps - found.ref_logps, num_samples)
         metrics |= {"mean_log_ratio": log_ratios, "mean_log_ratio_error": spread}
     if found.on_reference is not None:
@@ -107,7 +107,7 @@ def evaluation_row(found: Measured) -> dict[str, Any]:
 
 
 def generation_rows(store: Store, tokenizer: str, found: Measured, evaluation: str) -> pa.Table:
-    """Return the rows of ``generations``, one a sample."""
+    """Return the rows of ``generations``, one per sample."""
     assert found.samples is not None
     rows = []
     texts = _texts(store, found)
@@ -133,7 +133,7 @@ def generation_rows(store: Store, tokenizer: str, found: Measured, evaluation: s
 
 
 def mean_and_error(values: Numbers, num_samples: int) -> tuple[float, float]:  # [M]
-    """Return the mean and its standard error; samples of one prompt are no independent draws."""
+    """Return the mean and its standard error; samples of one prompt are not independent draws."""
     by_prompt = values.reshape(-1, num_samples).mean(axis=1)
     if len(by_prompt) < 2:
         return float(values.mean()), math.nan

@@ -1,13 +1,13 @@
 """Completions sampled from a model for the prompts of a pair set, kept in the store.
 
 They become a pair set of their own, with completions on the chosen side alone, so that everything
-that serves pairs serves them: scores are cached, rewards are written once, SQL sees their texts.
-The ids are kept as they were drawn; text tokenised again could be other ids.
+that works for pairs works for them: scores are cached, rewards are written once, SQL sees their
+texts. The ids are kept as they were drawn, because tokenising the text again could give other ids.
 
 A sample set is named by what its samples depend on (the model's weights, the prompts, the
 settings, the tokens that end one where they are not just the tokenizer's own). Each batch has a
-seed of its own and is kept whole, so a run that was killed draws what is missing and nothing else,
-and the samples are those of a run that was not.
+seed of its own and is kept whole. So if a run is killed, the next one draws only what is missing,
+and the samples are the same as without the interruption.
 """
 
 import time
@@ -54,7 +54,7 @@ class SampleSet:
     num_new: int
     """Samples drawn by this run."""
     num_without_room: int
-    """Prompts that fill the model's positions, of which there are no samples."""
+    """Prompts that fill the model's positions, so that none can be sampled for them."""
     seconds: float
     end_token_ids: tuple[int, ...]
     """Ids that end a sample; one that was cut off has none at its end."""
@@ -117,7 +117,8 @@ def draw_samples(
 def sample_keys(store: Store, samples: PairSet) -> Keys:  # [P N]
     """Return the sequence key of each sample, prompt after prompt."""
     rows = pair_rows(store, samples, ["chosen_key", "source_row"])
-    # Processes that draw at once on devices that round otherwise leave several: the first counts.
+    # Several processes that draw at once, on devices with other rounding, may leave several
+    # samples per row: the first one counts.
     _, places = np.unique(np.asarray(rows["source_row"]), return_index=True)
     return to_keys(rows["chosen_key"])[places]
 
@@ -158,7 +159,7 @@ def _with_room(
 def _spec(
     weights: str, source: PairSet, settings: SampleSettings, prompts: list[Prompt]
 ) -> dict[str, object]:
-    """Return what a sample set is named by beside the tokens that end a sample."""
+    """Return what names a sample set, besides the tokens that end a sample."""
     return {
         "kind": "samples",
         "policy": weights,
@@ -171,7 +172,7 @@ def _spec(
 def _draw(
     drawn: "_SampleRows", use: ModelUse, settings: SampleSettings, *, limit: int | None
 ) -> int:
-    """Draw the batches that the store does not have; returns how many samples that were."""
+    """Draw the batches that the store lacks, and return the number of samples drawn."""
     from .sampling import Sampler  # brings torch
 
     missing = list(drawn.missing_batches())
@@ -186,7 +187,7 @@ def _draw(
 
 
 class _SampleRows:
-    """The rows of a sample set: which there are, and which are to come."""
+    """The rows of a sample set: those that exist, and those still to be drawn."""
 
     def __init__(
         self,
@@ -215,7 +216,7 @@ class _SampleRows:
         return known[0] if known else None
 
     def missing_batches(self) -> Iterator[range]:
-        """Yield the rows of each batch that the store does not have."""
+        """Yield the rows of each batch that the store lacks."""
         rows = version_rows(
             self._store, self.fingerprint, ["source_row"], tokenizer=self._source.tokenizer
         )
@@ -226,8 +227,9 @@ class _SampleRows:
                 yield range(start, min(start + size, num_rows))
 
     def keep(self, rows: range, samples: list[tuple[Ids, bool]], tokenizer: Any) -> None:
-        """Take a batch: of each row its completion's ids, and whether it ended itself."""
-        # Never cleaned up: the text says what the ids are, whatever the tokenizer's options.
+        """Take a batch: each row's completion ids, and whether it ended with an end token."""
+        # Spaces are never cleaned up, so that the text shows the ids whatever the tokenizer's
+        # options.
         texts = tokenizer.batch_decode(
             [ids for ids, _ in samples],
             skip_special_tokens=True,

@@ -18,7 +18,7 @@ from .settings import SampleSettings
 
 
 class Sampler:
-    """Draws completions of prompts given as ids; a batch depends on its seed and nothing else."""
+    """Draws completions of prompts given as ids; a batch depends on its seed alone."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Sampler:
         )
         self._model = loaded.model
         self._ends = end_tokens(model_dir, tokenizer.eos_token_id)
-        # What else its file asks for (a repetition penalty, banned tokens) is not the policy's.
+        # Other settings of its file (a repetition penalty, banned tokens) are not the policy's.
         self._model.generation_config = type(self._model.generation_config)()
 
     def draw(self, prompts: Sequence[NDArray[np.int32]], *, batch: int) -> list[tuple[Ids, bool]]:
-        """Return of each prompt a completion's ids and whether it ended itself.
+        """Return a completion's ids for each prompt, and whether it ended with an end token.
 
         Args:
-            prompts: Ids of the prompts, [N]; one that is repeated is drawn for again.
+            prompts: Ids of the prompts, [N]; a repeated prompt gets several completions.
             batch: Number of the batch; with the settings' seed it seeds the draws.
         """
         import torch
@@ -83,7 +83,7 @@ class Sampler:
     def texts(self, prompts: Sequence[str]) -> list[list[str]]:
         """Return the settings' number of completions of each prompt, without control tokens.
 
-        One seed for all draws: the same prompts and batch size give the same completions.
+        All draws use one seed: the same prompts and batch size give the same completions.
 
         Args:
             prompts: The prompts, [N].
@@ -106,7 +106,7 @@ class Sampler:
         return [texts[i : i + each] for i in range(0, len(texts), each)]
 
     def _generate(self, prompts: Sequence[NDArray[np.int32]], room: int) -> NDArray[np.int64]:
-        """Return what the model writes behind each prompt, padded where a completion ends."""
+        """Return what the model writes after each prompt, padded where a completion ends."""
         import torch
         import transformers
 
@@ -114,7 +114,7 @@ class Sampler:
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # a completion begins right behind its prompt
+        for row, prompt in enumerate(prompts):  # a completion begins right after its prompt
             ids[row, longest - len(prompt) :] = torch.from_numpy(np.asarray(prompt, np.int64))
             mask[row, longest - len(prompt) :] = 1
         config = make_config(
@@ -130,7 +130,7 @@ class Sampler:
         return whole
 
     def _cut(self, ids: Ids) -> tuple[Ids, bool]:
-        """Return a completion up to the token that ends it, that token included."""
+        """Return a completion up to and including the token that ends it, and whether one does."""
         ends = np.flatnonzero(np.isin(ids, self._ends))
         return (ids[: ends[0] + 1], True) if len(ends) else (ids, False)
 

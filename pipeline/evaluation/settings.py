@@ -21,18 +21,22 @@ SOURCES = "brevity, python:MODULE:FUNCTION, model:DIR, implicit:DIR:BETA or file
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSettings:
-    """How completions are drawn; part of what names them."""
+    """How completions are drawn; these settings are part of what names the samples."""
 
     num_samples: int = setting("Samples of each prompt; 0 measures the accuracy alone.", default=4)
-    """At least 1 here: without samples there are no settings of them."""
-    max_new_tokens: int = setting("Longest sample.", default=128, range=AT_LEAST_ONE)
-    """Shorter where the model's positions end before."""
-    temperature: float = setting("Of the draws.", default=1.0, range=ABOVE_ZERO)
-    """1 samples from the policy itself; below, nearer to its most likely completion."""
-    top_p: float = setting("Nucleus of the draws.", default=1.0, range=Range(above=0, most=1))
+    """At least 1 here; without samples these settings are None as a whole."""
+    max_new_tokens: int = setting(
+        "Maximum length of a sample, in tokens.", default=128, range=AT_LEAST_ONE
+    )
+    """Samples are shorter if the model's positions end before that."""
+    temperature: float = setting("Sampling temperature.", default=1.0, range=ABOVE_ZERO)
+    """1 samples from the policy itself; lower values favour its most likely completions."""
+    top_p: float = setting(
+        "Probability mass of nucleus sampling.", default=1.0, range=Range(above=0, most=1)
+    )
     """Share of the probability that tokens are drawn from; 1 for all of it."""
-    seed: int = setting("Of the draws.", default=0, range=AT_LEAST_ZERO)
-    batch_size: int = setting("Samples at once.", default=64, range=AT_LEAST_ONE)
+    seed: int = setting("Seed of the samples.", default=0, range=AT_LEAST_ZERO)
+    batch_size: int = setting("Samples drawn per batch.", default=64, range=AT_LEAST_ONE)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -45,21 +49,21 @@ class EvaluateSettings:
     """Which policy is measured on which prompts, and by what."""
 
     model: Path = setting("Folder of the policy.")
-    pair_set: str = setting("Whose prompts, NAME or NAME@FINGERPRINT.")
+    pair_set: str = setting("Pairs whose prompts are used, NAME or NAME@FINGERPRINT.")
     reference: Path | None = setting("Folder of the reference, for KLs and accuracy.", default=None)
-    """None measures no KL and no accuracy."""
-    name: str | None = setting("What to call the policy.", default=None, shown="name of its folder")
+    """If None, neither KLs nor the accuracy are measured."""
+    name: str | None = setting("Name of the policy.", default=None, shown="name of its folder")
     split: str = setting("Split of prompts and pairs.", default="eval")
     num_prompts: int | None = setting(
-        "Prompts to sample for.", default=None, shown="all", range=AT_LEAST_ONE
+        "Number of prompts to sample for.", default=None, shown="all", range=AT_LEAST_ONE
     )
     objective: tuple[str, ...] = setting(
         f"Reward of the samples; may be repeated. SOURCE is {SOURCES}.", default=(),
         metavar="NAME=SOURCE",
     )  # fmt: skip
     samples: SampleSettings | None = field(default_factory=SampleSettings)
-    """How to sample; None measures the accuracy alone."""
-    precision: str = precision_setting("Of both models.")
+    """How to sample; if None, only the accuracy is measured."""
+    precision: str = precision_setting("Precision of both models.")
     device: str | None = device_setting()
 
     def __post_init__(self) -> None:
@@ -67,7 +71,7 @@ class EvaluateSettings:
         if self.samples is None and self.reference is None:
             raise ValueError("without samples only the accuracy is measured: it needs --reference")
         if self.samples is None and self.objective:
-            raise ValueError("--objective takes no effect without samples")
+            raise ValueError("--objective has no effect without samples")
         names = [each.partition("=")[0] for each in self.objective]
         if len(set(names)) < len(names):
             raise ValueError(f"an objective is given twice: {', '.join(names)}")
@@ -78,7 +82,7 @@ class EvaluateSettings:
         """Return the settings of one ``NAME=SOURCE`` for a set of samples.
 
         Raises:
-            ValueError: If it is no such thing.
+            ValueError: If it does not have that form.
         """
         name, _, source = objective.partition("=")
         kind, _, rest = source.partition(":")
@@ -103,5 +107,5 @@ class EvaluateSettings:
                 ) from error
             return make(model=Path(folder), implicit_beta=number, precision=self.precision)
         if rest:
-            raise ValueError(f"brevity takes nothing more, got {objective!r}")
+            raise ValueError(f"objective brevity takes no argument, got {objective!r}")
         return make()

@@ -168,7 +168,7 @@ def loss_options(
     for key in wanted:
         if key not in known.options:
             acting = ", ".join(known.options) or "none"
-            raise ValueError(f"{key} takes no effect on {name}; options that do: {acting}")
+            raise ValueError(f"{key} has no effect on {name}; options that do: {acting}")
     options = {**known.options, **wanted}
     for key, value in options.items():
         if value is not None:
@@ -226,14 +226,14 @@ def _settle_options(
             f"{options['label_smoothing'] or 'none'}; its authors take 0.001"
         )
     if options.get("link") == "hinge" and wanted.get("label_smoothing"):
-        raise ValueError("label_smoothing takes no effect with link hinge")
+        raise ValueError("label_smoothing has no effect with link hinge")
     if name == "simpo":
         _settle_simpo(options, wanted)
 
 
 def _settle_simpo(options: dict[str, Option | None], wanted: Mapping[str, Option]) -> None:
     if "simpo_gamma" in wanted and "gamma_beta_ratio" in wanted:
-        raise ValueError("simpo_gamma and gamma_beta_ratio say the same; give one of them")
+        raise ValueError("simpo_gamma and gamma_beta_ratio set the same thing; give one of them")
     ratio, beta = options.pop("gamma_beta_ratio"), options["beta"]
     if options["simpo_gamma"] is None:
         assert isinstance(ratio, float | int)

@@ -266,7 +266,7 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
     known = [loss.options for loss in losses.values()]
     for key in options:
         if len(known) > 1 and not any(key in own for own in known):
-            raise ValueError(f"{key} takes no effect on {', '.join(names)}")
+            raise ValueError(f"{key} has no effect on {', '.join(names)}")
     parts = []
     for name, weight in zip(names, weights, strict=True):
         # Of several losses each takes what acts on it; a loss alone says what does not.
@@ -283,7 +283,7 @@ def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> No
     is_alpha = wanted.get("f_divergence_type") == "alpha_divergence"
     if "f_alpha_divergence_coef" in wanted and not is_alpha:
         raise ValueError(
-            "f_alpha_divergence_coef takes no effect without f_divergence_type alpha_divergence"
+            "f_alpha_divergence_coef has no effect without f_divergence_type alpha_divergence"
         )
     if "ld_alpha" in wanted:
         _check_acts("ld_alpha", "takes_ld_alpha", parts)
@@ -291,23 +291,23 @@ def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> No
         for part in parts:
             if part.loss.couples:
                 raise ValueError(
-                    f"use_weighting takes no effect on {part.name}: its losses belong to no pair"
+                    f"use_weighting has no effect on {part.name}: its losses do not belong to pairs"
                 )
         if all(part.loss.sides == "chosen" for part in parts):
-            raise ValueError("use_weighting takes no effect on sft: it weighs both completions")
+            raise ValueError("use_weighting has no effect on sft: it weighs both completions")
 
 
 def _check_objectives(loss: TrainingLoss, wanted: Mapping[str, Any]) -> None:
     if not loss.objectives:
         if "preference_weight" in wanted:
-            raise ValueError("preference_weight takes no effect without objective")
+            raise ValueError("preference_weight has no effect without objective")
         if any(part.name == "modpo" for part in loss.parts):
             raise ValueError("modpo needs other objectives: --objective NAME=weight")
         return
     _check_acts("objective", "takes_objectives", loss.parts)
     for part in loss.parts:
         if part.options.get("ipo_reduction") == "mean":
-            raise ValueError("objective takes no effect on ipo with means; ipo_reduction sum does")
+            raise ValueError("objective has no effect on ipo with means; take ipo_reduction sum")
 
 
 def _check_acts(name: str, takes: str, parts: Sequence[LossPart]) -> None:
@@ -317,6 +317,4 @@ def _check_acts(name: str, takes: str, parts: Sequence[LossPart]) -> None:
     if blocked or not any(getattr(part.loss, takes) for part in parts):
         names = blocked or [part.name for part in parts]
         acting = ", ".join(each for each, loss in LOSSES.items() if getattr(loss, takes))
-        raise ValueError(
-            f"{name} takes no effect on {', '.join(names)}; losses it acts on: {acting}"
-        )
+        raise ValueError(f"{name} has no effect on {', '.join(names)}; losses it acts on: {acting}")

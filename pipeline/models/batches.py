@@ -36,7 +36,7 @@ class PackedBatch:
     sequence_index: Tensor
     """The caller's number of the sequence each completion token belongs to, [T] int64."""
     sequence_indices: tuple[int, ...]
-    """The same, once a sequence, in the order in which their tokens come."""
+    """The same, once per sequence, in the order of the tokens."""
     num_completion_tokens: tuple[int, ...]
     """Number of tokens of each of these sequences."""
     num_tokens: int
@@ -44,7 +44,7 @@ class PackedBatch:
 
     @property
     def has_shared_prompts(self) -> bool:
-        """Whether a row holds several completions: then, and only then, it needs a mask."""
+        """Whether a row holds several completions; only then is a mask needed."""
         return len(self.sequence_indices) > self.input_ids.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
@@ -64,7 +64,7 @@ class PackedBatch:
         return replace(self, **changes)
 
     def rows(self, rows: Tensor) -> "PackedBatch":  # [r]
-        """Return some of the rows, as wide as they need: enough for the layers, not for the head.
+        """Return some of the rows, no wider than they need; this suffices for the layers alone.
 
         Whether they share prompts is taken from the whole batch.
         """
@@ -112,7 +112,7 @@ def collate_rows(rows: Sequence[PackedRow], *, multiple_of: int = 1) -> PackedBa
     gather: list[TokenArray] = []
     for r, row in enumerate(rows):
         start = len(row.prompt)
-        # An id of the row itself: an embedding that nobody asked for cannot bring in a NaN.
+        # Padding repeats an id of the row: an embedding that no token uses cannot bring in a NaN.
         input_ids[r] = row.prompt[0]
         input_ids[r, :start] = row.prompt
         position_ids[r, :start] = np.arange(start)

@@ -1,4 +1,4 @@
-"""Where a process computes, and which others it computes with."""
+"""The device of a process, and the other processes of its run."""
 
 import atexit
 import ctypes
@@ -19,7 +19,7 @@ from offpref.pipeline.ranks import place_among_ranks
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
-    """The processes of one run; torchrun starts several, which then hold the model together."""
+    """The processes of one run; if torchrun starts several, the model is split over them."""
 
     device: torch.device
     rank: int = 0
@@ -41,7 +41,7 @@ class Processes:
         return values
 
     def wait(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -84,20 +84,20 @@ def _leave() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has held: of its GPU, else of the machine."""
+    """Return the peak memory of this process: of its GPU if it has one, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, for the next tensors; of effect with glibc only.
+    """Let this process keep the memory it frees, for the next tensors. Only glibc supports this.
 
     A tensor of a few megabytes is otherwise mapped anew each time, and every page of it costs a
-    fault: on a CPU a training step took 1.4 times as long. The peak stays what it is. Arrow's
-    buffers come from there too: its own allocator keeps megabytes for each thread that ever read.
-    Of the code that oneDNN generates, half a megabyte a shape, what a few microbatches need is kept
-    ready, and half of the rest.
+    fault: on a CPU a training step took 1.4 times as long. The peak is unchanged. Arrow's buffers
+    come from the same heap, because its own allocator keeps megabytes for each thread that ever
+    read. oneDNN generates half a megabyte of code per shape; the code that a few microbatches need
+    is kept ready, and half of the rest.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _NUM_PRIMITIVES)
     if platform.libc_ver()[0] != "glibc":

@@ -1,4 +1,4 @@
-"""Linear layers on CPUs take the fast product of :mod:`kernels.products`.
+"""Linear layers on CPUs use the fast product of :mod:`kernels.products`.
 
 Only the class of a layer changes: its parameters, their names and what is saved stay as they are.
 """
@@ -10,7 +10,7 @@ from offpref.kernels.torch_products import linear
 
 
 class FastLinear(nn.Linear):
-    """torch's linear layer; float32 on a CPU takes the faster of its libraries."""
+    """torch's linear layer; float32 on a CPU uses the faster of torch's libraries."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return ``inputs @ weight.T + bias``."""
@@ -18,7 +18,7 @@ class FastLinear(nn.Linear):
 
 
 class FastConv1D(Conv1D):
-    """GPT-2's linear layer, whose weight is the other way round."""
+    """GPT-2's linear layer, whose weight is transposed."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return ``inputs @ weight + bias``."""
@@ -29,7 +29,7 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, Conv1D: F
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Let every plain linear layer of a model take the fast product; subclasses stay alone."""
+    """Let every plain linear layer of a model use the fast product; subclasses are left alone."""
     for module in model.modules():
         if type(module) in FAST:
             module.__class__ = FAST[type(module)]

@@ -1,4 +1,4 @@
-"""Say exactly which model a score comes from, without loading it.
+"""Fingerprint the model that a score comes from, without loading it.
 
 The weights are hashed tensor by tensor straight from the safetensors files, so that neither the
 number of files nor their order matters; what was hashed once is remembered by the file's path,
@@ -61,7 +61,7 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def default_max_length(folder: Path) -> int | None:
-    """Return the positions of the model beside a tokenizer; None where there is no model."""
+    """Return the number of positions of the model in a tokenizer's folder; None without a model."""
     if not (folder / "config.json").is_file():
         return None
     return max_positions(model_config(folder))
@@ -103,30 +103,30 @@ def scorer_fingerprint(spec: Mapping[str, object]) -> str:
 
 
 def name_scorer(store: Store, spec: Mapping[str, object], folder: Path) -> None:
-    """Keep a scorer's spec, called after its folder as long as that holds what it holds now."""
+    """Keep a scorer's spec under its folder's name, as long as the folder's content is the same."""
     files = [folder / "config.json", *weight_files(folder)]
     store.write_spec(spec, name=folder.resolve().name, files=files)
 
 
 def is_ambiguous(spec: Mapping[str, Any], store: Store) -> bool:
-    """Whether a scorer's spec is of the former rule and could be that of two models.
+    """Whether a scorer's spec follows the former rule and could be that of two models.
 
-    That rule took null for absent; where the two are different models, nobody can say which of
-    them its scores are of.
+    That rule treated null as absent. If the two are different models, it is unknown which of them
+    the scores come from.
     """
     config: Mapping[str, Any] = spec["config"]
     return relevant_config(config, store) != config
 
 
 def say_former(store: Store, folder: Path, spec: Mapping[str, object]) -> None:
-    """Say once that a model has scores by the former rule which are not used."""
+    """Say once that a model has scores under the former rule, and that they are not used."""
     former = dict(spec) | {"config": former_config(model_config(folder))}
     if former != spec and (name := scorer_fingerprint(former)) in store.partitions(LOGPS.name):
         say_once(store, name, former_message(name))
 
 
 def former_message(fingerprint: str) -> str:
-    """Return what is said of scores by the former rule, which could be of either of two models."""
+    """Return the message about scores under the former rule, which could be of two models."""
     return (
         f"scores under @{fingerprint[:12]} were made by a rule that did not tell null from absent "
         "in config.json: they are kept and not used"
@@ -146,9 +146,9 @@ def weights_hash(folder: Path, store: Store) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers loads: one, or those its index names.
+    """Return the files that transformers loads: one file, or those that its index names.
 
-    Other safetensors beside them, a backup say, are no part of the model.
+    Other safetensors files in the folder, such as a backup, are not part of the model.
 
     Raises:
         ModelError: If there are none, or one that the index names is missing.
@@ -190,7 +190,7 @@ def _hash_tensors(data: memoryview) -> dict[str, str]:
         raise ValueError("a header longer than the file")
     header = json.loads(bytes(data[8 : 8 + length]))
     hashes = {}
-    with data[8 + length :] as body:  # a view left open would keep the file mapped
+    with data[8 + length :] as body:  # an open view would keep the file mapped
         for name, tensor in sorted(header.items()):
             if name == "__metadata__":
                 continue

@@ -1,4 +1,4 @@
-"""Folders of models and runs: a run's ``run.json``, and the tokenizer that goes along."""
+"""Folders of models and runs: a run's ``run.json``, and the files of the tokenizer."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
     "*.model", "chat_template*", "generation_config.json", "additional_chat_templates/*",
 )  # fmt: skip
-"""Patterns of what a model's folder holds beside its weights and configuration."""
+"""Patterns of the files in a model's folder other than its weights and configuration."""
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -34,7 +34,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def read_run(output_dir: Path) -> dict[str, Any] | None:
-    """Return what ``run.json`` says; None if the folder has none.
+    """Return the content of ``run.json``; None if the folder has none.
 
     Raises:
         StoreFormatError: If it is damaged.

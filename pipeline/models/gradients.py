@@ -1,12 +1,12 @@
-"""Gradients on a CPU: in memory of their own, and of the widest matrices summed in place.
+"""Keep gradients on a CPU in memory of their own; sum those of the widest matrices in place.
 
-torch allocates a gradient in the midst of the activations of a backward pass, and it outlives them:
-holes in the heap, as much as the activations themselves after some steps. Here gradients have one
-place, from the first step to the last.
+torch allocates a gradient among the activations of a backward pass, and the gradient outlives them.
+That leaves holes in the heap, which after some steps take as much as the activations themselves.
+Here each gradient has one place, from the first step to the last.
 
-Embedding and output head are the widest matrices of a small model. torch writes the gradient of
-each whole for every microbatch and adds it to the sum; but a microbatch has a thousand tokens, an
-embedding's gradient as many rows, and the head's comes block by block.
+Embedding and output head are the widest matrices of a small model. For every microbatch, torch
+writes each of their gradients as a whole and adds it to the sum; but a microbatch has a thousand
+tokens, so an embedding's gradient has as many rows, and the head's comes block by block.
 
 Letters in shape comments: V vocabulary, H hidden size.
 """
@@ -22,13 +22,13 @@ from torch.autograd.function import once_differentiable
 class GradientMemory:
     """Where the gradients of some parameters are kept; for one process, on a CPU.
 
-    Values are those that torch would have left in ``grad``: to the last bit, but for an embedding
-    and a head that is tied to one, whose sum has another order. Where a parameter had no gradient
-    in a step, ``grad`` is None as ever.
+    Values are those that torch would have left in ``grad``, to the last bit, except for an
+    embedding and a head tied to one, whose terms are summed in another order. If a parameter had
+    no gradient in a step, ``grad`` is None as usual.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Take memory for all gradients, each from its first use on.
+        """Provide memory for all gradients, each from its first use on.
 
         Args:
             parameters: Leaves that require a gradient.
@@ -39,7 +39,7 @@ class GradientMemory:
             parameter.register_post_accumulate_grad_hook(self._keep)  # type: ignore[no-untyped-call] # torch
 
     def summed(self, weight: Tensor) -> Tensor | None:
-        """Return what a weight's gradient is to be added to; None where torch does it."""
+        """Return the tensor that a weight's gradient is added to; None if torch adds it."""
         if weight.grad is None and weight in self._kept:
             weight.grad = self._kept[weight].zero_()
         return weight.grad if weight in self._kept else None
@@ -62,7 +62,7 @@ class GradientMemory:
 
 
 class SummingEmbedding(nn.Embedding):
-    """torch's embedding; a backward pass adds the rows it met to the weight's gradient."""
+    """torch's embedding; a backward pass adds only the rows it used to the weight's gradient."""
 
     memory: GradientMemory
 
@@ -100,6 +100,6 @@ class _Rows(torch.autograd.Function):
 
 
 def _is_special(embedding: nn.Embedding) -> bool:
-    """Return whether an embedding does more than name rows."""
+    """Return whether an embedding does more than look up rows."""
     has_norm = embedding.max_norm is not None
     return has_norm or embedding.scale_grad_by_freq or embedding.sparse

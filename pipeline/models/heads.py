@@ -1,8 +1,8 @@
 """How a model turns the product of hidden state and output embedding into logits.
 
-Families differ: Granite divides by a number, Cohere multiplies by one, Gemma 2 bends the logits
-through a softcap. What a configuration says is a guess until the self-check has compared it with
-the model's own logits; so this file gives guesses, likeliest first.
+Families differ: Granite divides by a number, Cohere multiplies by one, and Gemma 2 applies a
+softcap. A convention read from a configuration is a guess until the self-check has compared it with
+the model's own logits, so this file gives guesses, likeliest first.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
 """Load a language model from a folder as a scorer, on one device or split over several.
 
-Which way its rows are computed is decided here, by the self-check.
+The self-check decides here how the model's rows are computed.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def load_scoring_model(
         mesh: Devices to split the weights over with FSDP2, None for one device.
         kernels: Form of the kernels, ``torch`` or ``triton``; None for the best one there.
         check: Whether the self-check decides how rows are computed; without it the packed route
-            is taken on trust.
+            is taken without a check.
 
     Raises:
         ModelError: If folder, configuration or weights are missing or do not fit.

@@ -1,10 +1,10 @@
-"""What a token of a packed row may attend to.
+"""Attention masks of packed rows.
 
     allowed(q, k) = k is not after q  and  (k in the prompt  or  k in q's own completion)
                     and  position(q) - position(k) < window
 
-The window counts positions, not places in the row: the completions before q's own lie between it
-and the prompt, and are not there for it.
+The window counts positions, not places in the row: other completions may lie between the prompt
+and q's own completion, and q does not see them.
 
 Letters in shape comments: R rows, L tokens of the longest row.
 """
@@ -20,7 +20,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskRule:
-    """Which masks a model takes, and in which form."""
+    """The masks that a model takes, and their form."""
 
     windows: dict[str, int | None]
     """Window of each kind of layer, None for a kind that sees the whole row."""
@@ -32,7 +32,7 @@ class MaskRule:
     ) -> Tensor | dict[str, Tensor]:
         """Return the mask of a batch, shape [R, 1, L, L], or one for each kind of layer.
 
-        Padding sees padding, so that no query is left without a key: that would be NaN.
+        Padding attends to padding, because a query without any key would give NaN.
 
         Args:
             segments: 0 in the prompt, 1 and up in the completions, -1 in the padding, [R, L].
@@ -56,7 +56,7 @@ class MaskRule:
 
 
 def mask_rule(config: Any, *, attention: str) -> MaskRule | None:  # configs have no common type
-    """Return the masks that a model takes, None where a mask cannot separate completions.
+    """Return the masks that a model takes; None if a mask cannot separate completions.
 
     Models with several kinds of layers take a dict of masks, the others a plain tensor.
 

@@ -1,4 +1,4 @@
-"""Models from local folders, as transformers reads them: only safetensors, nothing by chance."""
+"""Models from local folders, as transformers reads them: only safetensors, without randomness."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -30,7 +30,7 @@ def load_model(
         ModelError: If configuration or weights are missing or do not fit.
     """
     if not (model_dir / "config.json").is_file():
-        raise ModelError(f"{model_dir} is no model folder: it has no config.json")
+        raise ModelError(f"{model_dir} is not a model folder: it has no config.json")
     if not any(model_dir.glob("*.safetensors")):
         other = (
             " (its *.bin files are not read: convert them)" if any(model_dir.glob("*.bin")) else ""
@@ -64,10 +64,10 @@ def load_model(
 def check_tensors(
     model_dir: Path, found: Mapping[str, Collection[Any]], *, without: Collection[str] = ()
 ) -> None:
-    """Refuse a folder whose tensors are not those of the model that was made of it.
+    """Refuse a folder whose tensors are not those of the model that was made from it.
 
-    What a model does not take is dropped by transformers: biases that the configuration does not
-    know, layers beyond its number, scales of quantised weights. What is left is another model.
+    transformers drops tensors that a model does not take: biases that the configuration does not
+    mention, layers beyond its number, scales of quantised weights. The rest is another model.
 
     Args:
         model_dir: The folder.
@@ -92,7 +92,7 @@ def check_tensors(
 
 
 def language_head(model_dir: Path, *, trust_remote_code: bool = False) -> set[str]:
-    """Return the names of a language model's tensors that a classifier of its layers has not."""
+    """Return the names of a language model's tensors that a classifier with its layers lacks."""
     auto: Any = transformers.AutoModelForCausalLM  # untyped
     config = transformers.AutoConfig.from_pretrained(
         model_dir, local_files_only=True, trust_remote_code=trust_remote_code
@@ -100,13 +100,13 @@ def language_head(model_dir: Path, *, trust_remote_code: bool = False) -> set[st
     try:
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError:  # a classifier of which there is no language model
+    except ValueError:  # a classifier without a corresponding language model
         return set()
     return {name for name in model.state_dict() if not name.startswith(_layers(model))}
 
 
 def without_new_head(model: Any, found: Mapping[str, Any]) -> dict[str, Any]:  # transformers'
-    """Return the report of a loading without the missing tensors of a head that is made anew."""
+    """Return the loading report without the missing tensors of a newly made head."""
     layers = _layers(model)
     missing = {
         name for name in found["missing_keys"] if name.startswith(layers) and "pooler" not in name
@@ -115,12 +115,12 @@ def without_new_head(model: Any, found: Mapping[str, Any]) -> dict[str, Any]:  #
 
 
 def _layers(model: Any) -> str:  # transformers'
-    """Return what the names of all tensors but the head's begin with."""
+    """Return the prefix of the names of all tensors but the head's."""
     return f"{model.base_model_prefix}."
 
 
 def without_dropout(config: Any) -> None:
-    """Set every dropout of a configuration to 0: a score is not a matter of chance."""
+    """Set every dropout of a configuration to 0, so that scores are not random."""
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         for name, value in list(vars(part).items()):
             if isinstance(value, float) and ("dropout" in name or "pdrop" in name):

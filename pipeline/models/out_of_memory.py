@@ -1,4 +1,4 @@
-"""What a device or a machine without memory left says, as one line that names what to lower."""
+"""Turn an out-of-memory error of a device or a machine into one line that names what to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +17,19 @@ class OutOfMemoryError(TrainingError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory could not be had, on a GPU or on a CPU."""
+    """Return whether an error says that memory could not be allocated, on a GPU or on a CPU."""
     if isinstance(error, MemoryError):
         return True
-    # torch.OutOfMemoryError is a RuntimeError as well, and says it in these words.
+    # torch.OutOfMemoryError is a RuntimeError as well, and uses these words.
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _SAID)
 
 
 @contextmanager
 def clear_memory_errors(advice: str) -> Iterator[None]:
-    """Turn what is said of memory that could not be had into one line.
+    """Turn an error about memory that could not be allocated into one line.
 
     Args:
-        advice: Where it was, and what to lower, as the command line spells it.
+        advice: Where memory ran out, and what to lower, as the command line spells it.
 
     Raises:
         OutOfMemoryError: If the body runs out of memory.

@@ -73,14 +73,14 @@ class PackedRow:
 class LengthSwitch:
     """A length at which a model computes differently, for everything in the batch.
 
-    Rotary scalings look at the longest sequence of a batch. Rows on both sides of the boundary
+    Rotary scalings depend on the longest sequence of a batch. Rows on both sides of the boundary
     never share a pass through the layers, so that no score depends on its neighbours.
     """
 
     boundary: int
-    """Longest sequence, prompt and completion, that is still computed the short way."""
+    """Longest sequence, prompt and completion, that is still computed as a short one."""
     is_gradual: bool = False
-    """Whether beyond the boundary each length is computed its own way (dynamic NTK): then only
+    """Whether beyond the boundary each length is computed differently (dynamic NTK), so that only
     sequences of equal length share a batch there."""
 
     def classes(self, lengths: Indices) -> Indices:
@@ -90,13 +90,13 @@ class LengthSwitch:
 
 
 def length_classes(num_tokens: Indices, switch: LengthSwitch | None) -> Indices:
-    """Return a number for each length, of any shape; those of one number may share a batch."""
+    """Return a number for each length, of any shape; lengths of one number may share a batch."""
     return np.zeros_like(num_tokens) if switch is None else switch.classes(num_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowPlan:
-    """Which sequences make which row, by number only."""
+    """Which sequences make up which row, by number only."""
 
     members: Indices
     """Sequence numbers, row after row, [M]."""
@@ -119,7 +119,7 @@ class RowPlan:
 
 
 def label_prompts(prompts: Iterator[Ids] | Sequence[Ids]) -> Indices:  # -> [M]
-    """Return a number for each prompt, the same number exactly where the ids are the same.
+    """Return a number for each prompt; two prompts have the same number if their ids are equal.
 
     >>> label_prompts([np.array([1, 2]), np.array([3]), np.array([1, 2])]).tolist()
     [0, 1, 0]
@@ -147,7 +147,7 @@ def plan_rows(
         prompt_labels: A number per sequence, equal where the prompts are equal.
         num_prompt_tokens: Length of each prompt, at least 1.
         num_completion_tokens: Length of each completion, at least 1.
-        packed: Whether completions of one prompt share a row; otherwise each has its own.
+        packed: Whether completions of one prompt share a row; otherwise each has a row of its own.
         max_row_tokens: Completions that would make a row longer start another one; a sequence
             that is longer by itself is a row of its own.
         length_switch: Where the model computes differently, None where it does not.
@@ -174,7 +174,7 @@ def plan_rows(
             num_tokens=prompts + completions,
             length_classes=classes,
         )
-    # Groups in order of first appearance: rows stay near where the caller put them.
+    # Groups are in order of first appearance, so that rows stay near where the caller put them.
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     members = np.lexsort((classes, first[inverse]))
     group = np.stack((first[inverse], classes))[:, members]
@@ -235,7 +235,7 @@ def fill_rows(
         plan: The rows by number.
         rows: Which rows.
         sequences: By sequence number, the ids of prompt and completion, and the prompt's length.
-            A list will do, or anything with ``__getitem__``.
+            A list or anything else with ``__getitem__``.
     """
     filled = []
     for row in rows:
@@ -266,7 +266,7 @@ def _overflows(
     starts = np.append(np.flatnonzero(is_start), len(is_start))
     total = np.concatenate(([0], np.cumsum(num_completion_tokens)))
     sizes = total[starts[1:]] - total[starts[:-1]] + num_prompt_tokens[starts[:-1]]
-    # Only groups too long for one row are walked one by one: few, or short on the whole.
+    # Only groups too long for one row are handled one by one: they are few, or short on the whole.
     for group in np.flatnonzero(sizes > max_row_tokens).tolist():
         start, end = int(starts[group]), int(starts[group + 1])
         room = max_row_tokens - int(num_prompt_tokens[start])

@@ -1,4 +1,4 @@
-"""The random states of a process: kept, put back, and left alone while something is measured."""
+"""The random states of a process: saved, restored, and unchanged by measuring."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: RandomStates, device: torch.device) -> None:
-    """Put the states of generators back, as :func:`random_states` has named them."""
+    """Restore the states of generators, as :func:`random_states` returned them."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -28,10 +28,10 @@ def restore_random_states(states: RandomStates, device: torch.device) -> None:
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and leave it and the random states as they were.
+    """Put a model into evaluation mode, then restore its mode and the random states.
 
-    What is measured inside is no matter of chance, and whether something is measured changes
-    nothing of what is trained: a run draws the same numbers with and without it.
+    Measurements inside are not random, and measuring does not change what is trained: a run draws
+    the same numbers with and without it.
     """
     device = next(model.parameters()).device
     in_training = [module for module in model.modules() if module.training]

@@ -1,13 +1,12 @@
-"""The part of a model's ``config.json`` that a forward pass depends on, null told from absent.
+"""The part of a model's ``config.json`` that a forward pass depends on, with null kept from absent.
 
-A field that is absent has its configuration class's default; a field that is null may mean
-something else: Gemma 2 caps its logits at 30 where ``final_logit_softcapping`` is absent, and
-nowhere where it is null. Where the two differ, what is kept says which of them it was. Fields of
-which null and the default are the same, because the default is null or the class itself puts one
-for the other, add nothing.
+An absent field has its configuration class's default; a null field may mean something else. Gemma 2
+caps its logits at 30 if ``final_logit_softcapping`` is absent, and not at all if it is null. Where
+the two differ, the kept part says which of them the file had. If null and the default are the same,
+because the default is null or the class itself replaces one by the other, the field adds nothing.
 
-Asking a class brings transformers, so answers are remembered, by the content of the configuration
-and by the version of transformers: another version may have other defaults.
+Asking a class imports transformers, so answers are remembered by the content of the configuration
+and by the version of transformers, since another version may have other defaults.
 """
 
 import inspect
@@ -19,7 +18,7 @@ from typing import Any
 from offpref.stores.keys import canonical_json, fingerprint
 from offpref.stores.store import Store
 
-# What a config says of training, saving or generating, and what names no weights.
+# Fields about training, saving or generating, and others that do not affect a forward pass.
 IRRELEVANT = {
     "_name_or_path", "_commit_hash", "architectures", "auto_map", "torch_dtype", "dtype",
     "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -43,8 +42,8 @@ def relevant_config(config: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """Return what a forward pass depends on; null only where it differs from the default.
 
     Args:
-        config: A model's configuration, as its file has it; parts may be configurations.
-        store: Remembers what configuration classes make of it.
+        config: A model's configuration, as in its file; its parts may be configurations.
+        store: Remembers the answers of the configuration classes.
     """
     told = _without_irrelevant(config)
     identity = {"config": fingerprint(told), "transformers": version("transformers")}
@@ -56,7 +55,7 @@ def relevant_config(config: Mapping[str, Any], store: Store) -> dict[str, Any]:
 
 
 def are_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two configurations make the same model of the same weights, however they say it."""
+    """Whether two configurations make the same model of the same weights, however they spell it."""
     kind, found = _class_of(one), []
     for each in (one, other):
         told = _without_irrelevant(each)
@@ -66,7 +65,7 @@ def are_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def former_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a forward pass depends on by the former rule: null is absent, padding nothing."""
+    """Return what a forward pass depends on by the former rule: no nulls, no padding token."""
     return {
         name: former_config(value) if isinstance(value, dict) else value
         for name, value in config.items()
@@ -101,9 +100,9 @@ def _is_relevant(name: str, kind: object) -> bool:
 
 
 def _null_or_absent(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields whose null and whose absence differ, each as a model is loaded with it.
+    """Return the fields for which null and absence differ, each with the value a model loads with.
 
-    Nothing for a kind of model that transformers does not know: nobody can load it.
+    The result is empty for a kind of model that transformers does not know: it cannot be loaded.
     """
     kind = _class_of(config)
     return {} if kind is None else _fields(kind, config)
@@ -134,13 +133,13 @@ def _fields(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         absent = _built(kind, {key: value for key, value in config.items() if key != name})
         null = _built(kind, {**config, name: None})
         if absent is None or null is None or absent == null:
-            continue  # what cannot be null, or means the same, need not be told apart
+            continue  # null is impossible here, or means the same
         found[name] = None if name in config else absent[name]
     return found
 
 
 def _built(kind: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a configuration class makes of some values; None if it refuses them."""
+    """Return a configuration class's fields for some values; None if it refuses them."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -151,7 +150,7 @@ def _built(kind: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _merged(config: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with what is told of its fields, and of its parts'."""
+    """Return a configuration with the given values of its fields and of its parts' fields."""
     for name, value in told.items():
         if isinstance(value, dict) and isinstance(config.get(name), dict):
             config[name] = _merged(config[name], value)

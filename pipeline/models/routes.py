@@ -1,6 +1,6 @@
-"""The ways in which a model's rows can be computed, and what the self-check found of them.
+"""The ways in which a model's rows can be computed, and what the self-check found about them.
 
-* ``packed``: completions share their prompt's row, kept apart by a mask;
+* ``packed``: completions share their prompt's row and are separated by a mask;
 * ``separate``: one completion per row, without masks (ALiBi, recurrent models);
 * ``logits``: the model's own forward pass, row by row, where its head is not a known one.
 """
@@ -19,7 +19,7 @@ class Way(NamedTuple):
 
     route: Route
     convention: HeadConvention
-    """What the model does to its logits; of no account on the route ``logits``."""
+    """What the model does to its logits; unused on the route ``logits``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class PackingReport:
     """What the self-check found."""
 
     way: Way
-    """The fastest way that is right."""
+    """The fastest way that is correct."""
     message: str | None
     """One line for the user where the route is not ``packed``, else None."""
     num_probe_tokens: int
@@ -35,11 +35,11 @@ class PackingReport:
     covers_window: bool
     """Whether the probe is longer than the model's sliding window, if it has one."""
     packed_difference: float | None
-    """Mean difference per token between packed and plain, nats; None where not tried."""
+    """Mean difference per token between packed and plain rows, in nats; None if not tried."""
     separate_difference: float | None
     """The same for separate rows."""
     naive_difference: float | None
-    """The same for a packed row without its mask: what being wrong looks like."""
+    """The same for a packed row without its mask, which shows how large an error would be."""
 
     @property
     def route(self) -> Route:

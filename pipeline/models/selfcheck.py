@@ -1,10 +1,10 @@
-"""Nobody trusts a list of models: a probe shows at load which way of computing rows is right.
+"""A probe at load time shows which way of computing rows is correct; no list of models is trusted.
 
 A probe pair, one prompt with two completions, is scored the plain way (each sequence alone,
 ``model(input_ids).logits``), as separate rows through the output head, and as one packed row. The
-fastest route that agrees with the plain one is taken. Two numbers decide: the mean difference per
-token against a bound for the dtype, and the same against what a row without the mask would give,
-so that a small model whose context hardly matters cannot pass by accident.
+fastest route that agrees with the plain one is taken. Two comparisons decide: the mean difference
+per token against a bound for the dtype, and the same against the difference that a row without the
+mask would give, so that a small model whose context hardly matters cannot pass by accident.
 """
 
 import numpy as np
@@ -20,7 +20,8 @@ from .packing import PackedRow
 from .routes import PackingReport, Route, Way
 from .scoring_model import ScoringModel
 
-# Mean difference per token, nats: below the first it is rounding, above the second it is not.
+# Mean difference per token, in nats: below the first number it is rounding, above the second it is
+# not.
 _BOUNDS = {
     torch.float64: (1e-9, 1e-5),  # eager attention takes its softmax in float32
     torch.float32: (1e-5, 1e-3),
@@ -49,7 +50,7 @@ def check_packing(scoring_model: ScoringModel) -> PackingReport:
 
 
 def _compare(model: ScoringModel, row: PackedRow) -> PackingReport:
-    """Run the probe every way, and report on the fastest one that is right."""
+    """Run the probe in every way, and report on the fastest one that is correct."""
     packed, alone = collate_rows([row]), [collate_rows([one]) for one in separate_rows([row])]
     together = collate_rows(separate_rows([row]))
     usual = head_conventions(model.config)[0]
@@ -84,7 +85,7 @@ def _compare(model: ScoringModel, row: PackedRow) -> PackingReport:
 def _fastest(
     model: ScoringModel, by_mask: float | None, naive: float | None, separate: float | None
 ) -> tuple[Route, str | None]:
-    """Return the fastest route that is right, and what to say where it is not ``packed``."""
+    """Return the fastest route that is correct, and a message if it is not ``packed``."""
     bounds = _BOUNDS[_numerics(model)]
     if by_mask is not None and _is_right(by_mask, naive, bounds):
         return "packed", None
@@ -120,18 +121,18 @@ def _head_convention(
 
 
 def _scores(model: ScoringModel, way: Way, batch: PackedBatch) -> tuple[Tensor, Tensor] | None:
-    """Return log-probs [T] and logits [T, V] in float64, None where the model cannot be run so."""
+    """Return log-probs [T] and logits [T, V] in float64; None if the model cannot run this way."""
     try:
         scores = model(batch.to(model.device), want=("token_logps", "logits"), way=way)
     except (ModelError, AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        return None  # Another way of running it may do; with none left the caller raises.
+        return None  # Another way may work; if none does, the caller raises.
     return scores.token_logps.double().cpu(), scores.logits.double().cpu()
 
 
 def _probe(model: ScoringModel) -> PackedRow:
-    """Return a prompt, longer than the sliding window if it may be, and two completions of it."""
+    """Return a prompt, longer than the sliding window if possible, and two completions of it."""
     first, second = _COMPLETION_LENGTHS
     limits = [_LONGEST_PROBE.get(model.device.type, 512)]
     if model.max_positions is not None:

@@ -30,7 +30,7 @@ def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) ->
 
     Args:
         folders: Models of one architecture, at least two.
-        weights: One a model, of any sign, with a sum other than 0; divided by their sum.
+        weights: One per model, of any sign, with a sum other than 0; they are divided by their sum.
         output_dir: New or empty folder.
 
     Raises:
@@ -52,13 +52,13 @@ def soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) ->
 
 
 def check_soup(folders: Sequence[Path], weights: Sequence[float], output_dir: Path) -> None:
-    """Check what :func:`soup` is given; its arguments.
+    """Check the arguments of :func:`soup`.
 
     Raises:
         ValueError: If weights or the output folder do not fit.
     """
     if len(folders) < 2 or len(folders) != len(weights):
-        raise ValueError(f"expected at least two models, a weight each, got {len(folders)}")
+        raise ValueError(f"expected at least two models with one weight each, got {len(folders)}")
     if not all(map(isfinite, weights)) or abs(sum(weights)) < 1e-9:
         raise ValueError(f"weights must be finite and not sum to 0, got {list(weights)}")
     if output_dir.exists() and any(output_dir.iterdir()):
@@ -69,7 +69,7 @@ class _Tensors:
     """The tensors of a model's safetensors files, one at a time."""
 
     def __init__(self, folder: Path) -> None:
-        model_config(folder)  # says so if the folder is no model
+        model_config(folder)  # raises if the folder is not a model
         self.folder = folder
         self._files: dict[str, Path] = {}
         for path in weight_files(folder):

@@ -1,4 +1,4 @@
-"""Errors of the libraries that write tensors, as the errors of the file system that they are."""
+"""Errors of the libraries that write tensors, as the file system errors that they stand for."""
 
 import re
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def tensor_errors() -> Iterator[None]:
-    """Turn what safetensors and torch say of a file into an OSError, for `clear_write_errors`.
+    """Turn file errors of safetensors and torch into an OSError, for `clear_write_errors`.
 
-    SafetensorError is no OSError, and torch's CheckpointException not even an Exception: neither is
-    caught where a full disk is expected.
+    SafetensorError is not an OSError, and torch's CheckpointException is not even an Exception, so
+    neither is caught where a full disk is expected.
 
     Raises:
         OSError: If the body raises one of them.

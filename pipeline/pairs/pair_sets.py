@@ -77,7 +77,7 @@ def _check_settings(text: str, place: Path) -> None:
     """Check the settings of a version before anybody relies on them.
 
     Raises:
-        StoreFormatError: If they are no JSON object, or a field is of another type.
+        StoreFormatError: If they are not a JSON object, or a field is of another type.
     """
     settings = parse_object(text.encode(), place)
     for name, kinds in _SETTINGS.items():
@@ -109,9 +109,11 @@ def find_pair_set(store: Store, name: str) -> PairSet:
     found = [s for s in known if s.name == wanted and s.fingerprint.startswith(version)]
     if not found:
         names = ", ".join(str(each) for each in known) or "none"
-        raise PairSetError(f"{store.path}: no pair set is called {name!r}; there are: {names}")
+        raise PairSetError(f"{store.path}: unknown pair set {name!r}; there are: {names}")
     if version and len({each.fingerprint for each in found}) > 1:
-        raise PairSetError(f"{name}: more than one version begins so: {', '.join(map(str, found))}")
+        raise PairSetError(
+            f"{name}: expected one version, got several: {', '.join(map(str, found))}"
+        )
     return found[-1]
 
 

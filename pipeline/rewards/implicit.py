@@ -1,4 +1,4 @@
-"""Implicit rewards: what a policy trained by DPO says of its own objective, from stored scores."""
+"""Implicit rewards of a policy trained by DPO, from stored scores."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ from .sources import Rewards, RewardSource
 class ImplicitRewards(RewardSource):
     """beta (log pi - log pi_ref) of a policy and its reference, from stored scores.
 
-    What a policy trained by DPO says of its own objective (Eq. 5 of arXiv:2305.18290).
+    This is the implicit reward of a policy trained by DPO (Eq. 5 of arXiv:2305.18290).
     """
 
     def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
@@ -94,7 +94,7 @@ def _reference_of(store: Store, settings: RewardSettings) -> str:
         if len(found) != 1:
             raise ModelError(
                 f"reference {settings.reference!r}: expected the beginning of one scorer's "
-                f"fingerprint, {len(found)} of {store.path} begin so"
+                f"fingerprint, got that of {len(found)} in {store.path}"
             )
         return found[0]
     assert settings.model is not None

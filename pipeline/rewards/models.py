@@ -191,7 +191,7 @@ class ModelRewards(TextRewards):
             raise ModelError(f"cannot load the reward model in {self._folder}: {reason}") from error
         if absent := sorted(found["missing_keys"]):
             raise ModelError(
-                f"{self._folder} is no reward model: it lacks {absent[0]}; "
+                f"{self._folder} is not a reward model: it lacks {absent[0]}; "
                 "expected a sequence classifier"
             )
         head = language_head(self._folder, trust_remote_code=remote)
@@ -210,7 +210,7 @@ def _head(folder: Path, config: dict[str, Any], head: int | None) -> int:
     named = [str(each) for each in config.get("architectures") or ()]
     if named and not any(each.endswith("ForSequenceClassification") for each in named):
         raise ModelError(
-            f"{folder} is no reward model: expected ...ForSequenceClassification, found "
+            f"{folder} is not a reward model: expected ...ForSequenceClassification, found "
             f"{named[0]}; offpref train-reward makes one"
         )
     labels = config.get("id2label") or {}

@@ -42,43 +42,50 @@ _WITHOUT_CLASSIFIERS = "bf16-autocast"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardSettings:
-    """Which objective of which pair set gets its rewards from where."""
+    """Which objective of which pair set gets rewards, and from what source."""
 
     pair_set: str = pair_set_setting()
     objective: str = setting("Name of the objective.")
     kind: str = setting("Where the rewards come from.", choices=KINDS, flag="--from")
     chosen_column: str | None = setting(
-        "column: the data's column with the chosen one's reward.", default=None
+        "column: column of the data with the chosen completion's reward.", default=None
     )
-    rejected_column: str | None = setting("column: the same for the rejected one.", default=None)
+    rejected_column: str | None = setting(
+        "column: the same for the rejected completion.", default=None
+    )
     model: Path | None = setting(
-        "model: folder of a sequence classifier; implicit: of a trained policy.", default=None
+        "model: folder of a sequence classifier; implicit: folder of a trained policy.",
+        default=None,
     )
-    head: int | None = setting("model: which output, if it has several.", default=None)
-    """None for a model's only one."""
+    head: int | None = setting("model: index of the output, if it has several.", default=None)
+    """None for a model's only output."""
     implicit_beta: float | None = setting(
-        "implicit: what log-ratios are multiplied by.", default=None, range=ABOVE_ZERO
+        "implicit: beta, the factor of the log-ratios.", default=None, range=ABOVE_ZERO
     )
     reference: str | None = setting(
-        "implicit: fingerprint.", default=None, shown="what the policy's run says"
+        "implicit: fingerprint of the reference.", default=None, shown="what the policy's run says"
     )
     function: str | None = setting(
-        "python: module:function of lists of prompts and completions.", default=None
+        "python: module:function that takes lists of prompts and completions.", default=None
     )
-    """Returns a number for each completion."""
+    """The function returns a number for each completion."""
     file: Path | None = setting(
-        "file: Parquet with reward and sequence_key or text_key.", default=None, path="file"
+        "file: Parquet file with columns reward and sequence_key or text_key.",
+        default=None,
+        path="file",
     )
-    precision: str | None = precision_setting("Of the model.", default=None)
+    precision: str | None = precision_setting("Precision of the model.", default=None)
     """None for ``float32``."""
     device: str | None = device_setting()
     max_batch_tokens: int | None = batch_tokens_setting(
-        "model: tokens of a batch, padding included.", REWARD_BATCH_TOKENS
+        "model: tokens per batch, padding included.", REWARD_BATCH_TOKENS
     )
     trust_remote_code: bool = setting("model: run Python code in its folder.", default=False)
-    standardize: bool = setting("Mean 0, deviation 1 over the pair set.", default=False)
+    standardize: bool = setting(
+        "Standardize rewards to mean 0 and deviation 1 over the pair set.", default=False
+    )
     commit_seconds: float = COMMIT_SECONDS
-    """Seconds of work between commits: what a kill can cost."""
+    """Seconds of work between commits, which a kill can lose."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -90,7 +97,7 @@ class RewardSettings:
             for name in names:
                 if getattr(self, name) and name not in _ACTING[self.kind]:
                     option = name.replace("_", "-")
-                    raise ValueError(f"--{option} takes no effect with --from {self.kind}")
+                    raise ValueError(f"--{option} has no effect with --from {self.kind}")
         for name in _NEEDED.get(self.kind, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"--from {self.kind} needs --{name.replace('_', '-')}")
@@ -111,16 +118,18 @@ class RewardTrainSettings:
     output_dir: Path = setting("Folder for the reward model; new or empty.")
     learning_rate: float = setting("Of AdamW.", default=1e-5, range=ABOVE_ZERO)
     num_epochs: int = setting("Passes over the pairs.", default=1, range=AT_LEAST_ONE)
-    pairs_per_step: int = setting("Pairs of a step.", default=16, range=AT_LEAST_ONE)
+    pairs_per_step: int = setting("Pairs per step.", default=16, range=AT_LEAST_ONE)
     max_batch_tokens: int = batch_tokens_setting(
-        "Tokens of a microbatch, padding included.", REWARD_TRAIN_BATCH_TOKENS
+        "Tokens per microbatch, padding included.", REWARD_TRAIN_BATCH_TOKENS
     )
     max_grad_norm: float = setting(
         "Maximum gradient norm; 'inf' clips nothing.", default=1.0,
         range=Range(above=0, takes_infinity=True),
     )  # fmt: skip
     weight_decay: float = setting("Of AdamW.", default=0.0, range=AT_LEAST_ZERO)
-    seed: int = setting("Of order and new weights.", default=0, range=AT_LEAST_ZERO)
+    seed: int = setting(
+        "Seed of the order of pairs and of new weights.", default=0, range=AT_LEAST_ZERO
+    )
     device: str | None = device_setting()
 
     def __post_init__(self) -> None:

@@ -82,12 +82,12 @@ def verify_hidden(store: Store, *, num_rows: int = SAMPLED_ROWS, seed: int = 0) 
         numerics: Any = store.read_spec(scorer)["numerics"]
         mean, largest = _TOLERANCES[numerics["precision"]]
         for key, difference in zip(keys, differences, strict=True):
-            # Said this way round, a difference that is no number counts as one.
+            # The condition is negated so that a NaN counts as a difference.
             if not (difference.mean() <= mean and difference.max() <= largest):
                 problems.append(
                     f"hidden/{scorer}: sequence {key.ljust(16, bytes(1)).hex()} gives log-probs "
-                    f"{difference.mean():.1e} nats a token from the stored ones, expected at most "
-                    f"{mean:.0e}"
+                    f"{difference.mean():.1e} nats per token from the stored ones, expected at "
+                    f"most {mean:.0e}"
                 )
         found[0] += len(keys)
         found[1] += sum(map(len, differences))

@@ -131,8 +131,8 @@ def _named(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> 
     if len(found) != 1:
         many = "no scorer" if not found else "more than one scorer"
         raise PairSetError(
-            f"reference {name!r}: {many} of {store.path} begins so, and no folder is called so; "
-            f"there are: {_listed(store, scorers)}"
+            f"reference {name!r}: expected a folder or the beginning of one fingerprint, found no "
+            f"such folder and {many} of {store.path}; there are: {_listed(store, scorers)}"
         )
     return _described(store, request, found[0], scorers)
 

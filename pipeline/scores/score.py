@@ -1,8 +1,8 @@
 """Stage one: write what the reference says of every sequence of a pair set, once.
 
 Only sequences that this scorer has not scored are computed; if there are none, no model is loaded,
-and neither torch nor transformers is imported. Scores are committed as they come, so a killed run
-goes on from its last commit.
+and neither torch nor transformers is imported. Scores are committed as they come, so if a run
+is killed, the next one resumes from its last commit.
 """
 
 import time
@@ -161,7 +161,7 @@ def plan_score(
     say_former(store, settings.model, spec)
     worker = Worker.from_environment(is_sharded=settings.shard_model)
     if settings.shard_model and worker.world_size == 1:
-        raise ValueError("shard_model takes no effect on one process; start several with torchrun")
+        raise ValueError("shard_model has no effect with one process; start several with torchrun")
     source = Wanted(
         store,
         settings.pair_set,
@@ -180,7 +180,7 @@ def plan_score(
 
 def _model_tokenizer(folder: Path, store: Store) -> TokenizerSpec | None:
     """Return the spec of the model's own tokenizer; None if its folder has none."""
-    model_config(folder)  # says so if the folder is no model
+    model_config(folder)  # raises if the folder is not a model
     try:
         tokenizer_files(folder)
     except ModelError:

@@ -31,9 +31,11 @@ class ScoreSettings:
     model: Path = setting("Folder of the reference, in Hugging Face form with safetensors.")
     data: AddSettings | None = None
     """Data to add first."""
-    precision: str = precision_setting("Of weights and activations; logits are float32 always.")
+    precision: str = precision_setting(
+        "Precision of weights and activations; logits are always float32."
+    )
     max_batch_tokens: int | None = batch_tokens_setting(
-        "Tokens of a batch, padding included.", SCORE_BATCH_TOKENS
+        "Tokens per batch, padding included.", SCORE_BATCH_TOKENS
     )
     device: str | None = device_setting()
     kernels: str | None = kernels_setting("log-probs and entropy")
@@ -42,29 +44,29 @@ class ScoreSettings:
         default=False,
     )  # fmt: skip
     commit_seconds: float = setting(
-        "Seconds of work between commits: what a kill can cost.", default=COMMIT_SECONDS,
+        "Seconds of work between commits, which a kill can lose.", default=COMMIT_SECONDS,
         range=Range(least=0, most=45),
     )  # fmt: skip
     tier: tuple[str, ...] = setting(
-        "How much to keep of what the reference says of each token; may be repeated. logps always "
-        "is; topk and hidden serve tdpo and KLs (docs/tiers.md).", default=(),
+        "How much of the reference's distribution to keep for each token; may be repeated. logps "
+        "is always kept; topk and hidden are for tdpo and KLs (docs/tiers.md).", default=(),
         choices=TIER_NAMES, shown="logps",
     )  # fmt: skip
     top_k: int | None = setting(
-        "Most likely tokens that tier topk keeps.", default=None, range=AT_LEAST_ONE,
+        "Number of most likely tokens that tier topk keeps.", default=None, range=AT_LEAST_ONE,
         shown=DEFAULT_TOP_K,
     )  # fmt: skip
     kl_pairs: bool = setting(
-        "Score what kto needs as well: each prompt with the next prompt's completion.",
+        "Also score what kto needs: each prompt with the next prompt's completion.",
         default=False,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_settings(self)
         if (self.pair_set is None) == (self.data is None):
-            raise ValueError("expected a pair set's name or data to add, one of them")
+            raise ValueError("expected either a pair set's name or data to add")
         if self.top_k is not None and "topk" not in self.tier:
-            raise ValueError("top_k takes no effect without tier topk")
+            raise ValueError("top_k has no effect without tier topk")
 
     @property
     def asked(self) -> tuple[Tier, ...]:

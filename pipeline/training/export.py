@@ -59,7 +59,7 @@ def check_export(
         if view not in view_names():
             known = sorted(view_names())
             guess = nearest(view, known)
-            raise ValueError(f"no view is called {view!r}; there are: {', '.join(known)}{guess}")
+            raise ValueError(f"unknown view {view!r}; there are: {', '.join(known)}{guess}")
     catalog.check(_STEPS, _given(runs))
 
 
@@ -134,7 +134,7 @@ def export_parquet(
 def check_folder(path: Path, *, overwrite: bool) -> None:
     """Raise StoreWriteError if ``path`` is not an empty folder and may not be replaced."""
     if path.exists() and not path.is_dir():
-        raise StoreWriteError(f"{path} is no folder; name another one")
+        raise StoreWriteError(f"{path} is not a folder; name another one")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise StoreWriteError(f"{path} is not empty; name a new folder, or --overwrite replaces it")
 

@@ -85,7 +85,7 @@ class TrainingPlan:
 
     @property
     def depends_on(self) -> dict[str, Any]:
-        """All that a resumed run must share with the run it goes on with, by name."""
+        """All that must not change when the run is resumed, by name."""
         settings = self.settings.results_depend_on()
         # The loss says which of its own settings act.
         given = {name: value for name, value in settings.items() if name not in LOSS_SETTINGS}
@@ -117,9 +117,9 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
     _check_folders(store, settings)
     takes_kl = loss.needs_forward_kl or settings.kl_metrics
     if settings.reference is not None and not (loss.needs_reference or takes_kl):
-        raise ValueError(f"reference takes no effect on {loss.name}, which needs none")
+        raise ValueError(f"reference has no effect on {loss.name}, which needs none")
     if settings.kl_tier is not None and not takes_kl:
-        raise ValueError(f"kl_tier takes no effect on {loss.name} without kl_metrics")
+        raise ValueError(f"kl_tier has no effect on {loss.name} without kl_metrics")
     pair_set = find_pair_set(store, settings.pair_set)
     _check_tokenizer(store, settings.model, pair_set)
     splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
@@ -218,7 +218,7 @@ def _digests(
 
 
 def _check_folders(store: Store, settings: TrainSettings) -> None:
-    model_config(settings.model)  # says so if the folder is no model
+    model_config(settings.model)  # raises if the folder is not a model
     output = settings.output_dir.resolve()
     if output in (settings.model.resolve(), store.path.resolve()):
         raise ValueError(f"output_dir {settings.output_dir} is the policy's or the store's own")
@@ -227,7 +227,7 @@ def _check_folders(store: Store, settings: TrainSettings) -> None:
     is_taken = output.is_dir() and any(output.iterdir())
     has_run = (output / "run.json").exists()
     if is_taken and not settings.resume and not settings.overwrite:
-        hint = "--resume goes on with it, --overwrite replaces it" if has_run else "choose another"
+        hint = "--resume continues it, --overwrite replaces it" if has_run else "choose another"
         raise ValueError(f"output_dir {settings.output_dir} is not empty; {hint}")
     if is_taken and not has_run:
         raise ValueError(
@@ -240,7 +240,7 @@ def _check_steps(plan: TrainingPlan) -> None:
     if not plan.steps_per_epoch:
         raise ValueError(
             f"pairs_per_step is {size}, and split {plan.pairs.split} of {plan.pair_set} has "
-            f"{num_pairs:,} pairs: not one step"
+            f"{num_pairs:,} pairs: not one step; choose a smaller pairs_per_step"
         )
     if not plan.num_steps:
         raise ValueError(f"num_epochs is {plan.settings.num_epochs}: not one step")

@@ -37,7 +37,7 @@ ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing", "kernels")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings(LossSettings):
-    """How a policy is trained: its loss, which `LossSettings` says, and all else."""
+    """How a policy is trained: its loss, from `LossSettings`, and everything else."""
 
     pair_set: str = pair_set_setting()
     model: Path = setting("Folder of the policy to start from.")
@@ -46,11 +46,11 @@ class TrainSettings(LossSettings):
         "Name of the run in the store.", default=None, shown="name of the output folder"
     )
     reference: str | None = setting(
-        "Whose stored scores to use: a model's folder, or the beginning of a fingerprint.",
+        "Reference to use: a model's folder, or the beginning of a scorer's fingerprint.",
         default=None, shown="the policy itself, else the only one that has scored the pairs",
     )  # fmt: skip
     kl_tier: str | None = setting(
-        "Stored scores that KLs are taken from: hidden gives them exactly, topk a lower bound.",
+        "Stored scores that KLs are computed from: hidden gives exact KLs, topk a lower bound.",
         default=None, choices=("hidden", "topk"), shown="hidden if there, else topk",
     )  # fmt: skip
     kl_metrics: bool = setting(
@@ -60,26 +60,26 @@ class TrainSettings(LossSettings):
     train_split: str = setting("Split that is trained on.", default="train")
     eval_split: str = setting("Split that is held out.", default="eval")
     pairs_per_step: int = setting(
-        "Pairs of an optimizer step, on all processes together.", default=32, range=AT_LEAST_ONE
+        "Pairs per optimizer step, over all processes.", default=32, range=AT_LEAST_ONE
     )
     num_epochs: float | None = setting(
-        "Times that every pair is seen.", default=None, shown="1", range=ABOVE_ZERO
+        "Passes over the training pairs.", default=None, shown="1", range=ABOVE_ZERO
     )
     max_steps: int | None = setting(
-        "Optimizer steps.", default=None, shown="those of num-epochs", range=AT_LEAST_ONE
+        "Number of optimizer steps.", default=None, shown="those of num-epochs", range=AT_LEAST_ONE
     )
     seed: int = setting(
         "Seed of the order of pairs and of new weights.", default=0, range=AT_LEAST_ZERO
     )
-    learning_rate: float = setting("Highest learning rate.", default=5e-6, range=ABOVE_ZERO)
+    learning_rate: float = setting("Peak learning rate.", default=5e-6, range=ABOVE_ZERO)
     lr_scheduler_type: str = setting(
-        "Schedule of transformers.", default="linear", choices=SCHEDULES
+        "Learning rate schedule, as transformers names it.", default="linear", choices=SCHEDULES
     )
     warmup_ratio: float | None = setting(
-        "Share of the steps that warm up.", default=None, shown="0", range=SHARE_BELOW_ONE
+        "Share of the steps used for warm-up.", default=None, shown="0", range=SHARE_BELOW_ONE
     )
     warmup_steps: int | None = setting(
-        "Steps that warm up.", default=None, shown="0", range=AT_LEAST_ZERO
+        "Number of warm-up steps.", default=None, shown="0", range=AT_LEAST_ZERO
     )
     adam_beta1: float = setting("AdamW's first beta.", default=0.9, range=SHARE_BELOW_ONE)
     adam_beta2: float = setting("AdamW's second beta.", default=0.999, range=SHARE_BELOW_ONE)
@@ -92,13 +92,13 @@ class TrainSettings(LossSettings):
         range=Range(above=0, takes_infinity=True),
     )  # fmt: skip
     precision: str = precision_setting(
-        "Of weights and activations; the reference's too. Logits are float32 always."
+        "Precision of weights and activations, the reference's too. Logits are always float32."
     )
     max_batch_tokens: int | None = batch_tokens_setting(
-        "Tokens of a microbatch, padding included.", POLICY_BATCH_TOKENS
+        "Tokens per microbatch, padding included.", POLICY_BATCH_TOKENS
     )
     gradient_checkpointing: bool = setting(
-        "Compute activations twice instead of keeping them.", default=False
+        "Recompute activations in the backward pass instead of keeping them.", default=False
     )
     lora_r: int | None = setting(
         "Rank of LoRA's matrices (extra peft).", default=None, shown="no LoRA", range=AT_LEAST_ONE
@@ -118,11 +118,12 @@ class TrainSettings(LossSettings):
         choices=("merged", "adapter"), shown="merged",
     )  # fmt: skip
     eval_every: int | None = setting(
-        "Measure the held-out split before, every so many steps, and after.", default=None,
+        "Evaluate on the held-out split every so many steps, before training and after it.",
+        default=None,
         shown="never", range=AT_LEAST_ONE,
     )  # fmt: skip
     log_tokens: str = setting(
-        "Of which pairs to keep every token's log-prob.", default="eval",
+        "Pairs for which every token's log-prob is kept.", default="eval",
         choices=("all", "eval", "none"),
     )  # fmt: skip
     save_every: int | None = setting(
@@ -130,16 +131,16 @@ class TrainSettings(LossSettings):
         shown="never", range=AT_LEAST_ONE,
     )  # fmt: skip
     keep: int = setting(
-        "Checkpoints that are kept, the newest ones.", default=1, range=AT_LEAST_ONE
+        "Number of checkpoints to keep, the newest ones.", default=1, range=AT_LEAST_ONE
     )
     report_to: str | None = setting(
-        "Write what is measured as event files into the output folder, too (extra tensorboard).",
+        "Also write measurements as event files into the output folder (extra tensorboard).",
         default=None, choices=("tensorboard",), shown="the store alone",
     )  # fmt: skip
     device: str | None = device_setting()
     kernels: str | None = kernels_setting("log-probs, KL and entropy")
     resume: bool = setting(
-        "Go on with the run in the output folder: start it if there is none, leave it if it is "
+        "Resume the run in the output folder; start it if there is none, leave it if it is "
         "finished.", default=False,
     )  # fmt: skip
     overwrite: bool = setting("Replace an earlier run in the output folder.", default=False)
@@ -149,18 +150,18 @@ class TrainSettings(LossSettings):
         self._check_effects()
 
     def _check_effects(self) -> None:
-        """Refuse what takes no effect."""
+        """Refuse settings that have no effect."""
         if self.lora_r is None:
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_output"):
                 if getattr(self, name):
-                    raise ValueError(f"{name} takes no effect without lora_r")
+                    raise ValueError(f"{name} has no effect without lora_r")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
-            raise ValueError("warmup_ratio and warmup_steps say the same; give one of them")
+            raise ValueError("warmup_ratio and warmup_steps set the same thing; give one of them")
         if self.num_epochs is not None and self.max_steps is not None:
             raise ValueError("num_epochs and max_steps contradict each other; give one of them")
         if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
             raise ValueError(
-                "a warm-up takes no effect on lr_scheduler_type constant; take constant_with_warmup"
+                "warm-up has no effect with lr_scheduler_type constant; use constant_with_warmup"
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite contradict each other; give one of them")
@@ -181,5 +182,5 @@ class TrainSettings(LossSettings):
         }
 
     def results_depend_on(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share with the run it goes on with."""
+        """Return the settings that must not change when a run is resumed."""
         return {k: v for k, v in self.described().items() if k not in OUTPUT_ONLY}

@@ -80,8 +80,8 @@ def check_residual(plan: TrainingPlan, measured: StepMeasurement) -> None:
     if not (residual[0] <= mean and residual[1] <= largest):
         raise TrainingError(
             f"the policy has the weights of reference {reference}, but differs from its "
-            f"stored scores by {residual[0]:.1e} nats a token (largest {residual[1]:.1e}), "
-            f"expected at most {mean:.0e} ({largest:.0e}): is it the right store, the same "
+            f"stored scores by {residual[0]:.1e} nats per token (largest {residual[1]:.1e}), "
+            f"expected at most {mean:.0e} ({largest:.0e}): is it the right store and the same "
             f"precision, and is dropout off? `offpref store verify` checks the store"
         )
 

@@ -1,9 +1,9 @@
 """Train every run of a sweep that is not trained yet, one process at a time or several.
 
 Each run is ``offpref train --resume`` in a process of its own, so whatever ends the sweep, the
-same command goes on: finished runs are skipped, a run that was cut off resumes from its
+same command resumes it: finished runs are skipped, and a run that was interrupted resumes from its
 checkpoint. All runs are planned before the first one starts: a missing score or reward, or a
-setting that cannot act, stops the sweep at once. Nothing is ever scored.
+setting that has no effect, stops the sweep at once. Nothing is ever scored.
 """
 
 import ctypes

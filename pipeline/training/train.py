@@ -1,8 +1,8 @@
 """Stage two: train a policy on the pairs of a store, against stored scores of the reference.
 
-The reference is never loaded. What is measured goes to the store while the run goes on, and the
-output folder ends as a model that transformers loads. A run that was killed or interrupted goes on
-from its last checkpoint as if nothing had happened.
+The reference is never loaded. Measurements go to the store while the policy trains, and the output
+folder ends as a model that transformers loads. If a run is killed or interrupted, it resumes from
+its last checkpoint as if nothing had happened.
 """
 
 import json
@@ -81,7 +81,7 @@ class TrainSummary:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after a checkpoint was written; its message says how to go on."""
+    """Ctrl-C or SIGTERM, after a checkpoint was written; its message says how to resume."""
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -130,7 +130,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         if trainer.is_interrupted:
             raise Interrupted(
                 f"interrupted: step {done} of {plan.num_steps} is saved in "
-                f"{plan.settings.output_dir}; --resume goes on",
+                f"{plan.settings.output_dir}; --resume continues",
                 *heard[:1],
             )
         with _recorded(records, lambda: done):
@@ -233,7 +233,7 @@ def _state_of(plan: TrainingPlan) -> str:
     checkpoint = newest_checkpoint(plan.settings.output_dir)
     if checkpoint is None:
         return "no step is saved, --resume starts again"
-    return f"step {int(read_state(checkpoint)['step'])} is saved, --resume goes on from there"
+    return f"step {int(read_state(checkpoint)['step'])} is saved, --resume continues from there"
 
 
 def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:

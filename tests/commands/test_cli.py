@@ -69,7 +69,7 @@ def test_add_then_score_then_score_again(tmp_path: Path, model_dir: Path, pairs:
         (["score", "{store}", "--data", "{data}", "--pair-set", "p", "--model", "{no}"], 1,
          "expected a folder with a model"),
         (["score", "{store}", "--pair-set", "p", "--model", "{model}", "--eval-fraction", "0.1"],
-         2, "--eval-fraction takes no effect without --data"),
+         2, "--eval-fraction has no effect without --data"),
         (["add", "{store}", "--data", "{data}", "--pair-set", "p", "--tokenizer", "{model}",
           "--eval-fraction", "2"], 2, "eval_fraction must be in"),
         (["query", "{store}", "select 1"], 1, "not a store"),
@@ -236,10 +236,16 @@ def test_store_commands(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
     ("name", "said"),
     [
         ("query", "interrupted"),  # nothing of it is kept
-        ("score", "interrupted: what was done is kept; the same command goes on"),
+        ("score", "interrupted: what was done is kept; run the same command to continue"),
         # An output folder that is not empty is refused without --resume.
-        ("train", "interrupted: what was saved is kept; the same command with --resume goes on"),
-        ("sft", "interrupted: what was saved is kept; the same command with --resume goes on"),
+        (
+            "train",
+            "interrupted: what was saved is kept; run the same command with --resume to continue",
+        ),
+        (
+            "sft",
+            "interrupted: what was saved is kept; run the same command with --resume to continue",
+        ),
     ],
 )
 def test_what_is_said_of_an_interrupted_command_is_true_of_it(name: str, said: str) -> None:

@@ -157,23 +157,23 @@ def test_ld_alpha_leaves_likelihood_alone() -> None:
             "one number for each loss_type, got 1 for 2",
         ),
         (("sigmoid",), {"loss_weights": (0.0,)}, "must be greater than 0"),
-        (("sigmoid", "sft"), {"tdpo_alpha": 0.1}, "tdpo_alpha takes no effect on sigmoid, sft"),
-        (("simpo",), {"f_divergence_type": "forward_kl"}, "takes no effect on simpo"),
-        (("bco_pair",), {"f_divergence_type": "reverse_kl"}, "takes no effect on bco_pair"),
+        (("sigmoid", "sft"), {"tdpo_alpha": 0.1}, "tdpo_alpha has no effect on sigmoid, sft"),
+        (("simpo",), {"f_divergence_type": "forward_kl"}, "has no effect on simpo"),
+        (("bco_pair",), {"f_divergence_type": "reverse_kl"}, "has no effect on bco_pair"),
         (
             ("sigmoid", "bco_pair"),
             {"f_divergence_type": "forward_kl"},
-            "f_divergence_type takes no effect on bco_pair; losses it acts on: sigmoid",
+            "f_divergence_type has no effect on bco_pair; losses it acts on: sigmoid",
         ),
         (
             ("sigmoid",),
             {"f_divergence_type": "forward_kl", "f_alpha_divergence_coef": 0.3},
             "without f_divergence_type alpha_divergence",
         ),
-        (("kto",), {"ld_alpha": 0.5}, "ld_alpha takes no effect on kto"),
+        (("kto",), {"ld_alpha": 0.5}, "ld_alpha has no effect on kto"),
         (("sigmoid",), {"ld_alpha": 1.5}, "ld_alpha must be in"),
-        (("aot",), {"use_weighting": True}, "use_weighting takes no effect on aot"),
-        (("sft",), {"use_weighting": True}, "use_weighting takes no effect on sft"),
+        (("aot",), {"use_weighting": True}, "use_weighting has no effect on aot"),
+        (("sft",), {"use_weighting": True}, "use_weighting has no effect on sft"),
         (("modpo",), {}, "modpo needs other objectives"),
         (("sigmoid",), {"preference_weight": 0.5}, "no effect without objective"),
         (("modpo",), {"objective": ("a=1",), "preference_weight": 0.0}, "must be greater than 0"),
@@ -182,8 +182,8 @@ def test_ld_alpha_leaves_likelihood_alone() -> None:
         (("modpo",), {"objective": ("a=1", "a=2")}, "objective a is given twice"),
         (("ipo",), {"objective": ("a=1",)}, "no effect on ipo with means"),
         (("sigmoid_norm",), {"objective": ("a=1",)}, "no effect on sigmoid_norm"),
-        (("aot",), {"objective": ("a=1",)}, "objective takes no effect on aot"),
-        (("kto",), {"objective": ("a=1",)}, "objective takes no effect on kto"),
+        (("aot",), {"objective": ("a=1",)}, "objective has no effect on aot"),
+        (("kto",), {"objective": ("a=1",)}, "objective has no effect on kto"),
     ],
 )
 def test_setting_that_cannot_act_is_refused(names: tuple, given: dict, message: str) -> None:
@@ -194,7 +194,7 @@ def test_setting_that_cannot_act_is_refused(names: tuple, given: dict, message: 
 @pytest.mark.parametrize("name", LOSSES)
 def test_option_at_zero_is_not_an_option_left_out(name: str) -> None:
     with (
-        pytest.raises(ValueError, match=f"ld_alpha takes no effect on {name}")
+        pytest.raises(ValueError, match=f"ld_alpha has no effect on {name}")
         if not LOSSES[name].takes_ld_alpha
         else pytest.raises(ValueError, match="beta must be greater than 0")
     ):

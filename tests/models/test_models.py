@@ -507,7 +507,7 @@ def test_hidden_states_and_entropy_on_request(model_dirs: Callable[[str], Path])
 
 
 def test_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere is no model folder: it has no config\.json"):
+    with pytest.raises(ModelError, match=r"nowhere is not a model folder: it has no config\.json"):
         load_scoring_model(tmp_path / "nowhere")
 
 

@@ -328,7 +328,7 @@ def test_data_without_rows_is_an_error(
 
 def test_unknown_pair_set_lists_the_known(store: Store, model_dir: Path, write_rows: Write) -> None:
     found, _ = add(store, write_rows(ROWS), model_dir)
-    with pytest.raises(PairSetError, match=f"no pair set is called 'helpful'; there are: {found}"):
+    with pytest.raises(PairSetError, match=f"unknown pair set 'helpful'; there are: {found}"):
         find_pair_set(store, "helpful")
 
 
@@ -338,7 +338,7 @@ def test_unknown_pair_set_lists_the_known(store: Store, model_dir: Path, write_r
         ({"max_length": 1}, "at least 2"),
         ({"truncation": "keep-end"}, "one of drop, keep-start"),
         ({"eval_fraction": 1.0}, r"in \[0, 1\)"),
-        ({"eval_fraction": 0.1, "split_column": "part"}, "takes no effect"),
+        ({"eval_fraction": 0.1, "split_column": "part"}, "has no effect"),
     ],
 )
 def test_settings_are_checked_at_the_door(

@@ -360,7 +360,7 @@ def test_what_a_function_imports_of_the_users_own_is_in_the_key(
 
 
 def test_a_language_model_is_no_reward_model(scored: Store, model_dir: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no reward model: .* found LlamaForCausalLM"):
+    with pytest.raises(ModelError, match=r"is not a reward model: .* found LlamaForCausalLM"):
         give(scored, "model", model=model_dir)
     assert stored(scored) == {}
 
@@ -409,7 +409,7 @@ def test_a_file_that_does_not_fit_is_refused(
     ("given", "message"),
     [
         ({"kind": "column", "chosen_column": "a"}, "--from column needs --rejected-column"),
-        ({"kind": "brevity", "model": Path("m")}, "--model takes no effect with --from brevity"),
+        ({"kind": "brevity", "model": Path("m")}, "--model has no effect with --from brevity"),
         ({"kind": "implicit", "model": Path("m"), "implicit_beta": 0.0}, "greater than 0, got 0.0"),
         ({"kind": "python", "function": "f"}, "must be module:function, got 'f'"),
         ({"kind": "votes"}, "--from must be one of column, model"),

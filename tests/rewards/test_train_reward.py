@@ -95,7 +95,7 @@ def test_same_seed_same_model(scored: Store, model_dir: Path, tmp_path: Path) ->
     [
         (["--learning-rate", "0"], "learning_rate must be greater than 0, got 0.0"),
         (["--pairs-per-step", "1000"], "expected a step's pairs of texts in split train"),
-        (["--pair-set", "other"], "no pair set is called 'other'"),
+        (["--pair-set", "other"], "unknown pair set 'other'"),
         (["--learning-rate", "1e30", "--num-epochs", "9"], "expected a finite loss"),
     ],
 )

@@ -96,7 +96,7 @@ def test_run_without_memory_says_what_to_lower_and_goes_on_bit_for_bit(
 
     assert str(said.value) == (
         "out of memory in step 3: lower --max-batch-tokens below 1,024, or take "
-        "--gradient-checkpointing; step 2 is saved, --resume goes on from there"
+        "--gradient-checkpointing; step 2 is saved, --resume continues from there"
     )
     assert (summary.num_resumed, notes) == (2, [])
     assert same(tmp_path / "whole", tmp_path / "out")
@@ -178,7 +178,7 @@ def test_trained_adapter_is_kept_where_the_merged_weights_do_not_fit(
 
     assert str(said.value).endswith(
         "out cannot be written: File too large; what was committed before is safe; "
-        "step 3 is saved, --resume goes on from there"
+        "step 3 is saved, --resume continues from there"
     )
     assert (summary.num_resumed, summary.num_pairs) == (3, 0)
     assert same(tmp_path / "whole", tmp_path / "out")

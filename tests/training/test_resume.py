@@ -127,7 +127,7 @@ def test_interrupted_run_saves_says_so_and_goes_on(
     lines = [line for line in said.replace("\r", "\n").splitlines() if "interrupted" in line]
     assert len(lines) == 1
     assert "Traceback" not in said
-    assert "--resume goes on" in lines[0]
+    assert "--resume continues" in lines[0]
     scored.refresh()
     events = [e["event"] for e in scored.read("run_events", run_id(output)).to_pylist()]
     assert events[-1] == "interrupted"

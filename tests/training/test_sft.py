@@ -136,7 +136,7 @@ def test_the_same_seed_makes_the_same_start(
     [
         ((), "give one of --model and --from-scratch"),
         (("--model", "m", "--from-scratch", "{config}"), "give one of --model"),
-        (("--model", "m", "--vocab-size", 300), "takes no effect without --from-scratch"),
+        (("--model", "m", "--vocab-size", 300), "has no effect without --from-scratch"),
         (("--from-scratch", "{config}"), "--from-scratch needs --data"),
         (
             ("--from-scratch", "{config}", "--data", "{data}", "--vocab-size", 100),

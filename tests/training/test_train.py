@@ -587,7 +587,7 @@ def test_run_that_breaks_is_marked_failed(
     [
         ({"pairs_per_step": 0}, "pairs_per_step must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate must be greater than 0"),
-        ({"lora_alpha": 8}, "lora_alpha takes no effect without lora_r"),
+        ({"lora_alpha": 8}, "lora_alpha has no effect without lora_r"),
         ({"warmup_ratio": 0.1, "warmup_steps": 3}, "give one of them"),
         ({"lr_scheduler_type": "constant", "warmup_steps": 3}, "constant_with_warmup"),
         ({"num_epochs": 1.0, "max_steps": 3}, "give one of them"),
@@ -612,7 +612,7 @@ def test_nothing_is_overwritten_unasked(
 ) -> None:
     first = run(scored, train_settings(max_steps=1))
 
-    with pytest.raises(ValueError, match="--resume goes on with it, --overwrite replaces it"):
+    with pytest.raises(ValueError, match="--resume continues it, --overwrite replaces it"):
         plan_training(scored, train_settings(max_steps=1))
     second = run(scored, train_settings(max_steps=1, overwrite=True))
     (tmp_path / "mine").mkdir()
@@ -735,4 +735,4 @@ def test_command_trains_and_says_so(scored: Store, model_dir: Path, tmp_path: Pa
     assert f"policy     {tmp_path / 'out'}" in done.stdout
     assert (again.exit_code, wrong.exit_code) == (2, 2)
     assert "--overwrite" in again.output
-    assert "label_smoothing takes no effect on hinge" in wrong.output
+    assert "label_smoothing has no effect on hinge" in wrong.output

@@ -176,10 +176,10 @@ def test_question_without_a_picture_is_told_which_have_one(
     ("options", "complaint"),
     [
         (["--plot", "p.jpg"], "--plot writes PNG: expected a file named *.png, got p.jpg"),
-        (["--plot", "p.png", "--limit", "3"], "--limit takes no effect with --plot"),
-        (["--plot", "p.png", "--format", "csv"], "--format takes no effect with --plot"),
-        (["--plot", "p.png", "--output", "x"], "--output takes no effect with --plot"),
-        (["--list", "--plot", "p.png"], "--plot takes no effect without a question"),
+        (["--plot", "p.png", "--limit", "3"], "--limit has no effect with --plot"),
+        (["--plot", "p.png", "--format", "csv"], "--format has no effect with --plot"),
+        (["--plot", "p.png", "--output", "x"], "--output has no effect with --plot"),
+        (["--list", "--plot", "p.png"], "--plot has no effect without a question"),
     ],
 )
 def test_options_that_cannot_take_effect_are_refused(
