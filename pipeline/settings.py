@@ -1,9 +1,9 @@
-"""What a setting says of itself: its help, default, choices and range, once for every door.
+"""Declare settings: help, default, choices and range, once for the command line, TOML and Python.
 
 The settings of a stage are a frozen dataclass whose fields are made by :func:`setting`. The
-command line makes its options of them, :func:`check_settings` holds the values against them, and
-so a value from a shell, a TOML file or Python meets the same check and the same message. Nothing
-here imports more than Python has. What the settings of several stages share stands here, too.
+command line makes its options from them, and :func:`check_settings` checks the values against them,
+so a value from a shell, a TOML file or Python gets the same check and the same message. This module
+imports only Python's standard library. It also holds what the settings of several stages share.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,15 +15,17 @@ PathKind = Literal["folder", "file", "existing file", "any"]
 
 PRECISIONS = ("float32", "bf16", "bf16-autocast")
 EXACT_PRECISIONS = ("float64",)
-"""Accepted as well and shown nowhere: for tests of the numbers."""
+"""Accepted as well but not shown in help; for numerical tests."""
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices, as torch names them."""
 CPU_BATCH_TOKENS = 1024
-"""On a CPU a batch is best kept in the cache: 1024 tokens were a sixth faster than 4096 and a
-quarter faster than 8192 (float32 Llama, 40M parameters). A GPU wants more."""
+"""On a CPU a batch should fit into the cache: 1024 tokens were a sixth faster than 4096 and a
+quarter faster than 8192 (float32 Llama, 40M parameters). A GPU needs more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """What numbers a setting takes: finite ones between two ends, which it may leave out."""
+    """The numbers that a setting takes: finite ones between two ends, which may be excluded."""
 
     least: float | None = None
     above: float | None = None
@@ -57,7 +59,7 @@ SHARE, SHARE_BELOW_ONE = Range(least=0, most=1), Range(least=0, below=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchTokens:
-    """Tokens of a batch, padding included, where nobody asks for another number."""
+    """Default number of tokens in a batch, padding included."""
 
     cpu: int = CPU_BATCH_TOKENS
     cuda: int
@@ -72,7 +74,7 @@ class BatchTokens:
 
 SCORE_BATCH_TOKENS = BatchTokens(cuda=65_536)
 POLICY_BATCH_TOKENS = BatchTokens(cuda=16_384)
-"""Of a policy that is trained or held against its reference: what is kept of each token is more."""
+"""For a policy that is trained or compared with its reference: more is kept of each token."""
 REWARD_BATCH_TOKENS = BatchTokens(cpu=4096, cuda=65_536)
 REWARD_TRAIN_BATCH_TOKENS = 4096
 
@@ -96,14 +98,14 @@ def setting(
 
     Args:
         help: What the option does, as a sentence.
-        default: Value where none is given; without one the setting is required.
+        default: Value if none is given; without one the setting is required.
         choices: Words that it takes.
-        unlisted: Words that it takes as well and help does not show.
+        unlisted: Words that it takes as well but that help does not show.
         range: Numbers that it takes.
-        check: Raises ValueError for a word that it does not take; instead of the choices, which
-            help shows all the same.
-        shown: Words for a default that is None or nothing.
-        flag: Name of the option, where it is not the field's.
+        check: Raises ValueError for a word that it does not take. It replaces the check against
+            the choices, which help still shows.
+        shown: Words for a default that is None or empty.
+        flag: Name of the option, if it differs from the field's.
         short: Another name of the option, one letter long.
         metavar: What help calls the value.
         path: What a path leads to.
@@ -119,12 +121,25 @@ def setting(
 
 def pair_set_setting(*, default: Any = MISSING) -> Any:  # as `setting`
     """Return the setting that names a pair set of the store."""
-    return setting("Name of the pairs, or NAME@FINGERPRINT.", default=default)
+    return setting("Name of the pair set, or NAME@FINGERPRINT.", default=default)
 
 
 def device_setting() -> Any:  # as `setting`
     """Return the setting of the device that computes."""
-    return setting("As torch names it.", default=None, shown="a GPU if there is one")
+    return setting(
+        "Device, as torch names it.", default=None, check=_check_device,
+        shown="a GPU if there is one",
+    )  # fmt: skip
+
+
+def _check_device(name: str) -> None:
+    """Check the form of a device's name; whether it is there, torch knows."""
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal()):
+        raise ValueError(
+            f"device must be one of {', '.join(DEVICES)}, with a number as cuda:1 where there are "
+            f"several, got {name!r}{nearest(kind, DEVICES)}"
+        )
 
 
 def kernels_setting(results: str) -> Any:  # as `setting`
@@ -144,8 +159,8 @@ def batch_tokens_setting(help: str, usual: BatchTokens | int) -> Any:  # as `set
     """Return the setting of the tokens of a batch.
 
     Args:
-        help: Of which batch.
-        usual: The number where none is given: one, or one for each kind of device.
+        help: What the batch is for.
+        usual: The default: one number, or one for each kind of device.
     """
     if isinstance(usual, int):
         return setting(help, default=usual, range=AT_LEAST_ONE)
@@ -153,7 +168,7 @@ def batch_tokens_setting(help: str, usual: BatchTokens | int) -> Any:  # as `set
 
 
 def check_settings(settings: Any) -> None:  # an instance of any settings dataclass
-    """Hold the values of settings against the choices and ranges of their fields.
+    """Check the values of settings against the choices and ranges of their fields.
 
     Raises:
         ValueError: If one is not a choice, or is out of range.
@@ -167,7 +182,7 @@ def check_settings(settings: Any) -> None:  # an instance of any settings datacl
 
 
 def check_value(each: Field[Any], value: Any) -> None:  # of the field's type
-    """Hold one value against the choices and the range of a field.
+    """Check one value against the choices and the range of a field.
 
     Raises:
         ValueError: If it is not a choice, or is out of range.
@@ -188,7 +203,7 @@ def check_value(each: Field[Any], value: Any) -> None:  # of the field's type
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message that guesses what was meant; nothing where nothing is near.
+    """Return the end of a message that guesses what was meant; empty if nothing is similar.
 
     >>> nearest("sigmod", ["sigmoid", "hinge"])
     '; did you mean sigmoid?'

@@ -7,11 +7,11 @@ messages. Wrong settings raise ValueError; what is wrong with files, models or d
 
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.progress import Progress, RowBar, TokenBar
+from offpref.stores.closing import Closing
 from offpref.stores.query.answer_table import AnswerTable
 from offpref.stores.store import Store
 
@@ -51,7 +51,7 @@ Folder = str | PathLike[str]
 PairSetName = str | Pairs
 
 
-class OpenStore:
+class OpenStore(Closing):
     """A store, to add to, score, train from and ask."""
 
     def __init__(self, store: Store, *, shows_progress: bool = True) -> None:
@@ -59,18 +59,6 @@ class OpenStore:
         self._store = store
         self._shows_progress = shows_progress
         self._notebook: Notebook | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the store."""
-        self.close()
 
     def close(self) -> None:
         """Close what questions have opened: relations end with it."""

@@ -12,12 +12,17 @@ from .terminal import say_lines
 @command(options_of(AddSettings), name="add", takes_config=True)
 def add(store: Path, **options: Any) -> None:
     """Put pairs, prompts with completions, or unpaired labels into STORE."""
+    add_data(store, settings_from(AddSettings, options))
+
+
+def add_data(store: Path, settings: AddSettings) -> None:
+    """Add a pair set to the store at ``store``, which is made if there is none, and say so."""
     from offpref.pipeline.api.lines import pair_set_lines
     from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
     from offpref.pipeline.progress import RowBar
     from offpref.stores.store import Store
 
-    settings = with_length(settings_from(AddSettings, options))
+    settings = with_length(settings)
     check_sources(settings)
     opened = Store.create(store)
     with usage_errors():

@@ -11,7 +11,7 @@ from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.settings import setting
 from offpref.pipeline.training.settings import TrainSettings
 
-from .add import with_length
+from .add import add_data
 from .options import (
     add_options,
     added_settings,
@@ -67,7 +67,7 @@ def sft(store: Path, **options: Any) -> None:
             raise click.UsageError("--from-scratch needs --data, to train a tokenizer on")
         _make_start(settings, scratch.from_scratch, scratch.vocab_size or _VOCAB_SIZE, data)
     if data is not None:
-        _add(store, with_length(data))
+        add_data(store, data)
     opened = Store.open(store)
     from offpref.pipeline.training.plan import plan_training  # brings torch
 
@@ -99,18 +99,3 @@ def _make_start(settings: TrainSettings, config: Path, vocab_size: int, data: Ad
     folder = settings.model
     if make_model(folder, config, data, vocab_size=vocab_size, seed=settings.seed):
         say(f"start      {folder}: random weights, a tokenizer of its own")
-
-
-def _add(store: Path, settings: AddSettings) -> None:
-    from offpref.pipeline.api.lines import pair_set_lines
-    from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
-    from offpref.pipeline.progress import RowBar
-    from offpref.stores.store import Store
-
-    check_sources(settings)
-    opened = Store.create(store)
-    with usage_errors():
-        planned = plan_add(opened, settings)
-    with RowBar("add") as bar:
-        found, is_new = add_pairs(opened, planned, bar.advance)
-    say_lines(pair_set_lines(opened, found, is_new=is_new))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import duckdb
 
+from offpref.stores.closing import Closing
 from offpref.stores.errors import QueryRefusedError, ShardMissingError
 from offpref.stores.files.commits import Shard
 from offpref.stores.files.regular import is_there
@@ -77,7 +77,7 @@ def open_catalog(path: Path, limits: QueryLimits | None = None) -> "Catalog":
     return Catalog(LiveStore.open(path), limits)
 
 
-class Catalog:
+class Catalog(Closing):
     """A connection to the views of one store."""
 
     def __init__(self, store: LiveStore, limits: QueryLimits | None = None) -> None:
@@ -87,18 +87,6 @@ class Catalog:
         self._views = set[str]()
         self._readable = ReadableShards(store, self._rows)
         self._connection = self._connect()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the connection."""
-        self.close()
 
     def close(self) -> None:
         """Close the connection: relations end with it."""

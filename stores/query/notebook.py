@@ -9,11 +9,11 @@ store.pandas("select * from latest_runs")
 """
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import duckdb
 
+from offpref.stores.closing import Closing
 from offpref.stores.live import LiveStore
 
 from .catalog import Catalog
@@ -24,25 +24,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Notebook:
+class Notebook(Closing):
     """The views of one store as they were when it was opened or refreshed; nothing is written."""
 
     def __init__(self, path: Path) -> None:
         """Open the store at ``path``; see `offpref.open`, which most want."""
         self._store = LiveStore.open(path)
         self._catalog = Catalog(self._store)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the connection."""
-        self.close()
 
     @property
     def views(self) -> list[str]:

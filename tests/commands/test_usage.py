@@ -110,6 +110,9 @@ def test_a_bug_inside_a_run_keeps_its_traceback(
          "commit_seconds must be in [0, 45], got 46.0"),
         ("score {store} --pair-set reviews --model {model} --max-length 9",
          "--max-length has no effect without --data"),
+        ("score {store} --pair-set reviews --model {model} --device cudda",
+         "device must be one of cpu, cuda, mps, xpu, with a number as cuda:1 where there are "
+         "several, got 'cudda'; did you mean cuda?"),
         ("reward {store} --pair-set reviews --objective o --from python --function no_such:one",
          "module 'no_such' cannot be imported"),
         ("reward {store} --pair-set reviews --objective o --from model --model {model} "

@@ -246,12 +246,12 @@ def test_model_whose_head_is_unknown_keeps_its_top_k_only(
     )  # fmt: skip
     alike = score(store, ScoreSettings(model=model_dir, data=data, tier=("topk",), top_k=4))
     expected = {r["sequence_key"]: r for r in store.read("topk", alike.scorer).to_pylist()}
-    monkeypatch.setattr("offpref.pipeline.models.selfcheck._find_head_convention", lambda *_: False)
+    monkeypatch.setattr("offpref.pipeline.models.selfcheck._head_convention", lambda *_: None)
     other = Path(shutil.copytree(model_dir, tmp_path / "other"))
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace("{", '{"of_its_own": 1,', 1))
 
-    with pytest.raises(StoreError, match="tier hidden needs an output head of a known form"):
+    with pytest.raises(ModelError, match="tier hidden needs an output head of a known form"):
         run(store, other, "hidden")
     summary = run(store, other, "topk", top_k=4)
 
