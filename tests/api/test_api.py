@@ -120,7 +120,7 @@ def test_a_wrong_keyword_names_the_nearest_one(
         store.train("reviews", beta=-1, **common)
     with pytest.raises(ValueError, match="did you mean sigmoid"):
         store.train("reviews", loss_type="sigmod", **common)
-    with pytest.raises(offpref.PairSetError, match="no pair set is called 'nothing'"):
+    with pytest.raises(offpref.PairSetError, match="unknown pair set 'nothing'"):
         store.train("nothing", **common)
     assert not (tmp_path / "out").exists()
 
