@@ -1,4 +1,4 @@
-"""A store of many known sequences, made without running a model: what a second run finds."""
+"""Make a store of many scored sequences without running a model, for benchmarks of a second run."""
 
 import random
 from pathlib import Path

@@ -109,7 +109,7 @@ def operations(world: World) -> dict[str, Callable[[], object]]:
 
 
 def largest_differences(world: World) -> dict[str, float]:
-    """Return how far both sides are apart, nats."""
+    """Return the largest difference between both sides, in nats."""
     with torch.no_grad():
         ours = world.ours(EVERYTHING)
         theirs = {"token_logps": world.trl_logps()[0], "forward_kl": world.trl_kl()}

@@ -45,7 +45,7 @@ def bench_queries(
 ) -> dict[str, dict[str, float]]:
     """Return the medians of every question's times, and its largest memory.
 
-    The processors' time is there for machines that do something else, too.
+    CPU time is included for machines that are also doing other work.
     """
     results = {}
     for name in names or query_names():

@@ -1,7 +1,7 @@
-"""The losses of preference optimisation: pure functions of what policy and reference say of pairs.
+"""The losses of preference optimisation: pure functions of policy and reference scores of pairs.
 
-Each takes a :class:`PairScores` and its own options, and returns one number a pair; the equation
-is cited. Which options act, and what a loss needs, is said in :mod:`losses`.
+Each takes a :class:`PairScores` and its own options, and returns one number per pair; the equation
+is cited. Which options act, and what a loss needs, is declared in :mod:`losses`.
 
 Letters in shape comments: N pairs. In the equations: Delta is ``logps`` of the policy minus those
 of the reference, h the difference of Delta between chosen (w) and rejected (l), a ``logps`` per
@@ -239,7 +239,7 @@ def log1mexp(logps: Tensor) -> Tensor:
     """
     logps = logps.clamp(max=-MIN_LOG1MEXP)
     is_near = logps > -log(2)
-    # Each branch gets harmless numbers where the other one counts: 0 times infinity is no number.
+    # Each branch gets harmless numbers where the other one counts: 0 times infinity is NaN.
     near = torch.log(-torch.expm1(torch.where(is_near, logps, -1.0)))
     far = torch.log1p(-torch.exp(torch.where(is_near, -1.0, logps)))
     return torch.where(is_near, near, far)

@@ -1,4 +1,4 @@
-"""What policy and reference say of pairs, as the losses take it.
+"""The scores of pairs by policy and reference, as the losses take them.
 
 Letters in shape comments: N pairs, K objectives. Names as in the equations: Delta is ``logps`` of
 the policy minus those of the reference, h the difference of Delta between chosen and rejected.
@@ -150,7 +150,7 @@ class PairScores:
         return (margins - others) / self.preference_weight
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the fields that are there and hold one number a pair, by name."""
+        """Return the fields that are there and hold one number per pair, by name."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {k: v for k, v in found.items() if isinstance(v, Tensor) and v.ndim == 1}
 

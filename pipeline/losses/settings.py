@@ -88,7 +88,7 @@ class LossSettings:
         "Weight of tdpo2's KL term.", default=None, shown="0.5", range=AT_LEAST_ZERO
     )
     rdpo_alpha: float | None = setting(
-        "What a token of length costs in rdpo.", default=None, shown="0.05", range=AT_LEAST_ZERO
+        "Penalty per token of length in rdpo.", default=None, shown="0.05", range=AT_LEAST_ZERO
     )
     discopop_tau: float | None = setting(
         "Temperature of discopop.", default=None, shown="0.05", range=ABOVE_ZERO

@@ -1,9 +1,9 @@
 """Put preference data into a store: texts, sequences, pairs, and the rows that could not be used.
 
-A pair set is named by the user; a version of it is fingerprinted by the bytes of its sources, the
+The user names a pair set; a version of it is fingerprinted by the bytes of its sources, the
 tokenizer, the template and the settings. Adding the same version again reads and tokenises
-nothing. Chunks are committed as they are ready, so that scoring can start on the first; the row of
-``pair_sets`` comes with the last chunk, and without it a version is incomplete.
+nothing. Chunks are committed as they are ready, so that scoring can start on the first one. The row
+of ``pair_sets`` comes with the last chunk, and without it a version is incomplete.
 """
 
 import time
@@ -47,7 +47,7 @@ READ_AHEAD_CHUNKS = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedAdd:
-    """A version of a pair set before it is added: what it is called and made of."""
+    """A version of a pair set before it is added: its name and what it is made from."""
 
     settings: AddSettings
     files: tuple[SourceFile, ...]
@@ -57,14 +57,14 @@ class PlannedAdd:
 
     @property
     def day(self) -> date | None:
-        """Day that the chat template is told; None if it does not ask."""
+        """Date given to the chat template; None if it does not ask."""
         day = self.spec.get(DAY)
         return None if day is None else date.fromisoformat(str(day))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Chunk:
-    """Some rows of a source, and of each usable one the sequences of its sides, by row."""
+    """Some rows of a source, and the sequences of both sides of each usable row, by row."""
 
     examples: Examples
     source: int
@@ -74,11 +74,11 @@ class _Chunk:
 
 
 def check_sources(settings: AddSettings) -> None:
-    """Look whether sources and tokenizer are there, before anything is created.
+    """Check that sources and tokenizer exist, before anything is created.
 
     Raises:
-        SourceError: If a source is not there.
-        ModelError: If the tokenizer is not there.
+        SourceError: If a source does not exist.
+        ModelError: If the tokenizer does not exist.
     """
     for address in settings.data:
         source_files(address)
@@ -86,7 +86,7 @@ def check_sources(settings: AddSettings) -> None:
 
 
 def fitted(settings: AddSettings) -> AddSettings:
-    """Return settings whose longest sequence fits the model beside the tokenizer, if any is.
+    """Return settings whose longest sequence fits the model in the tokenizer's folder, if any.
 
     Raises:
         ValueError: If that model has one position.
@@ -97,12 +97,12 @@ def fitted(settings: AddSettings) -> AddSettings:
 
 
 def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
-    """Return what adding would make. Unchanged sources are not read, and torch is not imported.
+    """Return the version that would be added. Unchanged sources are not read, nor torch imported.
 
     Raises:
-        SourceError: If a source is not there.
-        ModelError: If the tokenizer is not there.
-        ValueError: If a day for the chat template is given that it does not ask for.
+        SourceError: If a source does not exist.
+        ModelError: If the tokenizer does not exist.
+        ValueError: If a date is given that the chat template does not ask for.
     """
     files = tuple(file for address in settings.data for file in source_files(address))
     tokenizer = tokenizer_spec(settings.tokenizer, store)
@@ -133,10 +133,10 @@ def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
 def add_pairs(
     store: Store, planned: PlannedAdd, on_rows: Callable[[int], None] = lambda rows: None
 ) -> tuple[PairSet, bool]:
-    """Add a version of a pair set unless it is there.
+    """Add a version of a pair set unless the store has it.
 
     Args:
-        store: Where to.
+        store: The store to add to.
         planned: As `plan_add` returns it.
         on_rows: Called with the number of source rows done since the last call.
 
@@ -153,7 +153,7 @@ def add_pairs(
     store.write_spec(dict(planned.spec))
     _add_vocabulary(store, tokenizer)
     adder = _Adder(store, planned)
-    # The tokenizer works outside Python's lock: it is done with the next chunk when this is kept.
+    # The tokenizer works outside Python's lock: the next chunk is done by the time this is kept.
     with closing(read_ahead(_encoded(planned, tokenizer), READ_AHEAD_CHUNKS)) as chunks:
         for chunk in chunks:
             adder.add(chunk)
@@ -245,11 +245,11 @@ class _Adder:
         )
         self._forms: dict[str, None] = {}  # in the order of the files
         self._pending: list[tuple[str, str, pa.Table]] = []
-        # The first chunk is committed at once: who scores meanwhile has something to begin with.
+        # The first chunk is committed at once, so that a scorer can start on it meanwhile.
         self._last_commit = -COMMIT_SECONDS
 
     def add(self, chunk: _Chunk) -> None:
-        """Take one chunk; commits when the last commit is long enough ago."""
+        """Take one chunk; commit if the last commit is long enough ago."""
         self._forms[str(chunk.examples.form)] = None
         self._counts["num_rows"] += len(chunk.examples.row)
         self._add_pairs(chunk)
@@ -258,7 +258,7 @@ class _Adder:
             self._commit()
 
     def finish(self) -> PairSet:
-        """Write what is left, and with it the row that makes the version complete."""
+        """Write the remaining rows together with the row that makes the version complete."""
         if not self._counts["num_rows"]:
             files = ", ".join(file.address for file in self._planned.files)
             raise SourceError(f"{files}: expected rows of data, found none")
@@ -296,7 +296,7 @@ class _Adder:
         self._last_commit = time.monotonic()
 
     def _add_pairs(self, chunk: _Chunk) -> None:
-        """Queue the chunk's pairs, and of its sequences and texts those the store has not."""
+        """Queue the chunk's pairs, and those of its sequences and texts that the store lacks."""
         examples = chunk.examples
         rows = []
         sequences: dict[bytes, Sequence] = {}
@@ -365,12 +365,12 @@ class _Adder:
             self._pending.append((table, partition, rows))
 
     def _queue_unseen(self, table: str, partition: str, rows: pa.Table) -> None:
-        """Queue rows whose key, the first column, the store does not have."""
+        """Queue the rows whose key, the first column, the store lacks."""
         mask = self._store.missing(table, partition, rows.column(0).combine_chunks())
         self._queue(table, partition, rows.filter(mask))
 
     def _split(self, examples: Examples, i: int, prompt_key: bytes) -> str:
-        """Return the row's split: its column's, or by the prompt, so that no prompt is in two."""
+        """Return the row's split, from its column or the prompt, so that no prompt is in two."""
         fraction = self._planned.settings.eval_fraction
         if not fraction:
             return examples.split[i]

@@ -1,4 +1,4 @@
-"""What rewards are given to: the texts, sequences or pairs of a pair set."""
+"""The completions of a pair set that get rewards: as texts, sequences or pairs."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Completions:
 
     sequence_keys: Keys  # [N]
     text_keys: Keys  # [N]
-    """Where they came from; empty for completions given as ids."""
+    """Keys of the texts that they come from; empty for completions given as ids."""
     num_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [N]
     """Tokens of each completion."""
 
@@ -75,7 +75,7 @@ def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
     Both are strings, or lists of messages where the source gave messages.
 
     Raises:
-        ShardCorruptError: If a text is not in the store, or is not what its form says.
+        ShardCorruptError: If a text is not in the store, or does not have the form it claims.
     """
     wanted = pa.table({"text_key": key_array(keys), "place": pa.array(np.arange(len(keys)))})
     rows = store.read(TEXTS.name, SHARED_PARTITION, ["text_key", "form", "prompt", "completion"])

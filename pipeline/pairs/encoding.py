@@ -20,7 +20,7 @@ Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 @dataclass(kw_only=True, slots=True)
 class Sequence:
-    """One completion with its prompt, as the tables want it."""
+    """One completion with its prompt, as the tables store it."""
 
     key: bytes
     prompt_key: bytes
@@ -32,7 +32,7 @@ class Sequence:
 
 
 class Encoder:
-    """Makes sequences of examples, by one tokenizer and one rule of truncation."""
+    """Turns examples into sequences, with one tokenizer and one truncation rule."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_length: int | None, truncation: str) -> None:
         self._tokenizer = tokenizer
@@ -40,7 +40,7 @@ class Encoder:
         self._truncation = truncation
 
     def sequences(self, examples: Examples, side: str) -> dict[int, Sequence]:
-        """Tokenise one side of the chunk; what cannot be used goes to ``examples.problem``."""
+        """Tokenise one side of the chunk; reasons for unusable rows go to ``examples.problem``."""
         values = examples.chosen if side == "chosen" else examples.rejected
         rows = [
             i for i, value in enumerate(values) if examples.problem[i] is None and value is not None

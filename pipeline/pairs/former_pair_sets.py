@@ -1,8 +1,8 @@
-"""Hold the ids of a pair set in the store against its texts, tokenised as a tokenizer has them now.
+"""Check the ids of a stored pair set against its texts, tokenised by the present tokenizer.
 
 Former versions of offpref named a version of a pair set by less than its ids depend on: options
-that split special tokens, and the day that a chat template wrote, had no part in it. Such a version
-is what it is called if tokenising its texts again gives its ids. It is looked at once.
+that split special tokens, and the date that a chat template wrote, were not included. Such a
+version is correct if tokenising its texts again gives its ids. This is checked once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ _RIGHT, _WRONG = "right", "wrong"
 
 
 def remember_right(store: Store, found: PairSet) -> None:
-    """Keep that a version's ids are what its fingerprint says: this version of offpref made it."""
+    """Record that a version's ids match its fingerprint: this version of offpref made it."""
     store.remember_identity("ids", _identity(found, None), _RIGHT)
 
 
 def ids_are_right(store: Store, found: PairSet, folder: Path) -> bool:
-    """Whether special tokens in the texts of a version are the ids that they are now."""
+    """Whether special tokens in the texts of a version have the ids that they have now."""
     identity = _identity(found, None)
     known = store.recall_identity("ids", identity)
     if known is None:
@@ -42,9 +42,9 @@ def ids_are_right(store: Store, found: PairSet, folder: Path) -> bool:
 
 
 def found_day(store: Store, found: PairSet, folder: Path) -> date | None:
-    """Return the day that a version's chat template wrote; None if its ids are of no near day.
+    """Return the date that a version's chat template wrote; None if no near date gives its ids.
 
-    Looked for around the day on which the version was made, in any time zone.
+    Dates are tried around the day on which the version was made, in any time zone.
     """
     identity = _identity(found, "day")
     known = store.recall_identity("ids", identity)
@@ -59,7 +59,7 @@ def found_day(store: Store, found: PairSet, folder: Path) -> date | None:
 
 
 def _identity(found: PairSet, what: str | None) -> dict[str, object]:
-    """Return what names a version as it was made: a copy of a store may have made its own."""
+    """Return what identifies this making of a version: a copy of a store may make its own."""
     made = found.created_at.isoformat()
     return {"pair_set": found.fingerprint, "created_at": made, "what": what}
 
@@ -72,7 +72,7 @@ def _rows(
     Args:
         store: The store.
         found: The version.
-        containing: What a text must hold one of; None yields all.
+        containing: Strings of which a text must contain one; None yields all.
     """
     pairs = pair_rows(store, found, ["chosen_key", "rejected_key"])
     wanted = pa.chunked_array(
@@ -98,7 +98,7 @@ def _text(value: object) -> str:
 
 
 def _fits(tokenizer: Tokenizer, row: dict[str, Any], prompt: Any, completion: Any) -> bool:
-    """Whether a text's ids are those of a sequence, as far as that was not cut."""
+    """Whether a text's ids are those of a sequence, up to where the sequence was cut."""
     if isinstance(prompt, list):
         try:
             prompt, completion = tokenizer.render(prompt, completion)

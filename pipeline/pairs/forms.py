@@ -1,7 +1,7 @@
-"""Find prompt and completions in the rows of a source, whichever of the known forms it has.
+"""Find prompts and completions in the rows of a source, for each of the known forms.
 
     prompt, chosen, rejected        explicit pairs
-    chosen, rejected                implicit prompt: dialogues that part at their last turn
+    chosen, rejected                implicit prompt: dialogues that differ in their last turn
     prompt, completion              demonstrations (chosen alone)
     prompt, completion, label       unpaired: true is chosen alone, false is rejected alone
     messages [, label]              a conversation whose last turn is the completion
@@ -41,7 +41,7 @@ TRUE, FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How a source names its prompts and completions, and what they are."""
+    """How a source names its prompts and completions, and their type."""
 
     name: str
     """``pairs``, ``implicit pairs``, ``demonstrations`` or ``unpaired``."""
@@ -58,7 +58,7 @@ class Form:
 
 @dataclass(kw_only=True, slots=True)
 class Examples:
-    """Rows of a source with their parts found; parallel lists, one entry a row."""
+    """Rows of a source, split into parts; parallel lists with one entry per row."""
 
     source_row: list[int]
     row: list[str]
@@ -84,7 +84,7 @@ def find_form(rows: pa.Table, named: Mapping[str, str]) -> Form:
         named: Columns the user named, by part.
 
     Raises:
-        SourceError: If the columns are of no form that this version knows.
+        SourceError: If the columns do not have a form that this version knows.
     """
     kinds = row_names(rows)
     if unknown := sorted(name for name in named.values() if name not in kinds):
@@ -134,10 +134,10 @@ def _value(rows: pa.Table, name: str, kind: str) -> str:
 
 
 def widened(form: Form, rows: pa.Table) -> Form:
-    """Return the form of a source with what only begins in a later batch of its rows.
+    """Return the form of a source with columns that only appear in a later batch of its rows.
 
     Raises:
-        SourceError: If labels begin there: the rows before would mean something else with them.
+        SourceError: If labels first appear there: they would change what earlier rows mean.
     """
     kinds = row_names(rows)
     if form.name == "demonstrations" and "label" in kinds:
@@ -151,7 +151,7 @@ def widened(form: Form, rows: pa.Table) -> Form:
 
 
 def read_examples(rows: pa.Table, form: Form) -> Examples:
-    """Return the rows with their parts found, each with the problem that makes it unusable.
+    """Return the rows split into parts, each with the problem that makes it unusable, if any.
 
     Args:
         rows: As `stores.sources.read_rows` yields them.
@@ -179,7 +179,7 @@ def read_examples(rows: pa.Table, form: Form) -> Examples:
 def _part(
     taken: pa.Table, part: str, name: str, form: Form, problem: list[str | None]
 ) -> list[object]:
-    """Return one part of every row; where it is not what it should be, say so in ``problem``."""
+    """Return one part of every row; if it is not as expected, describe that in ``problem``."""
     values = taken[f"value/{name}"]
     kinds = taken[f"type/{name}"].to_pylist()
     if part in ("label", "split", "weight"):
@@ -205,7 +205,7 @@ def _part(
 
 
 def _kind(kind: str | None) -> str:
-    """Return a JSON type as a person says it."""
+    """Return the everyday name of a JSON type."""
     if kind is None:
         return "nothing"
     known = {"BOOLEAN": "a boolean", "ARRAY": "a list", "OBJECT": "an object", "NULL": "null"}
@@ -213,7 +213,7 @@ def _kind(kind: str | None) -> str:
 
 
 def _messages(text: object, kind: str | None, part: str) -> Messages:
-    """Return a list of messages as transformers' chat templates want them."""
+    """Return a list of messages in the form that transformers' chat templates expect."""
     if kind == "VARCHAR":  # one turn, written as a text
         return [{"role": "user" if part == "prompt" else "assistant", "content": text}]
     if kind not in ("ARRAY", "OBJECT"):
@@ -237,7 +237,7 @@ def _messages(text: object, kind: str | None, part: str) -> Messages:
 def _assign(
     parts: Mapping[str, list[object]], form: Form, problem: list[str | None], num_rows: int
 ) -> tuple[list[object], list[object], list[object]]:
-    """Return prompts, chosen and rejected completions; None where a row has no such side."""
+    """Return prompts, chosen and rejected completions; None if a row lacks that side."""
     empty: list[object] = [None] * num_rows
     if form.name == "pairs":
         prompts = parts["prompt"] if "prompt" in parts else parts["conversation"]
@@ -261,7 +261,7 @@ def _assign(
 def _demonstrations(
     parts: Mapping[str, list[object]], problem: list[str | None]
 ) -> tuple[list[object], list[object]]:
-    """Return prompts and completions; a conversation alone is parted before its last turn."""
+    """Return prompts and completions; a single conversation is split before its last turn."""
     if "completion" in parts:
         return parts.get("prompt", parts.get("conversation", [])), parts["completion"]
     prompts: list[object] = []
@@ -278,10 +278,10 @@ def _demonstrations(
 def _shared_prompts(
     chosen: Iterable[object], rejected: Iterable[object], form: Form, problem: list[str | None]
 ) -> tuple[list[object], list[object], list[object]]:
-    """Part each two dialogues before their last assistant turn, which must be all they differ in.
+    """Split each two dialogues before their last assistant turn, the only turn that may differ.
 
-    A common prefix of characters would cut a completion in two wherever both happen to begin
-    alike; turns are what the two dialogues share.
+    A common prefix of characters would split a completion wherever both happen to begin alike;
+    the two dialogues share whole turns.
     """
     prompts: list[object] = []
     chosen_ends: list[object] = []

@@ -1,8 +1,8 @@
-"""The mismatched sequences on which ``kto`` estimates its KL: a prompt, another's completion.
+"""The mismatched sequences on which ``kto`` estimates its KL: a prompt with another's completion.
 
-Which pair gets which is a function of the version of the pair set alone: within a split, prompts
-are put in the order of their keys, and each pair takes the completion of a pair of the next prompt.
-They are written when they are first scored, as sequences like any others, and never change.
+Which pair gets which completion is a function of the version of the pair set alone: within a split,
+prompts are sorted by key, and each pair takes the completion of a pair of the next prompt. The
+sequences are written when they are first scored, like any others, and never change.
 
 Letters in shape comments: P pairs.
 """
@@ -31,7 +31,7 @@ CHUNK_PAIRS = 4096
 
 
 def fix_kl_pairs(store: Store, pair_set: PairSet) -> None:
-    """Write the mismatched sequences of a pair set, all at once, unless they are there.
+    """Write the mismatched sequences of a pair set, all at once, unless the store has them.
 
     Raises:
         PairSetError: If no split has two prompts.
@@ -96,8 +96,8 @@ def find_kl_keys(store: Store, pair_set: PairSet, pairs: TrainingPairs) -> tuple
 def next_prompts(prompt_keys: Keys, pair_keys: Keys) -> Indices:  # [P], [P] -> [P]
     """Return for each pair the number of the pair whose completion it takes; empty if none can.
 
-    The j-th pair of a prompt takes that of the j-th pair of the next prompt in key order, and
-    begins again where the next prompt has fewer; the last prompt's next is the first.
+    The j-th pair of a prompt takes that of the j-th pair of the next prompt in key order, starting
+    over if the next prompt has fewer pairs; after the last prompt comes the first.
     """
     order = np.lexsort((pair_keys, prompt_keys))
     _, starts, counts = np.unique(prompt_keys[order], return_index=True, return_counts=True)
@@ -118,7 +118,7 @@ def _rows(store: Store, pair_set: PairSet) -> pa.Table:
 
 
 def _matches(store: Store, pair_set: PairSet) -> Iterator[tuple[Keys, Keys, Keys]]:
-    """Yield pairs, a sequence with the prompt of each, and one with the completion it takes."""
+    """Yield pairs, and for each a sequence with its prompt and one with the completion it takes."""
     splits = pair_rows(store, pair_set, ["split"])["split"]
     for split in sorted(pc.unique(splits).to_pylist()):
         pairs = load_pairs(store, pair_set, split=split, sides="any")
@@ -127,7 +127,8 @@ def _matches(store: Store, pair_set: PairSet) -> Iterator[tuple[Keys, Keys, Keys
         other = next_prompts(_prompt_keys(store, pair_set, own), pairs.keys)
         if not len(other):
             continue
-        # Of two completions half of the pairs take the chosen one: by a bit of their own keys.
+        # If there are two completions, half of the pairs take the chosen one, by a bit of their
+        # keys.
         is_even = np.ascontiguousarray(pairs.keys).view(np.uint8).reshape(-1, 16)[:, 0] % 2 == 0
         takes_chosen = has_chosen[other] & (is_even | ~has_rejected[other])
         taken = np.where(takes_chosen, pairs.chosen_keys[other], pairs.rejected_keys[other])
@@ -143,7 +144,7 @@ def _prompt_keys(store: Store, pair_set: PairSet, sequence_keys: Keys) -> Keys:
 
 
 def _mixed(reader: RowReader, own: Keys, other: Keys, limit: int | None) -> list[Sequence]:
-    """Return the sequences of some prompts with other completions, cut to the limit if need be."""
+    """Return the sequences of some prompts with other completions, cut to the limit if needed."""
     prompts, completions = reader.rows(key_array(own)), reader.rows(key_array(other))
     mixed = []
     for row, number in enumerate(prompts["num_prompt_tokens"].to_pylist()):

@@ -64,7 +64,7 @@ def pair_sets(store: Store) -> list[PairSet]:
     return [described for _, described in sorted(found, key=lambda each: each[0])]
 
 
-# What is read of a pair set's settings here and there, and what it can be.
+# Fields of a pair set's settings that are read somewhere, and their types.
 _SETTINGS: dict[str, tuple[type, ...]] = {
     "max_length": (int, NoneType),
     "template_date": (str, NoneType),
@@ -74,7 +74,7 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
 
 
 def _check_settings(text: str, place: Path) -> None:
-    """Check the settings of a version before anybody relies on them.
+    """Check the settings of a version before they are used.
 
     Raises:
         StoreFormatError: If they are not a JSON object, or a field is of another type.
@@ -89,9 +89,9 @@ def _check_settings(text: str, place: Path) -> None:
 
 
 def time_of_version(store: Store, name: str) -> datetime:
-    """Return when a version that is made now was made: after all others of its name.
+    """Return the creation time of a version that is made now, after all others of its name.
 
-    A name means its newest version, also where a clock went back, or another host's is ahead.
+    A name means its newest version, even if a clock was set back or another host's is ahead.
     """
     others = [each.created_at for each in pair_sets(store) if each.name == name]
     now = datetime.now(UTC)

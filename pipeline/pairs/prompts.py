@@ -21,7 +21,7 @@ class Prompt:
     key: bytes
     ids: NDArray[np.int32]
     text: str | None
-    """As the source has it, messages as JSON; None where the source gave ids."""
+    """The text in the source, messages as JSON; None if the source gave ids."""
     form: str
     """``text`` or ``messages``; ``ids`` without text."""
 
@@ -32,7 +32,7 @@ class Prompt:
         return keys.canonical_json([{"role": "assistant", "content": text}])
 
     def text_key(self, text: str) -> bytes | None:
-        """Return the key of this prompt with a completion; None where there is no text."""
+        """Return the key of this prompt with a completion; None if it has no text."""
         if self.text is None:
             return None
         return keys.text_key(self.text, self.completion_text(text), self.form)
@@ -48,7 +48,7 @@ class Prompt:
 
 
 def prompts_of(store: Store, pair_set: PairSet, split: str) -> list[Prompt]:
-    """Return the prompts of a split, each once, in the order of their keys: as good as shuffled."""
+    """Return the prompts of a split, each once, in the order of their keys, which is random."""
     pairs = pair_rows(store, pair_set, ["chosen_key", "rejected_key"], split=split)
     wanted = pc.unique(pc.coalesce(pairs["chosen_key"], pairs["rejected_key"]))
     rows = store.read(

@@ -1,7 +1,7 @@
 """The pairs of one split as a training run needs them: keys, lengths and weights, loaded whole.
 
 Ids and scores stay on disk until their step comes. The pairs are sorted by key, so that nothing
-depends on how they are stored. Cost: some 100 bytes a pair. Nothing here imports torch.
+depends on how they are stored. Cost: some 100 bytes per pair. Nothing here imports torch.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from .pair_sets import PairSet, pair_rows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPairs:
-    """P pairs of one split, sorted by key. A completion of 0 tokens is not there."""
+    """P pairs of one split, sorted by key. A completion of 0 tokens means that there is none."""
 
     split: str
     keys: Keys  # [P]
@@ -123,13 +123,13 @@ def _splits(store: Store, pair_set: PairSet) -> str:
 
 
 def key_array(keys: Keys) -> pa.Array:
-    """Return keys as Arrow sees them, ``fixed_size_binary(16)`` [N]."""
+    """Return keys as an Arrow array, ``fixed_size_binary(16)`` [N]."""
     buffer = pa.py_buffer(np.ascontiguousarray(keys))
     return pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer])
 
 
 def sequence_places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:
-    """Return where the sequences of some pairs are among the keys of those that are known.
+    """Return the places of some pairs' sequences among the known keys.
 
     Raises:
         PairSetError: If one is not known: the pairs may come from elsewhere.
@@ -188,5 +188,5 @@ def _sorted_pairs(
 
 
 def _side_keys(column: pa.ChunkedArray) -> Keys:
-    """Return the keys of one side; empty where there is no completion."""
+    """Return the keys of one side; empty if a pair lacks that completion."""
     return to_keys(pc.fill_null(column, pa.scalar(bytes(KEY_BYTES), column.type)))

@@ -1,8 +1,8 @@
-"""Which pairs make which step, and how a step is cut: pure functions of keys, lengths and settings.
+"""Which pairs form which step, and how a step is cut: pure functions of keys, lengths and settings.
 
-The order of an epoch is a sort by a seeded mix of the pair keys, then neighbours are grouped by
+The order of an epoch is a sort by a seeded hash of the pair keys; then neighbours are grouped by
 length inside windows. Nothing depends on the order in which pairs are stored, on the number of
-processes, or on what ran before: the position in the data is the step number and nothing else.
+processes, or on what ran before: the position in the data is given by the step number alone.
 
 Letters in shape comments: P pairs, S steps, N pairs of a step.
 """
@@ -18,7 +18,7 @@ Hashes = NDArray[np.uint64]
 PairKeys = NDArray[np.bytes_]
 
 WINDOW_STEPS = 8
-"""Steps among which pairs are grouped by length: more is less padding and less mixing."""
+"""Steps among which pairs are grouped by length: more steps give less padding and less mixing."""
 
 
 def epoch_order(pair_keys: PairKeys, *, seed: int, epoch: int) -> Indices:  # [P] -> [P]
@@ -27,7 +27,7 @@ def epoch_order(pair_keys: PairKeys, *, seed: int, epoch: int) -> Indices:  # [P
     Args:
         pair_keys: Key of each pair, 16 bytes; all different.
         seed: Of the run.
-        epoch: From 0 on; each has an order of its own.
+        epoch: From 0 on; each epoch has an order of its own.
     """
     halves = np.ascontiguousarray(pair_keys).view(">u8").reshape(-1, 2).astype(np.uint64)
     start = _mix(_mix(np.array([seed], np.uint64)) + np.array([epoch], np.uint64))
@@ -62,7 +62,7 @@ def epoch_steps(
     windows = places // (window_steps * pairs_per_step)
     grouped = np.lexsort((places, num_tokens[order], windows))
     steps = grouped.reshape(num_steps, pairs_per_step)
-    # Short and long steps alternate as the mix has it: a step is where its first pair would be.
+    # Short and long steps alternate as the hash gives it: a step stands where its first pair would.
     turn = np.lexsort((steps.min(axis=1), windows[steps].min(axis=1)))
     return order[steps[turn]]
 
@@ -72,15 +72,15 @@ MIXED = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSizes:
-    """What a pair costs in a forward pass, for P pairs."""
+    """The size of each of P pairs in a forward pass."""
 
     num_rows: Indices  # [P]
-    """Rows of the pair: 1 where completions share their prompt's row, else one a completion."""
+    """Rows of the pair: 1 if completions share their prompt's row, else one per completion."""
     num_tokens: Indices  # [P]
     """Length of its longest row."""
     length_classes: Indices  # [P]
-    """Pairs of different classes never share a microbatch; ``MIXED`` are those whose completions
-    are computed differently by their length, and take a row and a pass each."""
+    """Pairs of different classes never share a microbatch. ``MIXED`` marks those whose completions
+    are computed differently because of their lengths; each completion takes a row and a pass."""
 
 
 def pair_sizes(
@@ -92,9 +92,9 @@ def pair_sizes(
     packed: bool,
     length_switch: LengthSwitch | None,
 ) -> PairSizes:
-    """Return the sizes of pairs; a completion of 0 tokens is not there.
+    """Return the sizes of pairs; a completion of 0 tokens means that there is none.
 
-    Mismatched sequences are passes of their own, one row a pair: they count where they are longer.
+    Mismatched sequences take passes of their own, one row per pair, and count if they are longer.
     """
     both = np.stack((num_chosen_tokens, num_rejected_tokens))
     num_completions = (both > 0).sum(axis=0)

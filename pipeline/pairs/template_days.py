@@ -1,8 +1,8 @@
-"""The day that a chat template is told, and what else a pair set's version is named by.
+"""The date given to a chat template, and what else names a version of a pair set.
 
-Templates of Llama 3.2 and others write the day. It is a part of such a version's spec: the one
-that was asked for, or that of the versions that are there, so that adding on another day finds
-what is known and gives old rows their old ids; the first version is of the day it is made on.
+Templates of Llama 3.2 and others write the date. It is part of such a version's spec: the date
+asked for, or that of the existing versions, so that adding on another day finds the known version
+and gives old rows their old ids. The first version has the date on which it is made.
 """
 
 import json
@@ -21,7 +21,7 @@ from .tokenization import TokenizerSpec
 
 DAY = "template_date"
 AGAIN = {"ids": "with options of the tokenizer"}
-"""What marks a version whose former one has ids that its tokenizer does not give."""
+"""Marks a version that replaces a former one with ids that its tokenizer does not give."""
 
 
 def settled_spec(
@@ -31,17 +31,17 @@ def settled_spec(
     tokenizer: TokenizerSpec,
     has_messages: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Return a pair set's spec with the day of its template, where that has one.
+    """Return a pair set's spec with the date given to its template, if that asks for one.
 
     Args:
         store: Holds the versions that were made before.
         spec: All else that names the version.
-        settings: What was asked for.
-        tokenizer: Its spec.
-        has_messages: Whether the data holds messages; asked only where nothing else tells.
+        settings: The settings of the new version.
+        tokenizer: The spec of its tokenizer.
+        has_messages: Whether the data holds messages; called only if nothing else decides.
 
     Raises:
-        ValueError: If a day was asked for and nothing depends on it.
+        ValueError: If a date was given and nothing depends on it.
     """
     known = [each for each in pair_sets(store) if each.name == spec["name"]]
     same = [each for each in known if _without_day(each) == spec]
@@ -68,7 +68,7 @@ def settled_spec(
 
 
 def template_day(found: PairSet) -> date:
-    """Return the day that templates are told for the texts of a version: that of its own."""
+    """Return the date given to templates for the texts of a version: that of the version."""
     day = json.loads(found.settings).get(DAY)
     return found.created_at.date() if day is None else date.fromisoformat(day)
 
@@ -84,7 +84,7 @@ def _is_alike(found: PairSet, spec: Mapping[str, Any]) -> bool:
 
 
 def _day(store: Store, found: PairSet, settings: AddSettings) -> date | None:
-    """Return the day that a version was made with; None, and said once, if nobody can tell."""
+    """Return the date that a version was made with; None if unknown, which is said once."""
     kept = json.loads(found.settings).get(DAY)
     if kept is not None:
         return date.fromisoformat(kept)
@@ -101,7 +101,7 @@ def _day(store: Store, found: PairSet, settings: AddSettings) -> date | None:
 def _made_right(
     store: Store, spec: Mapping[str, Any], same: list[PairSet], settings: AddSettings
 ) -> dict[str, Any]:
-    """Return the spec, marked where the version of that name has other ids than it says."""
+    """Return the spec, marked if the existing version of that name has wrong ids."""
     former = [each for each in same if each.fingerprint == fingerprint(spec)]
     if not former or ids_are_right(store, former[0], settings.tokenizer):
         return dict(spec)

@@ -1,10 +1,10 @@
 """Turn texts and messages into token ids, by one rule for policy and reference.
 
-Prompt and completion are tokenised apart. A beginning-of-sequence token is there if the tokenizer
-adds one to the prompt, and if the prompt has no ids at all; the end-of-sequence token is appended
-to a text unless it is there, and stands in messages as the chat template has it (the generation
-prompt belongs to the prompt). A template that asks for the day is given one: the same messages are
-the same ids on every day.
+Prompt and completion are tokenised separately. A sequence has a beginning-of-sequence token if the
+tokenizer adds one to the prompt, or if the prompt has no ids at all. The end-of-sequence token is
+appended to a text that lacks it; in messages it is where the chat template puts it (the generation
+prompt belongs to the prompt). A template that asks for the date is given a fixed one, so that the
+same messages have the same ids on every day.
 """
 
 import json
@@ -32,14 +32,14 @@ TOKENIZER_FILES = (
     "chat_template.jinja", "chat_template.json", "config.json",
 )  # fmt: skip
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-"""Endings of files beside a tokenizer that it is never read from."""
+"""Endings of files in a tokenizer's folder that it is never read from."""
 _ASKS_FOR_DAY = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
 MERGE_WINDOW = 32  # characters looked at on each side of the boundary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerSpec:
-    """What ids depend on. Two folders of one tokenizer, however they were saved, agree in it."""
+    """What ids depend on. Two folders of one tokenizer agree in it, however they were saved."""
 
     vocabulary: str
     """Hash of every token and its id."""
@@ -57,7 +57,7 @@ class TokenizerSpec:
     """Hash of the chat template. Only data of messages depends on it."""
 
     is_dated: bool = False
-    """Whether the chat template asks for the day."""
+    """Whether the chat template asks for the date."""
 
     @property
     def fingerprint(self) -> str:
@@ -100,8 +100,8 @@ def check_tokenizer(
 
     Args:
         folder: The model's.
-        own: Of its tokenizer.
-        pair_set: What a person calls the pair set.
+        own: The spec of its tokenizer.
+        pair_set: Name of the pair set, for the message.
         theirs: The spec of the pair set's tokenizer.
         template: Hash of the chat template that its messages were rendered with; None for texts.
 
@@ -137,9 +137,9 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def file_states(folder: Path) -> list[list[object]]:
     """Return name, size, times of change and inode of each file that a tokenizer may be read from.
 
-    That is any file but weights: each class of tokenizers has names of its own for its files.
+    That is any file except weights: each class of tokenizers has its own names for its files.
     """
-    tokenizer_files(folder)  # says so if there is none
+    tokenizer_files(folder)  # raises if there is none
     files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
     kept = sorted(path for path in files if path.suffix not in WEIGHTS and path.is_file())
     stats = [(str(path.relative_to(folder)), path.stat()) for path in kept]
@@ -150,14 +150,14 @@ def file_states(folder: Path) -> list[list[object]]:
 
 
 class Tokenizer:
-    """A tokenizer of transformers, behind the rule above."""
+    """A tokenizer of transformers that follows the rule above."""
 
     def __init__(self, folder: Path, day: date | None = None) -> None:
         """Load the tokenizer in ``folder``; nothing is fetched and no code in it is run.
 
         Args:
-            folder: The tokenizer's, or a model's with one.
-            day: What a chat template that asks is told; None tells it today's.
+            folder: Folder of the tokenizer, or of a model with one.
+            day: Date given to a chat template that asks; None for today.
 
         Raises:
             ModelError: If the folder holds no tokenizer, or one that needs its own code.
@@ -187,14 +187,14 @@ class Tokenizer:
             )
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each prompt, a text, with what the tokenizer puts before it."""
+        """Return the ids of each prompt, a text, with the tokens that the tokenizer prepends."""
         encoded = self._encode(prompts, special=True)
         if self._adds_eos:
             encoded = [ids[:-1] for ids in encoded]
         return [ids or self._first_ids() for ids in encoded]
 
     def completion_ids(self, completions: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each completion, a text, with the end-of-sequence token behind it."""
+        """Return the ids of each completion, a text, followed by the end-of-sequence token."""
         eos = cast(int, self.eos_token_id)
         encoded = self._encode(completions, special=False)
         return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in encoded]
@@ -213,7 +213,7 @@ class Tokenizer:
         """Return prompt and completion, lists of messages, as the chat template writes them.
 
         Raises:
-            ValueError: If the template writes the prompt otherwise when a completion follows, or
+            ValueError: If the template writes the prompt differently when a completion follows, or
                 refuses the messages.
         """
         if self._tokenizer.chat_template is None:
@@ -240,7 +240,7 @@ class Tokenizer:
     def merges(self, prompts: Sequence[str], completions: Sequence[str]) -> list[bool]:
         """Return whether joint tokenisation would merge across each boundary.
 
-        Looked at through a window around the boundary: merges reach no further than a word.
+        Only a window around the boundary is examined, because merges do not cross words.
         """
         tails = [_tail(prompt) for prompt in prompts]
         heads = [_head(completion) for completion in completions]
@@ -253,7 +253,7 @@ class Tokenizer:
         ]
 
     def vocabulary(self) -> tuple[list[int], list[bytes], list[bool]]:
-        """Return ids, the bytes each stands for in a text, and which are control tokens."""
+        """Return all ids, the bytes that each stands for in a text, and whether each is special."""
         special = set(self._tokenizer.all_special_ids)
         to_bytes = _byte_level_decoder() if self._is_byte_level() else None
         entries = sorted((i, token) for token, i in self._tokenizer.get_vocab().items())
@@ -266,17 +266,17 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         if self._backend is None:
             return [self._tokenizer.encode(text, add_special_tokens=special) for text in texts]
-        # Without offsets and masks, and without Python in between: twice as fast.
+        # This is twice as fast: it computes no offsets and masks, and runs no Python in between.
         batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in batch]
 
     def _first_ids(self) -> list[int]:
-        """Return what stands in for an empty prompt: the first token needs a position before it."""
+        """Return the ids for an empty prompt, since the first token needs a position before it."""
         first = self.bos_token_id if self.bos_token_id is not None else self.eos_token_id
         return [cast(int, first)]
 
     def special_tokens(self) -> list[str]:
-        """Return the contents of added tokens that options may have split where a text has them."""
+        """Return the contents of added tokens, which options may split if a text contains them."""
         added = self._tokenizer.added_tokens_decoder.values()
         return sorted({each.content for each in added if each.content})
 
@@ -292,10 +292,10 @@ class Tokenizer:
         )
 
     def _algorithm(self) -> dict[str, Any]:
-        """Return all that ids depend on beside the vocabulary; options at their default add none.
+        """Return all that ids depend on besides the vocabulary and options with default values.
 
-        The file of a fast tokenizer holds everything but one option of its backend. A slow one is
-        its class, its files and the options that it was made with.
+        The file of a fast tokenizer holds everything except one option of its backend. A slow
+        tokenizer is described by its class, its files and the options that it was made with.
         """
         if self._backend is None:
             return _slow_algorithm(self._tokenizer, self._folder)
@@ -314,7 +314,7 @@ class Tokenizer:
 
 @contextmanager
 def clear_tokenizer_errors(folder: Path) -> Iterator[None]:
-    """Turn what transformers and tokenizers raise of a tokenizer's files into a line.
+    """Turn errors that transformers and tokenizers raise about a tokenizer's files into one line.
 
     Raises:
         ModelError: If they raise.
@@ -326,8 +326,8 @@ def clear_tokenizer_errors(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError) as error:
         raise ModelError(_unreadable(folder, error)) from error
     except BaseException as error:
-        # What is written in Rust raises errors without a class of their own, and panics; a
-        # configuration that is refused is an error of a library that transformers uses.
+        # Rust code raises errors without a class of their own, and panics; a refused configuration
+        # is an error of a library that transformers uses.
         told = type(error).__module__ in ("pyo3_runtime", "huggingface_hub.errors")
         if type(error) is not Exception and not told:
             raise
@@ -340,14 +340,14 @@ def _unreadable(folder: Path, error: BaseException) -> str:
 
 
 def template_on(tokenizer: Any, day: date | None) -> str | None:
-    """Return a tokenizer's chat template as it reads on a day; None if it asks for none.
+    """Return a tokenizer's chat template with a date filled in; None if it asks for none.
 
     Args:
-        tokenizer: Of transformers, with a template.
-        day: None for today.
+        tokenizer: A tokenizer of transformers, with a template.
+        day: The date; None for today.
 
     Raises:
-        ModelError: If it asks for the day in a form that is not written out in it.
+        ModelError: If the template does not spell out the form in which it asks for the date.
     """
     template: str = tokenizer.get_chat_template()
     if "strftime_now" not in template:
@@ -365,8 +365,8 @@ def template_on(tokenizer: Any, day: date | None) -> str | None:
 def template_hash(tokenizer: Any) -> str:
     """Return the hash of a chat template and of the tokens that it writes by name.
 
-    Two of them are in a tokenizer's spec by their ids: where the template names no other, it is
-    the template's hash alone.
+    Two of these tokens are in a tokenizer's spec by their ids: if the template names no others, the
+    result is the template's hash alone.
     """
     template = tokenizer.chat_template
     text = json.dumps(template)
@@ -379,7 +379,7 @@ def template_hash(tokenizer: Any) -> str:
 
 
 def _slow_algorithm(tokenizer: Any, folder: Path) -> dict[str, Any]:
-    """Return what the ids of a tokenizer without a backend of its own depend on."""
+    """Return what the ids of a tokenizer without a fast backend depend on."""
     places = {*tokenizer.vocab_files_names, "name_or_path", "special_tokens_map_file"}
     files = [folder / name for name in tokenizer.vocab_files_names.values()]
     options = {
@@ -404,14 +404,14 @@ def _hash(value: object) -> str:
 
 
 def _tail(text: str) -> str:
-    """Return the end of ``text``, from a space on if there is one near."""
+    """Return the end of ``text``, starting at a space if there is one nearby."""
     window = text[-2 * MERGE_WINDOW :]
     space = window.rfind(" ", 0, MERGE_WINDOW) if len(text) > len(window) else -1
     return window[space:] if space >= 0 else window
 
 
 def _head(text: str) -> str:
-    """Return the beginning of ``text``, up to a space if there is one near."""
+    """Return the beginning of ``text``, up to a space if there is one nearby."""
     window = text[: 2 * MERGE_WINDOW]
     space = window.find(" ", MERGE_WINDOW) if len(text) > len(window) else -1
     return window[:space] if space >= 0 else window

@@ -1,8 +1,8 @@
-"""Name a source of rewards by all that they depend on, and hold former ones against that.
+"""Name a source of rewards by all that they depend on, and check former rewards against it.
 
 A former version of offpref named the rewards of a model without the token that it pads with, the
-day that its template wrote, and its own code. Some of the rewards are computed again: they are this
-model's if they differ by rounding. That is looked at once.
+date that its template wrote, and its own code. Some of the rewards are computed again: they belong
+to this model if they differ by rounding only. This is checked once.
 """
 
 import json

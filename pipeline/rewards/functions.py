@@ -1,4 +1,4 @@
-"""Rewards from outside the store: a Python function of the user's, or a file computed elsewhere."""
+"""Rewards from outside the store: a user's Python function, or a file computed elsewhere."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -34,9 +34,9 @@ class FunctionRewards(TextRewards):
         self.name = str(settings.function)
 
     def details(self) -> dict[str, object]:
-        """Return the function's name and the hash of the file it stands in, and of its own imports.
+        """Return the function's name and the hashes of its file and of its own imports.
 
-        What a library does, and what the function reads when it is called, is not in it.
+        They do not cover libraries, nor what the function reads when it is called.
         """
         own: dict[str, object] = {
             "function": self.settings.function,

@@ -1,4 +1,4 @@
-"""The margin rewards of a run: what other objectives say of its pairs' completions.
+"""The margin rewards of a run: the rewards of its pairs' completions for other objectives.
 
 An objective's rewards lie in the store's table ``rewards``, given to a text, a sequence, or a side
 of a pair; the nearest to the pair counts. ``NAME`` means the only source of that objective's

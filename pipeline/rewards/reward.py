@@ -74,7 +74,7 @@ def plan_reward(store: Store, settings: RewardSettings) -> RewardPlan:
 
     Raises:
         PairSetError: If the store has no such pair set, or its data no such column.
-        ModelError: If the model is missing or no reward model, or scores it needs are missing.
+        ModelError: If the model is missing or not a reward model, or scores it needs are missing.
         SourceError: If the file cannot be read or names nothing of the pair set.
         ValueError: If the function cannot be found.
     """

@@ -47,7 +47,7 @@ class RewardSource(ABC):
     """What all sources have in common."""
 
     name = ""
-    """What a person calls it."""
+    """Its name, for a person."""
 
     def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
         self.store, self.settings, self.pair_set = store, settings, pair_set
@@ -120,7 +120,7 @@ class BrevityRewards(RewardSource):
 
 
 class ColumnRewards(RewardSource):
-    """Numbers in two columns of the data: one a side of each pair."""
+    """Numbers in two columns of the data, one for each side of a pair."""
 
     def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
         super().__init__(store, settings, pair_set)
@@ -156,7 +156,7 @@ class ColumnRewards(RewardSource):
         }
 
     def subjects(self) -> Mapping[str, Keys]:
-        """Return the pairs, once a side; those without a number are left out."""
+        """Return the pairs, once per side; those without a number are left out."""
         return {side: self._keys for side in self._values}
 
     def rewards(self, subject: str, keys: Keys, progress: Progress) -> Iterator[Rewards]:

@@ -125,7 +125,7 @@ class TextReader:
 
 
 def padded(texts: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:  # [B, L] each
-    """Return texts as ids padded on the right, and the mask of what is no padding."""
+    """Return texts as ids padded on the right, and the mask of all other ids."""
     rows = torch.full((len(texts), max(map(len, texts))), padding, dtype=torch.int64)
     mask = torch.zeros_like(rows)
     for i, each in enumerate(texts):

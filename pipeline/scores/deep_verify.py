@@ -1,9 +1,8 @@
-"""Recompute stored log-probs from stored hidden states: one look at weights, head, offsets, order.
+"""Recompute stored log-probs from stored hidden states, which checks weights, head, offsets, order.
 
-A row of tier ``hidden`` with the reference's head gives every log-prob again. Where they differ
-from tier ``logps`` by more than rounding, one of them is not what it says, though every byte may be
-as it was written: hidden states of another model or sequence, a head without its softcap, a place
-off by one.
+A row of tier ``hidden`` with the reference's head gives every log-prob again. If they differ from
+tier ``logps`` by more than rounding, one of them is wrong, although every byte may be as it was
+written: hidden states of another model or sequence, a head without its softcap, an offset by one.
 """
 
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class DeepVerified:
     """Rows of tier ``hidden`` that were looked at."""
     num_tokens: int
     largest_difference: float
-    """Of a token, in nats."""
+    """Largest difference of a token's log-prob, in nats."""
     problems: list[str]
     """One line each."""
 

@@ -1,6 +1,6 @@
 """What scoring would cost, said before anything is written.
 
-Rows and tokens are counted; bytes and time a token are measured on a few batches of the data.
+Rows and tokens are counted; bytes and time per token are measured on a few batches of the data.
 """
 
 import shutil
@@ -35,9 +35,9 @@ class TierCost:
     num_tokens: int = 0
     """Their completion tokens."""
     num_bytes: int = 0
-    """What it would take on disk, its part of the output head included."""
+    """Bytes that it would take on disk, its part of the output head included."""
     seconds: float = 0.0
-    """What computing and writing it alone would take."""
+    """Time to compute and write it alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class DryRun:
 
     costs: tuple[TierCost, ...]
     seconds: float
-    """What it would take: one forward pass gives all tiers."""
+    """Time that it would take: one forward pass gives all tiers."""
     num_bytes: int
     num_free_bytes: int
     """Bytes that the store's file system has left."""
@@ -66,7 +66,7 @@ def estimate(scorer: "Scorer", store: Store, is_complete: bool) -> DryRun:
         is_complete: Whether all sequences are in the store.
 
     Raises:
-        PairSetError: If they are not, so that nobody knows.
+        PairSetError: If they are not, so that the cost is unknown.
     """
     if not is_complete:
         raise PairSetError(

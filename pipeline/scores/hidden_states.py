@@ -1,7 +1,7 @@
-"""Hidden states of the store as tensors: bytes in, a buffer that the accelerator can read out.
+"""Read stored hidden states as tensors, in a buffer that the accelerator can read.
 
-A row lies in a row group of its own, is read from the mapped file by one of a few threads, and is
-copied once, to its place in the batch's buffer: page-locked memory where the batch goes to a GPU.
+A row has a row group of its own, is read from the mapped file by one of a few threads, and is
+copied once, to its place in the batch's buffer: page-locked memory if the batch goes to a GPU.
 
 Letters in shape comments: T completion tokens, H hidden size.
 """
@@ -103,7 +103,7 @@ class HiddenReader:
 def _buffer(shape: tuple[int, int], dtype: torch.dtype, *, is_pinned: bool) -> Tensor:
     """Return memory for hidden states, outside of the heap that the training step uses.
 
-    Buffers live for several steps: among a step's tensors they would leave holes.
+    Buffers live for several steps; among a step's tensors they would leave holes in the heap.
     """
     if is_pinned:
         return torch.empty(shape, dtype=dtype, pin_memory=True)

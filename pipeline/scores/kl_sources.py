@@ -1,4 +1,4 @@
-"""What a run takes its KLs against: tier ``hidden`` or ``topk`` of its reference.
+"""Where a run's KLs come from: tier ``hidden`` or ``topk`` of its reference.
 
 Nothing here imports torch.
 """
@@ -26,15 +26,15 @@ def find_kl_source(
     kl_tier: str | None,
     why: str,
 ) -> KlSource:
-    """Return the tier that a run's KLs come from: the one asked for, else the best that is there.
+    """Return the tier that a run's KLs come from: the one asked for, else the best available.
 
     Args:
         store: The store.
-        request: What decided on the reference.
+        request: The request that chose the reference.
         reference: The reference.
-        pairs: Of every split that the run reads.
+        pairs: The pairs of every split that the run reads.
         kl_tier: ``hidden`` or ``topk``; None for either.
-        why: Who needs it, for the message.
+        why: What needs the tier, for the message.
 
     Raises:
         PairSetError: If no tier has all the sequences; the message names the command that helps.
@@ -59,7 +59,7 @@ def find_kl_source(
 def stored_tier(store: Store, scorer: str, name: str, sequence_keys: Keys) -> tuple[Tier, int]:
     """Return a tier of a scorer and how many of some sequences it lacks.
 
-    Of several k it is the largest that lacks nothing, or else the one that lacks least.
+    With several k, it is the largest one that lacks nothing, or else the one that lacks least.
 
     Args:
         store: The store.
@@ -81,7 +81,7 @@ def stored_tier(store: Store, scorer: str, name: str, sequence_keys: Keys) -> tu
 
 
 def _scored_keys(pairs: Sequence[TrainingPairs]) -> Keys:
-    """Return the sequences whose KLs are taken: no mismatched ones."""
+    """Return the sequences whose KLs are computed; mismatched ones are left out."""
     keys = []
     for each in pairs:
         keys += [each.chosen_keys[each.num_chosen_tokens > 0]]

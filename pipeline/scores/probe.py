@@ -1,4 +1,4 @@
-"""What a tier costs a token, measured on a few batches.
+"""The cost of a tier per token, measured on a few batches.
 
 The probe's scores are written as a store would write them, into a folder that is deleted again.
 """
@@ -26,7 +26,7 @@ class Probe:
 
     bytes_per_token: dict[Tier, float]
     seconds_per_token: dict[Tier, float]
-    """Of a token that goes through the model: computing and writing one tier alone."""
+    """Time per token that goes through the model, to compute and write one tier alone."""
     all_seconds_per_token: float
     """The same for all tiers in one pass."""
 
@@ -34,7 +34,7 @@ class Probe:
 def measure(
     model: "ScoringModel", batches: Sequence["PackedBatch"], tiers: Sequence[Tier]
 ) -> Probe:
-    """Return what the tiers cost a token, on some batches.
+    """Return the cost of the tiers per token, on some batches.
 
     Args:
         model: The reference, loaded.

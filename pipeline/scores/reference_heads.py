@@ -1,4 +1,4 @@
-"""A reference's output head on its way into the store and back: a safetensors file, kept once.
+"""Write and read a reference's output head: a safetensors file, stored once.
 
 With the hidden states of tier ``hidden`` it gives the reference's whole distribution. The file
 holds ``weight`` and ``bias`` in the reference's own dtype, and beside them, as one JSON text,
@@ -27,7 +27,7 @@ _METADATA = "head"  # one entry only: safetensors writes several in no fixed ord
 
 
 def head_content(head: OutputHead) -> bytes:
-    """Return the file of a head; where it is split over processes all of them must ask."""
+    """Return the file of a head; if it is split over processes, all of them must call this."""
     tensors = {"weight": _whole(head.weight)}
     if head.bias is not None:
         tensors["bias"] = _whole(head.bias)
@@ -38,7 +38,7 @@ def head_content(head: OutputHead) -> bytes:
 def read_head(store: Store, scorer: str, device: torch.device | str = "cpu") -> OutputHead:
     """Return the head of a scorer.
 
-    Its bytes are held against its commit before they are used.
+    Its bytes are checked against its commit before they are used.
 
     Raises:
         ShardMissingError: If the store has none.
@@ -69,9 +69,9 @@ def read_head(store: Store, scorer: str, device: torch.device | str = "cpu") -> 
 
 
 def shared_head(stored: OutputHead, policy: OutputHead) -> OutputHead:
-    """Return the policy's own head where it is frozen and equal to the stored one, to the bit.
+    """Return the policy's own head if it is frozen and equal to the stored one, to the bit.
 
-    That is so under LoRA: then one copy is enough, and one product serves policy and reference.
+    This is the case under LoRA: then one copy and one product serve both policy and reference.
     """
     same = (
         type(policy.weight) in (Tensor, torch.nn.Parameter)  # not split over processes

@@ -1,7 +1,7 @@
-"""Which reference a run means, and whether it has scored what the run needs.
+"""Find the reference of a run, and check that it has scored what the run needs.
 
 A reference is named by its folder or by its scorer fingerprint; without a name it is the policy
-itself, or else the only scorer that has scored all the pairs. It is never loaded: its scores lie
+itself, or else the only scorer that has scored all the pairs. It is never loaded: its scores are
 in the store. Nothing here imports torch.
 """
 
@@ -35,7 +35,7 @@ class ReferenceScorer:
 
     fingerprint: str
     name: str | None
-    """What a person calls it; None if no folder that was called so holds its weights now."""
+    """Its name; None if no folder of that name holds its weights now."""
     precision: str
     is_policy: bool
     """Whether its weights are those that the policy starts from."""
@@ -46,7 +46,7 @@ class ReferenceScorer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceRequest:
-    """What decides which reference is meant."""
+    """The data that determines which reference is meant."""
 
     named: str | None
     """Folder or beginning of a fingerprint; None for the default."""
@@ -80,7 +80,7 @@ def reference_digest(store: Store, scorer: str, sequence_keys: Keys, tier: Tier 
 
 
 def find_reference(store: Store, request: ReferenceRequest) -> ReferenceScorer:
-    """Return the reference that a run means, complete and of its precision.
+    """Return the reference of a run, with complete scores in the run's precision.
 
     Raises:
         PairSetError: If none is meant, several are, scores are missing, or they are of another
@@ -160,13 +160,13 @@ def _default(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -
 
 
 def _scorers(store: Store) -> dict[str, Any]:
-    """Return the spec of each scorer that has left scores of which it is known whose they are."""
+    """Return the spec of each scorer with scores in the store whose origin is known."""
     found = {}
     for fingerprint in store.partitions(LOGPS.name):
         try:
             spec = store.read_spec(fingerprint)
         except StoreNotFoundError:
-            continue  # scores without a spec cannot be told apart, so nobody can mean them
+            continue  # scores without a spec cannot be identified, so no name can refer to them
         if is_ambiguous(spec, store):
             say_once(store, fingerprint, former_message(fingerprint))
         else:

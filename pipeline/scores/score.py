@@ -1,4 +1,4 @@
-"""Stage one: write what the reference says of every sequence of a pair set, once.
+"""Stage one: write the reference's scores of every sequence of a pair set, once.
 
 Only sequences that this scorer has not scored are computed; if there are none, no model is loaded,
 and neither torch nor transformers is imported. Scores are committed as they come, so if a run
@@ -52,7 +52,7 @@ class ScoreSummary:
     num_tokens: int
     """Tokens of the new sequences, prompts counted for each."""
     num_computed_tokens: int
-    """Tokens that went through the model: prompts once a row, without padding."""
+    """Tokens that went through the model: each prompt once per row, without padding."""
     seconds: float
     num_bytes: int
     """Bytes written."""
@@ -63,13 +63,13 @@ class ScoreSummary:
 
     @property
     def num_cached(self) -> int:
-        """Sequences whose scores were there, or came from another worker meanwhile."""
+        """Sequences whose scores existed, or came from another worker meanwhile."""
         return self.num_sequences - self.num_new
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScorePlan:
-    """What a reference shall score, and who will."""
+    """What a reference is to score, and the scorer that will do it."""
 
     store: Store
     settings: ScoreSettings
@@ -136,13 +136,13 @@ def plan_score(
     *,
     is_dry_run: bool = False,
 ) -> ScorePlan:
-    """Return what will be scored by whom; no model is loaded, and nothing is written.
+    """Return the plan of a scoring run; no model is loaded, and nothing is written.
 
     Args:
-        store: With the pair set, or where the data goes.
+        store: The store with the pair set, or to which the data is added.
         settings: What is scored, by which model, and how.
-        progress: Told of every batch.
-        is_dry_run: Whether nothing shall be added.
+        progress: It is told of every batch.
+        is_dry_run: If true, no data is added.
 
     Raises:
         ValueError: If a setting has no effect.

@@ -1,7 +1,7 @@
 """Compute and commit the scores that are missing: the part of stage one that needs torch.
 
-Reading ids, computing and committing overlap; what is computed is kept on Ctrl-C, and what was
-committed on kill -9.
+Reading ids, computing and committing overlap. On Ctrl-C the computed scores are kept, and on
+kill -9 the committed ones.
 """
 
 import random
@@ -111,20 +111,20 @@ class Scorer:
             with clear_memory_errors(said):
                 self._rounds()
         finally:
-            # Ctrl-C as well: what is computed is kept.
+            # On Ctrl-C as well, the computed scores are kept.
             try:
                 self._flush()
             finally:
                 self.writer.close()
 
     def _remove_damaged(self) -> None:
-        """Let go of this scorer's damaged shards of the wanted tiers: their rows are missing."""
+        """Remove this scorer's damaged shards of the wanted tiers, whose rows are then missing."""
         names = {tier.name for tier in self.tiers}
         if damaged := damaged_shards(self._store, sorted(names), self.fingerprint):
             num_rows = sum(shard.num_rows for shard in damaged)
             self._progress.note(
                 f"{len(damaged):,} damaged shards of this scorer, {num_rows:,} rows, were removed:"
-                " what is asked for of them is scored again"
+                " the rows asked for are scored again"
             )
             remove_shards(self._store, damaged)
 
@@ -179,8 +179,8 @@ class Scorer:
     def _round(self, missing: list[bytes]) -> None:
         """Score what is missing now, window by window from this worker's start on.
 
-        Ends early where another worker has been: two that went on together would do the same
-        work from there on, so this one begins elsewhere.
+        It ends early where another worker has already been: two workers that continued together
+        would do the same work from there on, so this one starts elsewhere.
         """
         todo = self._described(missing)
         order = key_order(
@@ -277,7 +277,7 @@ class Scorer:
                 yield self._collated(fill_rows(plan, batch, sequences), keys, is_kept=is_kept)
 
     def _collated(self, rows: list[PackedRow], keys: list[bytes], *, is_kept: bool) -> "_Batch":
-        """Make the tensors of some rows; ``keys`` is indexed by their sequences' numbers."""
+        """Return the tensors of some rows; ``keys`` is indexed by their sequences' numbers."""
         model = self._loaded()
         packed = model.collate(rows)
         return _Batch(

@@ -1,4 +1,4 @@
-"""What a forward pass says of some sequences becomes rows of the tiers' tables.
+"""Turn the results of a forward pass into rows of the tiers' tables.
 
 Letters in shape comments: T completion tokens, H hidden size, k most likely tokens.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offpref.pipeline.models.scoring_model import TokenScores
 
 TokenRows: TypeAlias = tuple[NDArray[Any], ...]
-"""What a tier keeps of some tokens: arrays [T, ...], one a column of the table."""
+"""What a tier keeps of some tokens: arrays [T, ...], one per column of the table."""
 
 
 def wanted_fields(tiers: Iterable[Tier]) -> tuple[tuple[str, ...], int | None]:

@@ -1,4 +1,4 @@
-"""The tiers of reference scores: how much is kept of what a reference says of each token.
+"""The tiers of reference scores: how much of a reference's distribution is kept for each token.
 
 ``logps`` is the log-prob of the token itself, ``topk`` the k most likely tokens and the mass of the
 rest, ``hidden`` the input of the output head, which gives the whole distribution back. Nothing here
@@ -16,13 +16,13 @@ from offpref.stores.schema import HIDDEN, LOGPS, TOPK
 
 TIER_NAMES = (LOGPS.name, TOPK.name, HIDDEN.name)
 KL_TIERS = (HIDDEN.name, TOPK.name)
-"""Tiers that KLs can be taken against, the better one first."""
+"""Tiers that KLs can be computed from, the better one first."""
 DEFAULT_TOP_K = 64
 
 ROW_BYTES = 64
-"""About what a row costs beside its values: keys, hashes, offsets."""
+"""Approximate bytes of a row besides its values: keys, hashes, offsets."""
 GROUP_BYTES = 2400
-"""About what a row costs that is a row group of its own."""
+"""Approximate bytes of a row that has a row group of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +83,7 @@ def check_disk(folder: Path, num_bytes: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KlSource:
-    """What a run takes its KLs against."""
+    """The tier that a run's KLs come from."""
 
     tier: Tier
 
@@ -94,7 +94,7 @@ class KlSource:
 
     @property
     def metric(self) -> str:
-        """Beginning of the metric's name of a forward KL: a bound is never called a KL."""
+        """Prefix of a forward KL's metric name: a bound is never called a KL."""
         return "forward_kl" if self.label == "exact" else "forward_kl_bound"
 
     def __str__(self) -> str:

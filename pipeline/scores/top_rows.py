@@ -45,11 +45,11 @@ class TopRows:
     tail_logps: list[NDArray[np.float32]]
 
     def lists(self) -> list[tuple[list[NDArray[Any]], int]]:
-        """Return each field with how many of its values a token has."""
+        """Return each field with its number of values per token."""
         return [(self.ids, self.k), (self.logps, self.k), (self.tail_logps, 1)]
 
     def reference(self, sequences: list[int], vocab_size: int) -> TopKReference:
-        """Return the rows of some sequences, one after the other, as kernels take them.
+        """Return the rows of some sequences, concatenated, as kernels take them.
 
         Args:
             sequences: Numbers of the sequences.

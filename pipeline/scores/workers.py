@@ -1,8 +1,8 @@
 """Share the scoring of one pair set among any number of processes, without a lock.
 
 Every worker walks the same circle of sequences, windows in the order of their keys and batches by
-length inside a window, from its own starting point on. It looks at the store's commits as it goes,
-and where another has been, it begins elsewhere among what is left. So at most one commit interval
+length inside a window, from its own starting point on. It looks at the store's commits meanwhile,
+and where another has been, it continues elsewhere in the rest. So at most one commit interval
 is ever computed twice. Under ``--shard-model`` the workers of torchrun hold one model together, and
 walk in step instead.
 """
@@ -29,7 +29,7 @@ class Worker:
     """Which one this is, from 0 on."""
 
     world_size: int
-    """How many there are, as torchrun says; others that it does not know of do no harm."""
+    """Their number, as torchrun says; workers that torchrun does not know of do no harm."""
 
     is_sharded: bool = False
     """Whether they hold one model together, and have to walk in step."""
@@ -54,13 +54,13 @@ class Worker:
         import torch.distributed as dist
 
         box = [value]
-        dist.broadcast_object_list(box, src=0)  # a device sync, once a window
+        dist.broadcast_object_list(box, src=0)  # a device sync, once per window
         return box[0]
 
     def share(self, batches: list[Order]) -> list[tuple[Order, bool]]:
         """Return this rank's batches, and of each whether its scores are to be kept.
 
-        Ranks of a sharded model run equally many: a spare one computes a batch for nothing.
+        Ranks of a sharded model run equally many batches: a spare one is computed and discarded.
         """
         if not self.is_sharded:
             return [(batch, True) for batch in batches]

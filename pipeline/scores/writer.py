@@ -1,4 +1,4 @@
-"""Scores on their way into the store: kept as they come, committed in a thread of their own."""
+"""Write scores into the store: they are collected as they come, and committed in a thread."""
 
 import time
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class ScoreWriter:
         """Keep what a tier says of a sequence.
 
         Raises:
-            ModelError: If it is not finite; such a thing must not be kept for ever.
+            ModelError: If a value is not finite, because it must not be stored for good.
         """
         if not are_finite(tier, rows, self.hidden_dtype):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""How a run begins in its output folder: anew, from where it was left, or not at all."""
+"""How a run starts in its output folder: anew, from its last checkpoint, or not at all."""
 
 import shutil
 from typing import Any
@@ -46,7 +46,7 @@ def write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -
 
 
 def resumed_run(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the run to go on with, or that is finished.
+    """Return the run to resume, or the finished run.
 
     Raises:
         TrainingError: If what it depends on by more than rounding has changed.
@@ -70,7 +70,7 @@ def resumed_run(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def rounding_changes(plan: TrainingPlan) -> list[str]:
-    """Return a line for each setting that is another one than before, and changes rounding."""
+    """Return a line for each changed setting on which results depend by rounding."""
     run = read_run(plan.settings.output_dir) if plan.settings.resume else None
     if run is None:
         return []
@@ -82,7 +82,7 @@ def rounding_changes(plan: TrainingPlan) -> list[str]:
 
 
 def _changes(plan: TrainingPlan, run: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return what the run depends on and is another now: its name, before, now."""
+    """Return what the run depends on and what has changed: its name, before and now."""
     before = dict(run["depends_on"])
     before.setdefault(POLICY_CONFIG, _former_policy_config(plan))
     return [

@@ -6,7 +6,7 @@
                                             processes, what torch.distributed.checkpoint writes
 
 A checkpoint is written beside, fsynced and renamed. The position in the data is the step number;
-the learning rate is a function of it. There is no pickle in a checkpoint of one process.
+the learning rate is a function of it. A checkpoint of one process contains no pickle.
 """
 
 import json
@@ -45,7 +45,7 @@ FOLDER, STATE_FILE = "checkpoints", "state.json"
 def save_checkpoint(
     output_dir: Path, learner: Learner, state: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write a checkpoint of ``state["step"]`` and return it; older ones beyond ``keep`` go.
+    """Write a checkpoint of ``state["step"]`` and return it; keep only the newest ``keep`` ones.
 
     Raises:
         StoreWriteError: If the file system refuses.
@@ -78,7 +78,7 @@ def save_checkpoint(
 
 @contextmanager
 def _gone_after_an_error(partial: Path) -> Iterator[None]:
-    """Give the space of half a checkpoint back: the disk may be full."""
+    """Remove a half-written checkpoint after an error: the disk may be full."""
     try:
         yield
     except BaseException:  # Ctrl-C as well

@@ -1,4 +1,4 @@
-"""Take what a store's runs measured elsewhere: TensorBoard event files, or plain Parquet.
+"""Export what a store's runs measured, as TensorBoard event files or plain Parquet.
 
 The folder appears whole or not at all and needs nothing of the store afterwards.
 """
@@ -66,7 +66,7 @@ def check_export(
 def export_tensorboard(
     catalog: Catalog, output: Path, *, runs: str | None = None, overwrite: bool = False
 ) -> int:
-    """Write every run's steps as event files, a folder a run, and return how many runs.
+    """Write every run's steps as event files, one folder per run, and return the number of runs.
 
     Args:
         catalog: The store's views.

@@ -104,7 +104,7 @@ def put_together(
 
     Args:
         pairs: The split.
-        shares: One a rank and chunk.
+        shares: One per rank and chunk.
         losses: Returns the losses of all pairs, where the shares do not have them because they
             depend on each other.
         kl_name: What the metrics call a forward KL; a lower bound has a name of its own.
@@ -184,7 +184,7 @@ def pair_metrics(
     has_rejected: NDArray[np.bool_],  # [N]
     kl_name: str = "forward_kl",
 ) -> dict[str, float]:
-    """Return the means over pairs, under the names that everyone uses.
+    """Return the means over pairs, under the usual metric names.
 
     Where pairs have one completion, means are over those that have it, margins are the difference
     of the means, and there is no accuracy unless some have both.

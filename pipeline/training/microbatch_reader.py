@@ -1,7 +1,7 @@
-"""Reads the microbatches of a step: ids and stored scores from the store, as tensors.
+"""Read the microbatches of a step: ids and stored scores from the store, as tensors.
 
-They are read in a thread, some steps at a time, straight from mapped files: a step finds its
-microbatches ready.
+They are read in a thread, some steps at a time, straight from mapped files, so that a step finds
+its microbatches ready.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -166,7 +166,7 @@ class Microbatch:
         """Return the sum of each sequence, and a 0 for the completion that is not there, [s + 1].
 
         Args:
-            token_values: One number a token, [T].
+            token_values: One number per token, [T].
             weights: What each is multiplied by, [T]; None for 1.
         """
         values = token_values.double()

@@ -1,7 +1,7 @@
 """Forward and backward passes of microbatches: what a policy says of pairs, and its gradient.
 
-A loss that couples the pairs of a step takes a forward pass over all of them first, and then goes
-back through each microbatch from the derivatives of the step's loss, see :mod:`coupling`.
+A loss that couples the pairs of a step takes a forward pass over all of them first, and then runs
+each microbatch backward from the derivatives of the step's loss, see :mod:`coupling`.
 """
 
 from collections.abc import Mapping, Sequence

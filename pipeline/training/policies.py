@@ -28,7 +28,7 @@ from .settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
-    """What is trained, by what, and where."""
+    """The policy with its optimizer, schedule and device."""
 
     policy: ScoringModel
     optimizer: torch.optim.Optimizer
@@ -65,7 +65,7 @@ def load_policy(settings: TrainSettings, processes: Processes) -> ScoringModel:
 
 
 def reshard(policy: nn.Module) -> None:
-    """Give back what a forward pass without a backward one keeps whole under FSDP2.
+    """Free what a forward pass without a backward one keeps whole under FSDP2.
 
     The root's parameters stay whole after a forward pass, for the backward one to come. Where none
     comes, they would be taken for the parameters that an optimizer or a checkpoint wants.

@@ -1,4 +1,4 @@
-"""What a run measures goes to the store while it trains: steps, pairs, tokens, and its life.
+"""Write a run's measurements to the store while it trains: steps, pairs, tokens and events.
 
 A thread of its own turns rows into tables and commits them every few seconds, so that training
 never waits for a disk, and a run can be queried while it trains. Before a checkpoint is written

@@ -1,4 +1,4 @@
-"""What a step must have measured before the weights are changed; a run stops where it has not."""
+"""Checks of a step's measurements before the weights are changed; a run stops if one fails."""
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def check_passes(plan: TrainingPlan, policy: ScoringModel, processes: Processes)
 def check_finite(
     step: int, pairs: TrainingPairs, measured: StepMeasurement, grad_norm: float
 ) -> None:
-    """Stop before the weights are spoilt, and say which pairs did it.
+    """Stop before the weights are corrupted, and name the pairs that caused it.
 
     Raises:
         TrainingError: If a loss or the gradient is not finite.
@@ -68,7 +68,7 @@ def check_finite(
 
 
 def check_residual(plan: TrainingPlan, measured: StepMeasurement) -> None:
-    """Hold a policy that starts from the reference to the reference's stored scores.
+    """Check a policy that starts from the reference against the reference's stored scores.
 
     Raises:
         TrainingError: If they differ by more than rounding.

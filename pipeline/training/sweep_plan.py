@@ -3,7 +3,7 @@
 [base]                  settings of every run, by the names of `offpref train`'s options
 pair_set = "reviews"
 model = "sft"
-output_dir = "sweep"    one folder a run comes to lie in it
+output_dir = "sweep"    gets one folder per run
 
 [grid]                  every combination of these values
 beta = [0.1, 0.5]

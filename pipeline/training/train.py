@@ -193,7 +193,7 @@ def _run(
     save: Callable[[int], None],
     plan: TrainingPlan,
 ) -> int:
-    """Run the steps and write down how it ended; where memory ends, keep the steps before."""
+    """Run the steps and record how the run ended; if memory runs out, keep the earlier steps."""
     if records is not None:
         records.add_event("started", num_done)
     with _recorded(records, lambda: trainer.history[-1][0] if trainer.history else num_done):
@@ -237,7 +237,7 @@ def _state_of(plan: TrainingPlan) -> str:
 
 
 def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
-    """Tell what a person should know before the first step."""
+    """Print notes for the user before the first step."""
     for line in rounding_changes(plan):
         progress.note(line)
     if any(parameter.dtype == torch.bfloat16 for parameter in trainable(policy).values()):

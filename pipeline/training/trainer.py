@@ -2,7 +2,7 @@
 
 The loss of a step is the weighted sum of its pairs' losses, divided by N: the same number for any
 cut into microbatches and any number of processes. Each microbatch is one forward and backward
-pass; what was measured of all of them is fetched from the device once a step. A loss that couples
+pass; all measurements are fetched from the device once per step. A loss that couples
 the pairs of a step takes another forward pass first, see :mod:`coupling`.
 """
 

@@ -299,7 +299,7 @@ def test_column_of_nulls_is_a_column(store: Store, model_dir: Path, tmp_path: Pa
 def test_rejects_count_once_however_the_file_is_named(
     store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An add that was killed, done again by another path to the same file."""
+    """If an add was killed, it can be repeated with another path to the same file."""
     data = write_rows([ROWS[0], "nope"])
     code = "import sys; from offpref.pipeline.commands.main import main; main(sys.argv[1:])"
     killed = subprocess.run(

@@ -1,4 +1,4 @@
-"""The heartbeats of writers that a test has killed, five minutes later."""
+"""Make the heartbeats of killed writers look as old as they are after five minutes and more."""
 
 import os
 import time
