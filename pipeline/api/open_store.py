@@ -319,7 +319,7 @@ class OpenStore(Closing):
         )  # fmt: skip
 
     def compact(self) -> Result:
-        """Merge small shards; writers and readers may go on meanwhile."""
+        """Merge small shards; writers and readers may continue meanwhile."""
         from offpref.stores.maintenance.compact import compact_store
 
         return Result(lines=(str(compact_store(self._fresh())),))

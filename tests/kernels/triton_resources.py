@@ -64,7 +64,7 @@ def shipped() -> Iterator[Case]:
     """Every kernel, configuration and architecture, at its leanest and with all it can do.
 
     float16 differs from bfloat16 in one conversion, and strides in addresses: both are compiled
-    once a configuration, with all the kernel can do.
+    once per configuration, with all the kernel can do.
     """
     for kernel, table in CONFIGS.items():
         for config in dict.fromkeys(config for _, config in table):

@@ -57,7 +57,7 @@ def num_rows(store: Store, table: str) -> int:
 
 @pytest.fixture
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int | None]]:
-    """What is asked of the model while a test runs, once a forward pass."""
+    """What is asked of the model while a test runs, once per forward pass."""
     asked: list[tuple[tuple[str, ...], int | None]] = []
     forward = ScoringModel.forward
 
