@@ -27,7 +27,11 @@ def check_loss_type(name: str) -> None:
     """
     if name.startswith(OWN_PREFIX):
         module, _, function = name.removeprefix(OWN_PREFIX).partition(":")
-        if not module or not function:
+        is_given = function.startswith("<") and function.endswith(">")  # by Python, see `own`
+        if not (
+            all(part.isidentifier() for part in module.split("."))
+            and (is_given or function.isidentifier())
+        ):
             raise ValueError(f"loss_type must be python:MODULE:FUNCTION, got {name!r}")
         return
     if name not in LOSS_TYPES:

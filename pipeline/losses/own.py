@@ -15,9 +15,13 @@ Letters in shape comments: N pairs.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
 from typing import TypeVar
 
+import torch
 from blake3 import blake3
 from torch import Tensor
 
@@ -26,6 +30,7 @@ from offpref.stores.errors import TrainingError
 from offpref.stores.keys import KEY_BYTES
 
 from .names import OWN_PREFIX, Sides
+from .pair_scores import PairScores
 from .registry import LOSSES, Loss, Option, Rewards
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -65,6 +70,8 @@ def loss(
     """
 
     def declare(function: Function) -> Function:
+        if not inspect.isfunction(function):
+            raise TypeError(f"offpref.loss: expected a function, got {function!r}")
         declared = Loss(
             function=function, options=_options(function), needs_reference=needs_reference,
             sides=sides, needs_forward_kl=needs_forward_kl, needs_kl_pairs=needs_kl_pairs,
@@ -101,8 +108,23 @@ def find_loss(name: str) -> Loss:
 
 
 def named_loss(function: Callable[..., Tensor]) -> str:
-    """Return the name by which settings know a function that Python hands over."""
-    name = f"{OWN_PREFIX}{function.__module__}:{function.__qualname__}"
+    """Return the name by which settings know a function that Python hands over.
+
+    Raises:
+        TypeError: If it is not a function, or closes over values, which its source does not say.
+    """
+    if not inspect.isfunction(function):
+        raise TypeError(f"loss_type must be names or functions, got {function!r}")
+    if function.__closure__:
+        names = ", ".join(function.__code__.co_freevars)
+        raise TypeError(
+            f"{function.__qualname__}: a loss is known by its source, and this one takes {names} "
+            "from around it; make them options: keywords with defaults"
+        )
+    module = sys.modules.get(function.__module__)
+    if getattr(module, "__file__", None) and vars(module).get(function.__name__) is function:
+        return f"{OWN_PREFIX}{function.__module__}:{function.__name__}"
+    name = f"{OWN_PREFIX}{function.__module__}:<{function.__qualname__}>"
     _GIVEN[name] = function
     return name
 
@@ -110,33 +132,66 @@ def named_loss(function: Callable[..., Tensor]) -> str:
 def source_of(name: str) -> str:
     """Return a hash of the source of a loss of one's own, and of the own modules it imports.
 
+    Of a function that is at the top of no file, as in a notebook, it covers its own text.
+
     Raises:
-        ValueError: If the source is not at hand.
+        ValueError: If the source is not available.
     """
-    function = _GIVEN.get(name)
     hasher = blake3()
+    function = _GIVEN.get(name)
     if function is not None:
         try:
             hasher.update(inspect.getsource(function).encode())
         except (OSError, TypeError) as error:
-            raise ValueError(f"{name}: its source is not at hand; put it into a module") from error
-        return hasher.hexdigest(KEY_BYTES)
-    target = name.removeprefix(OWN_PREFIX)
-    _, path = load_function(target)
-    for each in (path, *imported_files(target.partition(":")[0]).values()):
+            raise ValueError(
+                f"{name}: its source is not available; put it into a module"
+            ) from error
+    module = name.removeprefix(OWN_PREFIX).partition(":")[0]
+    files = imported_files(module)
+    path = getattr(sys.modules.get(module), "__file__", None)
+    for each in (*([] if path is None else [Path(path)]), *files.values()):
         hasher.update(each.read_bytes())
     return hasher.hexdigest(KEY_BYTES)
 
 
-def check_losses(name: str, losses: object, num_pairs: int) -> None:
+def check_losses(name: str, losses: object, scores: PairScores) -> None:
     """Check what a loss of one's own has returned.
 
     Raises:
-        TrainingError: If it is not a number for each pair.
+        TrainingError: If it is not a number for each pair, or has lost its gradient.
     """
-    if not isinstance(losses, Tensor) or losses.shape != (num_pairs,):
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise TrainingError(f"{name}: expected a loss for each of {num_pairs} pairs, got {found}")
+    num_pairs = len(scores.policy_chosen_logps)
+    expected = f"{name}: expected a loss for each of {num_pairs} pairs, floating [{num_pairs}]"
+    if not isinstance(losses, Tensor):
+        raise TrainingError(f"{expected}, got {type(losses).__name__}")
+    if losses.shape != (num_pairs,) or not losses.is_floating_point():
+        raise TrainingError(f"{expected}, got {losses.dtype} {list(losses.shape)}")
+    needs_gradient = torch.is_grad_enabled() and scores.policy_chosen_logps.requires_grad
+    if needs_gradient and not losses.requires_grad:
+        raise TrainingError(f"{name}: expected losses with a gradient, got detached ones")
+
+
+def as_option(name: str, text: str, default: Option | None) -> Option:
+    """Return the value of an option of a loss of one's own, of the kind of its default.
+
+    Raises:
+        ValueError: If it is of another kind, or is not finite.
+    """
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"loss_option {name} must be true or false, got {text!r}")
+        return text.lower() == "true"
+    kind = int if isinstance(default, int) else float
+    try:
+        value = kind(text)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"loss_option {name} must be {what}, got {text!r}") from error
+    if not isfinite(value):
+        raise ValueError(f"loss_option {name} must be finite, got {text}")
+    return value
 
 
 def _function(name: str) -> Callable[..., Tensor]:
@@ -150,19 +205,23 @@ def _options(function: Callable[..., Tensor]) -> dict[str, Option | None]:
     """Return the keywords of a loss with their defaults; None where one has to be given.
 
     Raises:
-        TypeError: If the function takes more than scores by place, or a default is neither number
-            nor text.
+        TypeError: If the function takes anything but scores and keywords, or a default is neither
+            number nor text.
     """
     _, *others = inspect.signature(function).parameters.values()
     options: dict[str, Option | None] = {}
     for each in others:
         if each.kind is not each.KEYWORD_ONLY:
             raise TypeError(
-                f"{function.__qualname__}: expected (scores, *, option=default, ...), got "
-                f"{each.name} by place"
+                f"{function.__name__}: expected (scores, *, option=default, ...), got {each}"
             )
-        default = None if each.default is each.empty else each.default
-        if default is not None and not isinstance(default, int | float | str):
-            raise TypeError(f"{function.__qualname__}: option {each.name} must be number or text")
-        options[each.name] = default
+        if each.default is each.empty:
+            options[each.name] = None
+        elif isinstance(each.default, int | float | str):
+            options[each.name] = each.default
+        else:
+            raise TypeError(
+                f"{function.__name__}: option {each.name} must have a number or text as its "
+                f"default, or none, which requires it; got {each.default!r}"
+            )
     return options

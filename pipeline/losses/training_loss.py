@@ -7,7 +7,7 @@ setting that acts on no loss of the sum, or on a part of those it should act on,
 Letters in shape comments: N pairs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from offpref.pipeline.settings import nearest
 
 from .names import Sides
-from .own import check_losses, find_loss, is_own, source_of
+from .own import as_option, check_losses, find_loss, is_own, source_of
 from .pair_scores import PairScores, present
 from .registry import LOSSES, OPTION_NAMES, Loss, Option, implicit_rewards, loss_options
 from .settings import LossSettings
@@ -64,7 +64,7 @@ class TrainingLoss:
             taken = shortened if part.loss.takes_ld_alpha else plain
             losses = part.loss.function(taken, **part.options)
             if is_own(part.name):
-                check_losses(part.name, losses, len(scores.policy_chosen_logps))
+                check_losses(part.name, losses, taken)
             losses = losses if part.weight == 1 else part.weight * losses
             total = losses if total is None else total + losses
         assert total is not None
@@ -136,7 +136,7 @@ class TrainingLoss:
             for name, value in part.options.items():
                 is_common = all(options.get(name, value) == value for options in every)
                 described[name if is_common else f"{part.name}.{name}"] = value
-        for name in filter(is_own, self.name.split("+")):
+        for name in (part.name for part in self.parts if is_own(part.name)):
             described[f"{name} source"] = source_of(name)
         if len(self.parts) > 1 or self.parts[0].weight != 1:
             described["loss_weights"] = [part.weight for part in self.parts]
@@ -221,33 +221,31 @@ def weighting(scores: PairScores) -> Tensor:  # [N]
     return torch.exp(means.detach())
 
 
-def read_options(given: Sequence[str], losses: Iterable[Loss]) -> dict[str, Option]:
-    """Return options of losses of one's own as their defaults' kinds have them.
+def _own_options(
+    given: Sequence[str], losses: Mapping[str, Loss], others: Mapping[str, Option]
+) -> dict[str, str]:
+    """Return the text of each option of losses of one's own, by name.
 
     Args:
         given: Each as ``NAME=VALUE``.
-        losses: The losses of the sum.
+        losses: The losses of the sum, by name.
+        others: Options that were given by settings of their own.
 
     Raises:
-        ValueError: If one cannot be read, comes twice, or belongs to none of the losses.
+        ValueError: If one cannot be read, comes twice, or belongs to none of one's own losses.
     """
-    defaults = {name: value for loss in losses for name, value in loss.options.items()}
-    found: dict[str, Option] = {}
+    known = {key: None for name, loss in losses.items() if is_own(name) for key in loss.options}
+    found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals or name not in defaults or name in found:
-            known = ", ".join(defaults) or "none"
+        if not equals or name not in known:
             raise ValueError(
-                f"loss_option must be NAME=VALUE, each once, NAME one of: {known}; got {text!r}"
-                f"{nearest(name, defaults)}"
+                f"loss_option must be NAME=VALUE, NAME one of: {', '.join(known) or 'none'}; got "
+                f"{text!r}{nearest(name, known)}"
             )
-        if isinstance(defaults[name], str):
-            found[name] = value
-            continue
-        try:
-            found[name] = float(value)
-        except ValueError as error:
-            raise ValueError(f"loss_option {name} must be a number, got {value!r}") from error
+        if name in found or name in others:
+            raise ValueError(f"{name} is given twice; give it one value")
+        found[name] = value
     return found
 
 
@@ -261,8 +259,8 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
             f"{len(names)}: {', '.join(names)}"
         )
     losses = {name: find_loss(name) for name in names}
-    own_options = read_options(wanted.get("loss_option", ()), losses.values())
-    options = {key: value for key, value in wanted.items() if key in OPTION_NAMES} | own_options
+    options = {key: value for key, value in wanted.items() if key in OPTION_NAMES}
+    texts = _own_options(wanted.get("loss_option", ()), losses, options)
     known = [loss.options for loss in losses.values()]
     for key in options:
         if len(known) > 1 and not any(key in own for own in known):
@@ -272,6 +270,9 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
         # Of several losses each takes what acts on it; a loss alone says what does not.
         own = losses[name].options if len(names) > 1 else options
         taken = {key: options[key] for key in options if key in own}
+        if is_own(name):
+            defaults = losses[name].options
+            taken |= {k: as_option(k, texts[k], defaults[k]) for k in texts if k in defaults}
         taken = loss_options(name, taken, losses[name] if is_own(name) else None)
         parts.append(LossPart(name=name, weight=float(weight), options=taken))
     return tuple(parts)

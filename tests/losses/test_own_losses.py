@@ -145,6 +145,8 @@ def test_what_a_run_or_a_store_names_is_never_imported(
         ("python:json:loads", "expected a function under the decorator offpref.loss"),
         ("python:json:no", "json has no function 'no'"),
         ("python:json", "loss_type must be python:MODULE:FUNCTION"),
+        ("python:.ok:f", "loss_type must be python:MODULE:FUNCTION"),
+        ("python:my+x:f", "loss_type must be python:MODULE:FUNCTION"),
         ("sigmod", "did you mean sigmoid?"),
     ],
 )
@@ -158,16 +160,125 @@ def test_what_is_no_loss_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("(beta * scores.logratio_margins).mean()", r"got torch.float64 \[\]"),
+        ("scores.logratio_margins > 0", r"got torch.bool \[\d\]"),
+        ("scores.logratio_margins.detach()", "with a gradient, got detached ones"),
+        ("0.5", "got float"),
+    ],
+)
 def test_a_loss_that_returns_no_number_per_pair_says_so(
-    scored: Any, model_dir: Path, tmp_path: Path
+    body: str, message: str, scored: Any, model_dir: Path, tmp_path: Path, named: str
 ) -> None:
+    result = train(scored, model_dir, tmp_path / "out", "--loss-type", write(named, body))
+
+    assert result.exit_code == 1
+    assert re.search(message, result.output.splitlines()[-1])
+
+
+def write(named: str, body: str, *, more: str = "", options: str = "beta=0.1") -> str:
+    """Write a module with a loss of this body, in place of the page's."""
+    Path(f"{named.split(':')[1]}.py").write_text(
+        f"import offpref\n{more}\n@offpref.loss()\ndef dpo(scores, *, {options}):\n"
+        f"    return {body}\n"
+    )
+    return named
+
+
+def test_a_bug_in_a_loss_keeps_its_traceback(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str
+) -> None:
+    result = train(
+        scored, model_dir, tmp_path / "out", "--loss-type", write(named, "{}['nothing']")
+    )
+
+    assert isinstance(result.exception, KeyError)
+
+
+def test_options_are_of_the_kind_of_their_defaults(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str
+) -> None:
+    body = "(beta if flag and name == 'x' and type(k) is int and k == 3 else 0) * "
+    write(named, body + "scores.logratio_margins",
+          options="beta=0.1, k=4, flag=False, name='y', needed")  # fmt: skip
+    right = ["--loss-option", "k=3", "--loss-option", "flag=true", "--loss-option", "name=x",
+             "--loss-option", "needed=1"]  # fmt: skip
+
+    done = train(scored, model_dir, tmp_path / "a", "--loss-type", named, *right)
+    messages = [
+        train(scored, model_dir, tmp_path / "b", "--loss-type", named, *more).output
+        for more in (
+            [*right[:-2], "--loss-option", "needed=nan"], ["--loss-option", "k=1.5"],
+            ["--loss-option", "flag=1"], ["--beta", "0.2", "--loss-option", "beta=0.5"], right[:6],
+        )
+    ]  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    assert measured(scored, tmp_path / "a")[-1][0] != 0
+    for message, part in zip(
+        messages,
+        ("needed must be finite", "k must be a whole number", "flag must be true or false",
+         "beta is given twice", "needs needed"),
+        strict=True,
+    ):  # fmt: skip
+        assert part in message.splitlines()[-1]
+
+
+def test_what_a_module_imports_is_part_of_the_run_wherever_it_is_asked(
+    scored: Any, model_dir: Path, tmp_path: Path, named: str
+) -> None:
+    """Inside a function too, and by whatever else is loaded: command and Python agree."""
+    helper = f"helper_{named.split(':')[1]}"
+    Path(f"{helper}.py").write_text("scale = 1.0\n")
+    write(named, f"__import__('{helper}').scale * beta * scores.logratio_margins",
+          more=f"def lazy():\n    import {helper}\n")  # fmt: skip
+    store = offpref.open(scored.path, progress=False)
+    common = {"model": model_dir, "output_dir": tmp_path / "run", "pairs_per_step": 8,
+              "max_steps": 3, "learning_rate": 1e-3, "device": "cpu"}  # fmt: skip
+    assert train(scored, model_dir, tmp_path / "run", "--loss-type", named).exit_code == 0
+    store.query("runs")
+
+    again = store.train("reviews", loss_type=named, resume=True, **common)
+    Path(f"{helper}.py").write_text("scale = 2.0\n")
+
+    assert "finished before" in repr(again)
+    with pytest.raises(offpref.TrainingError, match="source was"):
+        store.train("reviews", loss_type=named, resume=True, **common)
+
+
+def test_a_function_is_known_by_its_module_or_refused(
+    tmp_path: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+
+    from offpref.pipeline.losses.own import named_loss, source_of
+
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(named.split(":")[1])
+    strength = 2.0
+
+    @offpref.loss()
+    def closes(scores: Any) -> Any:
+        return strength * scores.logratio_margins
+
+    assert named_loss(module.dpo) == named
+    assert source_of(named) == source_of(named_loss(module.dpo))
+    with pytest.raises(TypeError, match="this one takes strength from around it"):
+        named_loss(closes)
+    with pytest.raises(TypeError, match="expected a function"):
+        offpref.loss()(object())  # type: ignore[type-var]
+
+
+def test_a_mean_in_python_says_so(scored: Any, model_dir: Path, tmp_path: Path) -> None:
     @offpref.loss()
     def mean(scores: Any, *, beta: float = 0.1) -> Any:
         return (beta * scores.logratio_margins).mean()
 
     store = offpref.open(scored.path, progress=False)
 
-    with pytest.raises(offpref.TrainingError, match=r"expected a loss for each of \d+ pairs, got"):
+    with pytest.raises(offpref.TrainingError, match=r"expected a loss for each of \d+ pairs"):
         store.train("reviews", model=model_dir, output_dir=tmp_path / "out", loss_type=mean,
                     pairs_per_step=8, max_steps=1)  # fmt: skip
 
