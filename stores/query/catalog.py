@@ -47,7 +47,6 @@ Relation: TypeAlias = duckdb.DuckDBPyRelation
 """A relation of DuckDB: ``.df()``, ``.arrow()`` and ``.pl()`` read it."""
 
 _LISTS_VIEWS = re.compile(r"\bshow\b|\bduckdb_|\binformation_schema\b|\bpg_|\bsqlite_", re.I)
-_READ_FROM = re.compile(r"\b(?:from|join)\s+(\w+)\b", re.I)
 _CHUNK = 10_000
 _MANY_SHARDS = 8
 _WITH_TIME_ZONE = "TIMESTAMP WITH TIME ZONE"
@@ -245,12 +244,11 @@ class Catalog(Closing):
     ) -> Found:
         asked, is_name = self._asked(question)
         sql = asked.sql
-        if not is_name:
-            check_reads(self._connection.duckdb, sql)
+        tables = set() if is_name else check_reads(self._connection.duckdb, sql)
         if is_name or asked.parameters:
             asked.check_parameters(given)
 
-        named = () if is_name else _questions_in(sql)
+        named = [read_question(name) for name in query_names() if name in tables - {*view_names()}]
         text = _with_questions(sql, named)
         self._connection.start_clock()
 
@@ -262,7 +260,8 @@ class Catalog(Closing):
             is_declared = is_name or asked.parameters
             values = self._values(asked, given) if is_declared else _guessed(given)
             for each in named:
-                values = {**self._values(each, {}), **values}
+                own = self._values(each, {}).items()
+                values |= {_own_parameter(each, name): value for name, value in own}
             return run(text, values)
 
         return self._with_shards(ask)
@@ -404,20 +403,23 @@ class Catalog(Closing):
                 self._views.add(name)
 
 
-def _questions_in(sql: str) -> tuple[Question, ...]:
-    """Return the named questions that SQL reads as tables, those that are not views as well."""
-    words = {word.lower() for word in _READ_FROM.findall(sql)}
-    return tuple(
-        read_question(name) for name in query_names() if name in words and name not in view_names()
-    )
-
-
 def _with_questions(sql: str, named: Sequence[Question]) -> str:
-    """Return SQL that sees the answers of some questions as tables."""
+    """Return SQL that sees the answers of some questions as tables, without their parameters."""
     if not named:
         return sql
-    tables = ", ".join(f"{each.name} as ({_bare(each.sql)}\n)" for each in named)
-    return f"with {tables} select * from ({_bare(sql)}\n)"
+    tables = []
+    for each in named:
+        text = _bare(each.sql)
+        for parameter in each.parameters:
+            own = _own_parameter(each, parameter.name)
+            text = re.sub(rf"\${parameter.name}\b", f"${own}", text)
+        tables.append(f"{each.name} as ({text}\n)")
+    return f"with {', '.join(tables)} select * from ({_bare(sql)}\n)"
+
+
+def _own_parameter(question: Question, name: str) -> str:
+    """Return what a question's parameter is called beside those of the SQL that reads it."""
+    return f"{question.name}__{name}"
 
 
 def _guessed(given: Mapping[str, str]) -> dict[str, Value]:

@@ -20,8 +20,8 @@ _TABLE_FUNCTIONS = {
 }  # fmt: skip
 
 
-def check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Check that ``sql`` is one statement that only reads views.
+def check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    """Return the tables that one statement reads, in lower case, if it only reads views.
 
     Raises:
         QueryRefusedError: If it is not.
@@ -38,8 +38,12 @@ def check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     tree = json.loads(found[0])
     if tree["error"]:
         raise QueryRefusedError(f"expected one SELECT, got {tree['error_message']}")
+    tables = set()
     for node in _nodes(tree):
         _check_node(node)
+        if node.get("type") == "BASE_TABLE":
+            tables.add(str(node["table_name"]).lower())
+    return tables
 
 
 def first_line(error: Exception) -> str:

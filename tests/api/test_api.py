@@ -101,6 +101,46 @@ def test_a_named_question_is_a_table(
 
 @pytest.mark.parametrize(
     "sql",
+    [
+        "from margins",
+        'select * from "margins"',
+        "select m.* from runs r, margins m where r.name = m.run",
+        "select * from (margins) m",
+        "select * from /* as asked */ MARGINS",
+        "table margins",
+        "with margins as (select * from margins) select * from margins",
+    ],
+)
+def test_a_question_is_a_table_however_it_is_spelled(
+    sql: str, store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+
+    assert store.query(sql).rows() == store.query("margins").rows()
+
+
+def test_parameters_of_ones_own_sql_are_not_the_questions(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    """`compare` has num_steps, `margins` has run, as a list of ids."""
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+    whole = store.query("select loss from compare").rows()
+
+    one = store.query(
+        "-- Losses.\n-- param num_steps integer: x\nselect loss from compare "
+        "where $num_steps::int > 0",
+        num_steps="1",
+    )
+    named = store.query(
+        "-- Runs.\n-- param run text: x\nselect run from margins where run = $run", run="a"
+    )
+
+    assert one.rows() == whole
+    assert {row["run"] for row in named.rows()} == {"a"}
+
+
+@pytest.mark.parametrize(
+    "sql",
     ["delete from pairs", "copy pairs to 'x.csv'", "select * from read_csv('/etc/passwd')",
      "select 1; select 2"],
 )  # fmt: skip
