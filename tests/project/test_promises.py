@@ -14,7 +14,7 @@ from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_tokenizer
-from offpref.stores.errors import StoreError
+from offpref.stores.errors import OffprefError
 from offpref.stores.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_code_in_a_models_folder_is_never_run(
     }
     (folder / "config.json").write_text(json.dumps(config))
 
-    with pytest.raises(StoreError):
+    with pytest.raises(OffprefError):
         score(scored, ScoreSettings(model=folder, pair_set="reviews"))
 
     assert not marker.exists()

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from safetensors.torch import load_file, save_file
 
-from offpref.pipeline.scores.references import Reference
+from offpref.pipeline.scores.references import ReferenceScorer
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.stores.store import Store
@@ -70,5 +70,5 @@ def test_a_name_that_nobody_can_check_is_not_shown(store: Store) -> None:
 def test_a_reference_without_a_name_is_shown_by_its_fingerprint() -> None:
     fingerprint = "0a60495098ce" + 20 * "0"
     kept = {"fingerprint": fingerprint, "precision": "float32", "is_policy": False}
-    assert str(Reference(name=None, **kept)) == "@0a60495098ce"  # type: ignore[arg-type]
-    assert str(Reference(name="sft", **kept)) == "sft@0a60495098ce"  # type: ignore[arg-type]
+    assert str(ReferenceScorer(name=None, **kept)) == "@0a60495098ce"  # type: ignore[arg-type]
+    assert str(ReferenceScorer(name="sft", **kept)) == "sft@0a60495098ce"  # type: ignore[arg-type]
