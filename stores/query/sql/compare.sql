@@ -87,7 +87,7 @@ losses as (
     string_agg(setting || '=' || value, ' ' order by setting) as options
   from every_setting
   where string_split(setting, '.')[-1] in (
-    'loss_type', 'loss_weights', 'beta', 'label_smoothing', 'f_divergence_type',
+    'loss_type', 'loss_weights', 'loss_option', 'beta', 'label_smoothing', 'f_divergence_type',
     'f_alpha_divergence_coef', 'ld_alpha', 'use_weighting', 'preference_weight', 'objective',
     'ipo_reduction', 'simpo_gamma', 'gamma_beta_ratio', 'link', 'sft_weight', 'tdpo_alpha',
     'rdpo_alpha', 'discopop_tau', 'orpo_lambda', 'cpo_lambda', 'cpo_reduction', 'slic_delta',

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 from row_store import OTHER, RUN, START, ask, example, key, put, put_pairs, put_runs, step
 
-from offpref.pipeline.losses.registry import LOSSES, OPTION_NAMES
-from offpref.pipeline.losses.training_loss import MODIFIERS
+from offpref.pipeline.losses.registry import LOSSES
+from offpref.pipeline.losses.settings import LOSS_SETTINGS
 from offpref.stores.errors import QueryRefusedError
 from offpref.stores.query.catalog import Catalog, query_names
 from offpref.stores.query.questions import read_question
@@ -617,7 +617,7 @@ def test_axis_of_rewards_is_that_of_the_loss(store: Store, name: str) -> None:
 
 def test_compare_knows_every_option_of_a_loss() -> None:
     question = read_question("compare").sql
-    assert [name for name in (*OPTION_NAMES, *MODIFIERS) if f"'{name}'" not in question] == []
+    assert [name for name in LOSS_SETTINGS if f"'{name}'" not in question] == []
 
 
 def test_frontier_of_pairs_takes_held_out_margins_and_kls(store: Store) -> None:
