@@ -13,8 +13,10 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from offpref.pipeline.rewards.train_model import RewardTrainSummary
     from offpref.pipeline.scores.dry_run import DryRun
     from offpref.pipeline.scores.score import ScoreSummary
+    from offpref.pipeline.training.export_settings import ExportSettings
     from offpref.pipeline.training.measurements import StepMeasurement
     from offpref.pipeline.training.train import TrainSummary
+    from offpref.stores.report.html import ReportSummary
 
 
 def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[str]:
@@ -208,3 +210,23 @@ def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
         if row.get(name) is not None:
             yield f"{name:<10} {row[name]:.4f}"
     yield f"seconds    {summary.seconds:.1f}"
+
+
+def export_line(settings: "ExportSettings", num_written: int) -> str:
+    """Return what was written for other tools."""
+    what = "runs" if settings.to == "tensorboard" else "views"
+    return f"exported   {settings.output}: {num_written:,} {what}"
+
+
+def report_line(summary: "ReportSummary") -> str:
+    """Return what is on a page, and what did not fit."""
+    left_out = (
+        f" ({summary.num_token_pairs_left_out:,} left out to keep it under 10 MB)"
+        if summary.num_token_pairs_left_out
+        else ""
+    )
+    return (
+        f"report     {summary.path}: {summary.num_bytes:,} bytes, {summary.num_runs:,} runs, "
+        f"{summary.num_pairs_shown:,} of {summary.num_pairs:,} pairs, "
+        f"{summary.num_token_pairs:,} with token values{left_out}"
+    )

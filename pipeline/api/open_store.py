@@ -15,10 +15,12 @@ from offpref.stores.closing import Closing
 from offpref.stores.query.answer_table import AnswerTable
 from offpref.stores.store import Store
 
-from .given import settings_of
+from .given import settings_of, training_settings, values_of
 from .lines import (
     evaluation_lines,
+    export_line,
     pair_set_lines,
+    report_line,
     reward_lines,
     reward_model_lines,
     score_lines,
@@ -37,6 +39,7 @@ from .results import (
     Scores,
     SweepRuns,
 )
+from .store_settings import PageSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -220,17 +223,18 @@ class OpenStore(Closing):
             model: Folder of the policy.
             settings: Options of `offpref evaluate`.
         """
-        from dataclasses import fields
+        from offpref.pipeline.evaluation.settings import (
+            EvaluateSettings,
+            SampleSettings,
+            evaluate_settings,
+        )
 
-        from offpref.pipeline.evaluation.evaluate import evaluate
-        from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
+        given = {**settings, "pair_set": pair_set, "model": model}
+        asked = evaluate_settings(values_of((EvaluateSettings, SampleSettings), given))
+        from offpref.pipeline.evaluation.evaluate import evaluate  # brings torch
 
-        names = {each.name for each in fields(SampleSettings)}
-        of_samples = {name: settings.pop(name) for name in list(settings) if name in names}
-        samples = settings_of(SampleSettings, of_samples) if of_samples else None
-        given = {**settings, "pair_set": pair_set, "model": model, "samples": samples}
         with self._bar(TokenBar("evaluate")) as bar:
-            done = evaluate(self._fresh(), settings_of(EvaluateSettings, given), bar)
+            done = evaluate(self._fresh(), asked, bar)
         row = done.row
         return PolicyMeasures(
             lines=tuple(evaluation_lines(done)), name=row["name"], rewards=dict(row["rewards"]),
@@ -260,53 +264,33 @@ class OpenStore(Closing):
 
         Args:
             output: File to write.
-            settings: ``title``, ``run_names``, ``max_pairs``, ``overwrite``.
+            settings: Options of `offpref report`: ``run``, ``max_pairs``, ``title``, ``overwrite``.
         """
+        asked = settings_of(PageSettings, {**settings, "output": output})
         from offpref.stores.report.html import write_report
-        from offpref.stores.report.settings import ReportSettings
 
-        done = write_report(self._fresh(), Path(output), settings_of(ReportSettings, settings))
-        line = f"report     {done.path}: {done.num_bytes:,} bytes, {done.num_runs:,} runs"
-        return Page(lines=(line,), path=done.path)
+        done = write_report(self._fresh(), asked.output, asked.page)
+        return Page(lines=(report_line(done),), path=done.path)
 
-    def export(
-        self,
-        output: Folder,
-        *,
-        to: str,
-        runs: str | None = None,
-        views: tuple[str, ...] = (),
-        overwrite: bool = False,
-    ) -> Exported:
+    def export(self, output: Folder, *, to: str, **settings: Any) -> Exported:
         """Write what runs measured for other tools.
 
         Args:
             output: Folder to make, whole or not at all.
             to: ``tensorboard`` or ``parquet``.
-            runs: Names of runs, commas between them; None for all.
-            views: parquet: views to write; empty for all.
-            overwrite: Replace what is at ``output``.
+            settings: ``runs``: names of runs, one or several; ``view``: a view to write as Parquet,
+                or several; ``overwrite``.
         """
-        from offpref.pipeline.training.export import (
-            check_export,
-            export_parquet,
-            export_tensorboard,
-        )
+        from offpref.pipeline.training.export_settings import ExportSettings
+
+        asked = settings_of(ExportSettings, {**settings, "output": output, "to": to})
+        from offpref.pipeline.training.export import export
         from offpref.stores.query.catalog import open_catalog
 
-        place = Path(output)
         with open_catalog(self.path) as catalog:
-            check_export(catalog, to=to, runs=runs, views=views)
-            if to == "tensorboard":
-                number = export_tensorboard(catalog, place, runs=runs, overwrite=overwrite)
-            else:
-                number = len(
-                    export_parquet(catalog, place, runs=runs, views=views, overwrite=overwrite)
-                )
-        what = "runs" if to == "tensorboard" else "views"
-        return Exported(
-            lines=(f"exported   {place}: {number:,} {what}",), path=place, num_written=number
-        )
+            number = export(catalog, asked)
+        line = export_line(asked, number)
+        return Exported(lines=(line,), path=asked.output, num_written=number)
 
     def verify(self) -> Checked:
         """Read every byte of the store and hold it against what was recorded."""
@@ -368,13 +352,7 @@ class OpenStore(Closing):
         return Batches(self._fresh(), policy, given)
 
     def _train(self, verb: str, given: dict[str, Any]) -> Run:
-        from offpref.pipeline.losses.own import named_loss
-        from offpref.pipeline.training.settings import TrainSettings
-
-        losses = given.get("loss_type", "sigmoid")
-        losses = losses if isinstance(losses, list | tuple) else [losses]
-        names = [named_loss(each) if callable(each) else each for each in losses]
-        asked = settings_of(TrainSettings, {**given, "loss_type": names})
+        asked = training_settings(given)
         from offpref.pipeline.models.devices import check_kernels  # these bring torch
         from offpref.pipeline.training.plan import plan_training
         from offpref.pipeline.training.train import train

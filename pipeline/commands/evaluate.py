@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
+from offpref.pipeline.evaluation.settings import (
+    EvaluateSettings,
+    SampleSettings,
+    evaluate_settings,
+)
 
-from .options import command, options_of, settings_from, usage_errors
+from .options import command, options_of, usage_errors
 from .terminal import say_lines
 
 
@@ -18,8 +22,8 @@ def evaluate(store: Path, **options: Any) -> None:
     from offpref.pipeline.progress import TokenBar
     from offpref.stores.store import Store
 
-    samples = settings_from(SampleSettings, options) if options["num_samples"] else None
-    settings = settings_from(EvaluateSettings, options, samples=samples)
+    with usage_errors():
+        settings = evaluate_settings(options)
     from offpref.pipeline.evaluation.evaluate import plan_evaluation, run_evaluation
 
     with TokenBar("evaluate") as bar:

@@ -1,8 +1,10 @@
 """The settings of ``offpref evaluate``, checked when they are built."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from offpref.pipeline.rewards.settings import RewardSettings
 from offpref.pipeline.settings import (
@@ -109,3 +111,20 @@ class EvaluateSettings:
         if rest:
             raise ValueError(f"objective brevity takes no argument, got {objective!r}")
         return make()
+
+
+def evaluate_settings(given: Mapping[str, Any]) -> EvaluateSettings:
+    """Return settings from values by name, those of the samples among them.
+
+    Args:
+        given: Values of fields of `EvaluateSettings` and `SampleSettings`; ``num_samples`` 0 is for
+            no samples.
+
+    Raises:
+        ValueError: If the settings refuse a value.
+    """
+    names = {each.name for each in fields(SampleSettings)}
+    of_samples = {name: value for name, value in given.items() if name in names}
+    others = {name: value for name, value in given.items() if name not in names}
+    samples = None if of_samples.get("num_samples") == 0 else SampleSettings(**of_samples)
+    return EvaluateSettings(**others, samples=samples)

@@ -4,7 +4,6 @@ The folder appears whole or not at all and needs nothing of the store afterwards
 """
 
 import re
-from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +16,7 @@ from offpref.stores.query.formats import write_parquet
 from offpref.stores.query.views import view_names
 
 from .boards import Board, check_tensorboard
+from .export_settings import ExportSettings
 
 _STEPS = """
 -- param run runs: runs to export; all if not given
@@ -39,96 +39,38 @@ select * from {view} where list_contains($run::uuid[], run_id)
 """
 
 
-def check_export(
-    catalog: Catalog, *, to: str, runs: str | None = None, views: Sequence[str] = ()
-) -> None:
+def check_export(catalog: Catalog, settings: ExportSettings) -> None:
     """Check what is asked for, before a folder is made.
-
-    Args:
-        catalog: The store's views.
-        to: ``tensorboard`` or ``parquet``.
-        runs: Names of runs, commas between them; None exports all.
-        views: Names of views; none stands for all.
 
     Raises:
         ValueError: If a run or a view is not there, or tensorboard is needed and not installed.
     """
-    if to == "tensorboard":
+    if settings.to == "tensorboard":
         check_tensorboard()
-    for view in views:
+    for view in settings.view:
         if view not in view_names():
             known = sorted(view_names())
             guess = nearest(view, known)
             raise ValueError(f"unknown view {view!r}; there are: {', '.join(known)}{guess}")
-    catalog.check(_STEPS, _given(runs))
+    catalog.check(_STEPS, settings.parameters)
 
 
-def export_tensorboard(
-    catalog: Catalog, output: Path, *, runs: str | None = None, overwrite: bool = False
-) -> int:
-    """Write every run's steps as event files, one folder per run, and return the number of runs.
+def export(catalog: Catalog, settings: ExportSettings) -> int:
+    """Write what is asked for, and return the number of runs or of views that were written.
 
-    Args:
-        catalog: The store's views.
-        output: Folder to make.
-        runs: Names of runs, commas between them; None exports all.
-        overwrite: Replace what is at ``output``.
+    For tensorboard, every run's steps are event files, one folder per run. For parquet, each view
+    is ``<view>.parquet``, with keys as text; where runs are named, views with a column ``run_id``
+    have the rows of these runs alone.
 
     Raises:
-        ValueError: If a run is not there, or tensorboard is not installed.
-        StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
+        ValueError: As `check_export` says.
+        StoreWriteError: If the folder exists and is not to be replaced, or cannot be written.
     """
-    check_export(catalog, to="tensorboard", runs=runs)
-    check_folder(output, overwrite=overwrite)
-    with whole_folder(output) as folder:
-        found = catalog.answer(_STEPS, parameters=_given(runs))
-        rows = (dict(zip(found.columns, row, strict=True)) for row in found.rows)
-        used: set[str] = set()
-        for run, steps in groupby(rows, key=lambda row: str(row["run"])):
-            name = _folder_name(run, used)
-            board = Board(folder / name)
-            wall_time = None
-            for step in steps:
-                # A step has no time of its own, but the run has, and steps say how long they took.
-                wall_time = (wall_time or float(step["started_at"])) + float(step["seconds"])
-                board.add_step(step, wall_time=wall_time)
-            board.close()
-        return len(used)
-
-
-def export_parquet(
-    catalog: Catalog,
-    output: Path,
-    *,
-    runs: str | None = None,
-    views: Sequence[str] = (),
-    overwrite: bool = False,
-) -> list[str]:
-    """Write each view as ``<view>.parquet``, and return the views' names. Keys are text in them.
-
-    Args:
-        catalog: The store's views.
-        output: Folder to make.
-        runs: Names of runs, commas between them: views with a column ``run_id`` have their rows
-            alone; None exports all.
-        views: Names of views; none stands for all.
-        overwrite: Replace what is at ``output``.
-
-    Raises:
-        ValueError: If a run or a view is not there.
-        StoreWriteError: If ``output`` exists and is not to be replaced, or cannot be written.
-    """
-    check_export(catalog, to="parquet", runs=runs, views=views)
-    wanted = [view for view in view_names() if not views or view in views]
-    check_folder(output, overwrite=overwrite)
-    with whole_folder(output) as folder:
-        for view in wanted:
-            columns = catalog.answer(_VIEW.format(view=view), limit=0).columns
-            is_of_runs = runs is not None and "run_id" in columns
-            sql = (_VIEW_OF_RUNS if is_of_runs else _VIEW).format(view=view)
-            write = partial(write_parquet, path=folder / f"{view}.parquet")
-            catalog.read_batches(sql, write, parameters=_given(runs) if is_of_runs else None)
-    return wanted
+    check_export(catalog, settings)
+    check_folder(settings.output, overwrite=settings.overwrite)
+    write = _write_events if settings.to == "tensorboard" else _write_views
+    with whole_folder(settings.output) as folder:
+        return write(catalog, settings, folder)
 
 
 def check_folder(path: Path, *, overwrite: bool) -> None:
@@ -139,8 +81,33 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         raise StoreWriteError(f"{path} is not empty; name a new folder, or --overwrite replaces it")
 
 
-def _given(runs: str | None) -> dict[str, str]:
-    return {} if runs is None else {"run": runs}
+def _write_events(catalog: Catalog, settings: ExportSettings, folder: Path) -> int:
+    """Write event files of each run, and return the number of runs."""
+    found = catalog.answer(_STEPS, parameters=settings.parameters)
+    rows = (dict(zip(found.columns, row, strict=True)) for row in found.rows)
+    used: set[str] = set()
+    for run, steps in groupby(rows, key=lambda row: str(row["run"])):
+        name = _folder_name(run, used)
+        board = Board(folder / name)
+        wall_time = None
+        for step in steps:
+            # A step has no time of its own, but the run has, and steps say how long they took.
+            wall_time = (wall_time or float(step["started_at"])) + float(step["seconds"])
+            board.add_step(step, wall_time=wall_time)
+        board.close()
+    return len(used)
+
+
+def _write_views(catalog: Catalog, settings: ExportSettings, folder: Path) -> int:
+    """Write a Parquet file of each view, and return the number of views."""
+    wanted = [view for view in view_names() if not settings.view or view in settings.view]
+    for view in wanted:
+        columns = catalog.answer(_VIEW.format(view=view), limit=0).columns
+        is_of_runs = bool(settings.runs) and "run_id" in columns
+        sql = (_VIEW_OF_RUNS if is_of_runs else _VIEW).format(view=view)
+        write = partial(write_parquet, path=folder / f"{view}.parquet")
+        catalog.read_batches(sql, write, parameters=settings.parameters if is_of_runs else None)
+    return len(wanted)
 
 
 def _folder_name(run: str, used: set[str]) -> str:

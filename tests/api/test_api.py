@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -30,7 +31,7 @@ def test_a_session_from_data_to_answers(
     rewards = store.reward(pairs, objective="brevity", kind="brevity")
     run = store.train(pairs, model=model_dir, output_dir=tmp_path / "dpo", eval_every=3, **QUICK)
     tuned = store.sft(pairs, model=model_dir, output_dir=tmp_path / "sft", **QUICK)
-    measures = store.evaluate(pairs, model=run, reference=model_dir)
+    measures = store.evaluate(pairs, model=run, reference=model_dir, num_samples=0)
 
     assert (pairs.is_new, again.is_new, str(pairs)) == (True, False, str(again))
     assert scores.num_new == scores.num_sequences > 0
@@ -40,6 +41,7 @@ def test_a_session_from_data_to_answers(
     assert (tuned.output_dir / "model.safetensors").exists()
     assert run.metrics["loss"] != pytest.approx(0.693147, abs=1e-5)
     assert "rewards/accuracies" in run.held_out
+    assert not any(line.startswith("samples") for line in measures.lines)
     assert measures.accuracy is not None
     assert 0 <= measures.accuracy <= 1
     assert [row["run"] for row in store.runs().rows()] == ["sft", "dpo"]
@@ -202,7 +204,7 @@ def test_what_is_written_for_people_and_tools(
     )
 
     page = store.report(tmp_path / "report.html", title="mine")
-    exported = store.export(tmp_path / "parquet", to="parquet", views=("runs", "steps"))
+    exported = store.export(tmp_path / "parquet", to="parquet", view=("runs", "steps"))
     swept = store.sweep(tmp_path / "sweep.toml")
 
     assert "<title>mine</title>" in page.path.read_text(encoding="utf-8")
@@ -210,6 +212,58 @@ def test_what_is_written_for_people_and_tools(
     assert (exported.num_written, len(list((tmp_path / "parquet").iterdir()))) == (2, 2)
     assert (len(swept.trained), swept.skipped, dict(swept.failed)) == (2, (), {})
     assert store.sweep(tmp_path / "sweep.toml").skipped == swept.trained
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"to": "parket"}, "to must be one of tensorboard, parquet, got 'parket'; did you mean"),
+        ({"to": "tensorboard", "view": "steps"}, "view has no effect on tensorboard"),
+        ({"to": "parquet", "view": "step"}, "unknown view 'step'"),
+        ({"to": "parquet", "runs": ["nothing"]}, "no run is called 'nothing'"),
+        ({"to": "parquet", "runs": [""]}, "no run is called ''"),
+        ({"to": "parquet", "overwrite": "no"}, "overwrite must be True or False, got 'no'"),
+    ],
+)  # fmt: skip
+def test_an_export_is_checked_as_the_command_checks_it(
+    given: dict[str, Any], message: str, store: offpref.OpenStore, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        store.export(tmp_path / "out", **given)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_takes_the_options_of_the_command_and_says_the_same(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+
+    page = store.report(path, run="a", max_pairs=5)
+    printed = CliRunner().invoke(
+        main, ["report", str(store.path), "--output", str(path), "--run", "a", "--max-pairs", "5",
+               "--overwrite"],
+    ).stdout  # fmt: skip
+
+    assert repr(page) == printed.rstrip()
+    assert "1 runs, 5 of" in repr(page)
+    with pytest.raises(TypeError, match="'run_names' is not a setting here"):
+        store.report(path, run_names=("a",))
+    with pytest.raises(ValueError, match="max_pairs must be in"):
+        store.report(path, max_pairs=0)
+
+
+def test_one_run_and_one_view_are_exported_by_their_names(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        store.train("reviews", model=model_dir, output_dir=tmp_path / name, **QUICK)
+
+    found = store.export(tmp_path / "out", to="parquet", runs="a", view="steps")
+
+    assert repr(found) == f"exported   {tmp_path / 'out'}: 1 views"
+    assert pq.read_table(tmp_path / "out" / "steps.parquet").num_rows == 3
 
 
 def test_a_store_shows_what_it_holds(store: offpref.OpenStore) -> None:

@@ -164,7 +164,7 @@ def test_export_of_some_runs_and_views(two_runs: Store, tmp_path: Path) -> None:
         (["--to", "parquet", "--set", "run=x"], 2, "no run is called 'x'; there are: "),
         (["--to", "parquet", "--view", "x"], 2, "unknown view 'x'; there are: "),
         (["--to", "parquet", "--set", "step=1"], 2, "--set takes run=NAME here, got 'step'"),
-        (["--to", "tensorboard", "--view", "runs"], 2, "--view has no effect"),
+        (["--to", "tensorboard", "--view", "runs"], 2, "view has no effect on tensorboard"),
         (["--to", "tensorboard"], 1, "is not empty; name a new folder, or --overwrite"),
     ],
 )
