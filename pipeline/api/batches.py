@@ -5,7 +5,8 @@ Letters in shape comments: R rows, L tokens of the longest row, T completion tok
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,26 +15,32 @@ from torch import Tensor, nn
 from offpref.kernels.distributions import Reference
 from offpref.kernels.head import OutputHead
 from offpref.pipeline.losses.pair_scores import PairScores
+from offpref.pipeline.losses.training_loss import TrainingLoss
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.selfcheck import check_packing
 from offpref.pipeline.training.microbatches import Microbatch
-from offpref.pipeline.training.passes import reference_head
+from offpref.pipeline.training.passes import loss_scores, reference_head
 from offpref.pipeline.training.plan import TrainingPlan, plan_training
-from offpref.pipeline.training.settings import TrainSettings
+from offpref.pipeline.training.settings import READ_SETTINGS, TrainSettings
 from offpref.pipeline.training.step_reader import StepReader
 from offpref.stores.store import Store
 
-from .given import settings_of
+from .given import training_settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PairBatch:
     """The pairs of one forward and backward pass, on the policy's device."""
 
     _microbatch: Microbatch
     _policy: ScoringModel
     _head: OutputHead | None
+    _loss: TrainingLoss
+
+    def __repr__(self) -> str:
+        num_tokens = len(self._microbatch.batch.labels)
+        return f"<{len(self._microbatch.pairs):,} pairs, {num_tokens:,} completion tokens>"
 
     @property
     def inputs(self) -> dict[str, Any]:  # a mask is a tensor, or one for each kind of layer
@@ -79,14 +86,22 @@ class PairBatch:
         token_logps: Tensor,  # [T]
         *,
         forward_kl: Tensor | None = None,  # [T]
+        log_sum_sq_probs: Tensor | None = None,  # [T]
     ) -> PairScores:
         """Return what the policy's log-probs and the stored ones say of each pair.
+
+        With ``ld_alpha``, ``shortened`` has the same for shortened completions.
 
         Args:
             token_logps: The policy's, of ``labels``.
             forward_kl: KL(reference || policy) at each token; None where it is not known.
+            log_sum_sq_probs: log sum_v q(v)^2 at each token, q the policy, which ``use_weighting``
+                needs; None as well.
         """
-        return self._microbatch.pair_scores(token_logps, forward_kl=forward_kl)
+        return loss_scores(
+            self._microbatch, self._loss, token_logps,
+            forward_kl=forward_kl, log_sum_sq=log_sum_sq_probs,
+        )  # fmt: skip
 
 
 class Batches:
@@ -96,19 +111,25 @@ class Batches:
         """Plan the run and find out how the policy's rows are laid out; see `OpenStore.batches`.
 
         Raises:
-            ValueError: If a setting cannot act.
+            TypeError: If a keyword is not a setting.
+            ValueError: If a setting cannot act, or has no effect on what is read.
             PairSetError: If the pairs cannot be used, or scores are missing.
             ModelError: If the policy does not fit the pairs.
         """
         nowhere = store.path / "tmp" / f"batches-{uuid4().hex}"  # a loop of one's own writes itself
-        self._plan = plan_training(
-            store, settings_of(TrainSettings, {**given, "output_dir": nowhere})
-        )
+        self._plan = plan_training(store, _settings(given, nowhere))
         self._policy = ScoringModel(policy)
         self._policy.take(check_packing(self._policy))
         processes = Processes(device=self._policy.device)
         self._head = reference_head(self._plan, self._policy, processes)
         self._reader = StepReader(self._plan, self._policy, processes, self._head)
+
+    def __repr__(self) -> str:
+        plan = self._plan
+        return (
+            f"<{len(self):,} steps of {plan.settings.pairs_per_step:,} pairs: {plan.pair_set}, "
+            f"reference {plan.reference or 'none'}>"
+        )
 
     def __len__(self) -> int:
         return self._plan.num_steps
@@ -129,4 +150,20 @@ class Batches:
         steps = self._reader.steps(1)
         with closing(steps):
             for _ in range(len(self)):
-                yield [PairBatch(each.to(device), self._policy, self._head) for each in next(steps)]
+                yield [
+                    PairBatch(each.to(device), self._policy, self._head, self._plan.loss)
+                    for each in next(steps)
+                ]
+
+
+def _settings(given: Mapping[str, Any], output_dir: Path) -> TrainSettings:
+    """Return the settings of a run that reads what is asked for and writes nothing.
+
+    Raises:
+        TypeError: If a keyword is not a setting.
+        ValueError: If one has no effect on what is read, or the settings refuse a value.
+    """
+    others = {each.name for each in fields(TrainSettings)} - set(READ_SETTINGS)
+    if unread := [name for name in given if name in others]:
+        raise ValueError(f"{unread[0]} has no effect on batches")
+    return training_settings(given, without=others, output_dir=output_dir)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.settings import nearest
 
 from .results import Pairs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings")
 
+_ADDING = {each.name for each in fields(AddSettings)} - {"pair_set"}
 _MOST_SHOWN = 80
 """Characters of a refused value in a message."""
 
@@ -59,6 +61,8 @@ def values_of(
         if "help" in each.metadata and each.name not in without
     ]
     for name in given:
+        if name not in names and name in _ADDING:
+            raise TypeError(f"{name!r} is not a setting here: call store.add first, which takes it")
         if name not in names:
             raise TypeError(
                 f"{name!r} is not a setting here{nearest(name, names)}; there are: "
@@ -68,24 +72,25 @@ def values_of(
 
 
 def training_settings(
-    given: Mapping[str, Any], *, without: Collection[str] = ()
+    given: Mapping[str, Any], *, without: Collection[str] = (), **own: Any
 ) -> "TrainSettings":
-    """Return the settings of a training, whose losses may be functions; see `settings_of`.
+    """Return the settings of a training, whose losses may be functions; errors are `settings_of`'s.
 
     Args:
         given: What a person gave.
         without: Fields that are not keywords here.
+        own: Settings that the verb itself gives.
     """
     from offpref.pipeline.training.settings import TrainSettings
 
     losses = given.get("loss_type")
     several = losses if isinstance(losses, list | tuple) else [losses]
-    if any(callable(each) for each in several):
+    if "loss_type" not in without and any(callable(each) for each in several):
         from offpref.pipeline.losses.own import named_loss  # brings torch
 
         names = [named_loss(each) if callable(each) else each for each in several]
         given = {**given, "loss_type": names}
-    return settings_of(TrainSettings, given, without=without)
+    return TrainSettings(**values_of((TrainSettings,), given, without=without), **own)
 
 
 def _fitted(name: str, value: Any, hint: Any) -> Any:

@@ -44,6 +44,7 @@ from .store_settings import PageSettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from offpref.pipeline.training.settings import TrainSettings
     from offpref.pipeline.training.train import TrainSummary
     from offpref.stores.query.catalog import Relation
     from offpref.stores.query.notebook import Notebook
@@ -158,7 +159,7 @@ class OpenStore(Closing):
                 `offpref.loss`.
         """
         given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
-        return self._train("train", given)
+        return self._train("train", training_settings(given))
 
     def sft(
         self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
@@ -171,8 +172,11 @@ class OpenStore(Closing):
             output_dir: Folder for the tuned model.
             settings: Options of `offpref sft`.
         """
+        from offpref.pipeline.training.settings import NOT_OF_SFT
+
         given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
-        return self._train("sft", {**given, "loss_type": "sft"})
+        asked = training_settings(given, without=NOT_OF_SFT, loss_type=("sft",))
+        return self._train("sft", asked)
 
     def train_reward(
         self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
@@ -344,15 +348,15 @@ class OpenStore(Closing):
             pair_set: The pairs.
             model: Folder that the policy comes from; says which reference is meant by default.
             policy: The model that is trained, as transformers loads it, where it will run.
-            settings: Options of `offpref train` that say what is read and in which order.
+            settings: Options of `offpref train` that say what is read and in which order, those of
+                the loss among them; ``loss_type`` as for `train`.
         """
         from .batches import Batches
 
         given = {**settings, "pair_set": pair_set, "model": model}
         return Batches(self._fresh(), policy, given)
 
-    def _train(self, verb: str, given: dict[str, Any]) -> Run:
-        asked = training_settings(given)
+    def _train(self, verb: str, asked: "TrainSettings") -> Run:
         from offpref.pipeline.models.devices import check_kernels  # these bring torch
         from offpref.pipeline.training.plan import plan_training
         from offpref.pipeline.training.train import train

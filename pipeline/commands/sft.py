@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from offpref.pipeline.losses.settings import LOSS_SETTINGS
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.settings import setting
-from offpref.pipeline.training.settings import TrainSettings
+from offpref.pipeline.training.settings import NOT_OF_SFT, TrainSettings
 
 from .add import add_data
 from .options import (
@@ -44,8 +43,7 @@ class ScratchSettings:
 @command(
     options_of(
         TrainSettings,
-        # The loss is `sft`, which has neither options nor a reference.
-        without=(*LOSS_SETTINGS, "reference", "kl_tier", "kl_metrics"),
+        without=NOT_OF_SFT,
         optional={"model": "Folder of the policy to start from."},
     ),
     options_of(ScratchSettings),

@@ -16,6 +16,7 @@ from offpref.kernels.distributions import Reference
 from offpref.kernels.head import OutputHead
 from offpref.pipeline.losses.coupling import score_values, surrogate
 from offpref.pipeline.losses.pair_scores import PairScores
+from offpref.pipeline.losses.training_loss import TrainingLoss
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.random_states import (
     RandomStates,
@@ -48,6 +49,25 @@ def reference_head(
     if processes.mesh is not None or policy.route == "logits":
         return head
     return shared_head(head, policy.head)
+
+
+def loss_scores(
+    microbatch: Microbatch,
+    loss: TrainingLoss,
+    token_logps: Tensor,  # [T]
+    *,
+    forward_kl: Tensor | None = None,  # [T]
+    log_sum_sq: Tensor | None = None,  # [T]
+) -> PairScores:
+    """Return what is known of the pairs, with ``ld_alpha`` too if the loss has one.
+
+    Arguments are those of `Microbatch.pair_scores`.
+    """
+    scores = microbatch.pair_scores(token_logps, forward_kl=forward_kl, log_sum_sq=log_sum_sq)
+    if loss.ld_alpha is None:
+        return scores
+    shortened = microbatch.pair_scores(token_logps, ld_alpha=loss.ld_alpha)
+    return replace(scores, shortened=shortened)
 
 
 class Passes:
@@ -159,18 +179,12 @@ class Passes:
         return None if here.reference is None else here.reference.distribution(self.head)
 
     def _pair_scores(self, here: Microbatch, token_scores: TokenScores) -> PairScores:
-        """Return what is known of the pairs, with ``ld_alpha`` too if it is set."""
         token_logps = token_scores.token_logps
         assert token_logps is not None
-        scores = here.pair_scores(
-            token_logps,
-            forward_kl=token_scores.forward_kl,
-            log_sum_sq=token_scores.log_sum_sq_probs,
-        )
-        if self._loss.ld_alpha is None:
-            return scores
-        shortened = here.pair_scores(token_logps, ld_alpha=self._loss.ld_alpha)
-        return replace(scores, shortened=shortened)
+        return loss_scores(
+            here, self._loss, token_logps,
+            forward_kl=token_scores.forward_kl, log_sum_sq=token_scores.log_sum_sq_probs,
+        )  # fmt: skip
 
     def _with_kl(self, here: Microbatch, scores: PairScores) -> PairScores:
         """Return the scores with those of the mismatched sequences, if the loss wants them."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.losses.settings import LossSettings
+from offpref.pipeline.losses.settings import LOSS_SETTINGS, LossSettings
 from offpref.pipeline.settings import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
@@ -33,6 +33,13 @@ OUTPUT_ONLY = (
 is compared instead (the policy's weights, the reference's fingerprint and scores)."""
 ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing", "kernels")
 """Settings on which results depend by no more than rounding."""
+NOT_OF_SFT = (*LOSS_SETTINGS, "reference", "kl_tier", "kl_metrics")
+"""Settings that sft does not take: its loss has neither options nor a reference."""
+READ_SETTINGS = (
+    *LOSS_SETTINGS, "pair_set", "model", "reference", "kl_tier", "kl_metrics", "train_split",
+    "pairs_per_step", "num_epochs", "max_steps", "seed", "precision", "max_batch_tokens",
+)  # fmt: skip
+"""Settings that say what is read for training, and in which order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,3 +108,21 @@ def test_evaluate_names_the_nearest_keyword_of_both_its_settings(
     with pytest.raises(ValueError, match="without samples only the accuracy is measured"):
         store.evaluate("reviews", model=model_dir, num_samples=0)
     assert EvaluateSettings.__dataclass_fields__["samples"].metadata == {}
+
+
+@pytest.mark.parametrize("name", ["loss_type", "beta", "reference", "kl_tier", "kl_metrics"])
+def test_sft_takes_the_options_of_its_command_alone(
+    name: str, store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=f"'{name}' is not a setting here") as caught:
+        store.sft("reviews", model=model_dir, output_dir=tmp_path / "a", **{name: "sigmoid"})
+
+    listed = str(caught.value).partition("there are: ")[2].split(", ")
+    assert "learning_rate" in listed
+    assert not {"loss_type", "beta", "reference"} & set(listed)
+
+
+@pytest.mark.parametrize("name", ["data", "eval_fraction"])
+def test_data_is_added_first(name: str, store: offpref.OpenStore, model_dir: Path) -> None:
+    with pytest.raises(TypeError, match=f"^'{name}' is not a setting here: call store.add first"):
+        store.score("reviews", model=model_dir, **{name: "pairs.jsonl"})

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import offpref
+from offpref.pipeline.losses.pair_scores import PairScores
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -40,6 +41,99 @@ def test_the_documented_loop_is_25_lines() -> None:
     lines = [line for line in LOOP.splitlines() if line.strip()]
 
     assert len(lines) <= 25
+
+
+@pytest.fixture
+def policy(model_dir: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model_dir)
+
+
+@offpref.loss(takes_ld_alpha=True)
+def own_loss(scores: PairScores, *, beta: float = 0.5) -> torch.Tensor:
+    return -torch.nn.functional.logsigmoid(beta * scores.logratio_margins)
+
+
+def test_batches_take_a_function_as_train_does(scored: Any, model_dir: Path, policy: Any) -> None:
+    with offpref.open(scored.path) as store:
+        batches = store.batches(
+            "reviews",
+            model=model_dir,
+            policy=policy,
+            loss_type=own_loss,
+            ld_alpha=0.25,
+            max_steps=1,
+        )
+        (step,) = batches
+    batch = step[0]
+
+    pairs = batch.pair_scores(torch.full((len(batch.labels),), -1.0))
+
+    short = pairs.shortened
+    assert short is not None
+    least = torch.minimum(pairs.num_chosen_tokens, pairs.num_rejected_tokens)
+    expected = -(least + 0.25 * (pairs.num_chosen_tokens - least))
+    torch.testing.assert_close(short.policy_chosen_logps, expected)
+    margins = short.logratio_margins
+    torch.testing.assert_close(
+        batches.plan.loss.losses(pairs), -torch.nn.functional.logsigmoid(0.5 * margins)
+    )
+
+
+def test_batches_give_what_weights_need(scored: Any, model_dir: Path, policy: Any) -> None:
+    with offpref.open(scored.path) as store:
+        batches = store.batches(
+            "reviews", model=model_dir, policy=policy, use_weighting=True, max_steps=1
+        )
+        (step,) = batches
+    some = torch.full((len(step[0].labels),), -1.0)
+
+    pairs = step[0].pair_scores(some, log_sum_sq_probs=some)
+
+    assert pairs.shortened is None
+    assert torch.equal(batches.plan.loss.losses(pairs).isfinite(), step[0].weights > 0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"learning_rate": 1.0}, {"lr_scheduler_type": "cosine"}, {"warmup_steps": 1},
+        {"adam_beta1": 0.5}, {"weight_decay": 0.1}, {"max_grad_norm": 2.0}, {"lora_r": 2},
+        {"resume": True}, {"overwrite": True}, {"report_to": "tensorboard"}, {"eval_every": 1},
+        {"save_every": 1}, {"keep": 2}, {"log_tokens": "all"}, {"run_name": "a"},
+        {"output_dir": "a"}, {"kernels": "torch"}, {"device": "cpu"}, {"eval_split": "test"},
+        {"gradient_checkpointing": True},
+    ],
+    ids=lambda given: next(iter(given)),
+)  # fmt: skip
+def test_settings_without_effect_on_batches_are_refused(
+    given: dict[str, Any], scored: Any, model_dir: Path
+) -> None:
+    store = offpref.open(scored.path)
+
+    with pytest.raises(ValueError, match=f"^{next(iter(given))} has no effect on batches$"):
+        store.batches("reviews", model=model_dir, policy=torch.nn.Module(), **given)
+
+
+def test_batches_name_the_nearest_of_their_own_settings(scored: Any, model_dir: Path) -> None:
+    store = offpref.open(scored.path)
+
+    with pytest.raises(TypeError, match="did you mean pairs_per_step") as caught:
+        store.batches("reviews", model=model_dir, policy=torch.nn.Module(), pairs_per_stp=8)
+
+    assert "learning_rate" not in str(caught.value)
+
+
+def test_batches_say_what_they_are(scored: Any, model_dir: Path, policy: Any) -> None:
+    with offpref.open(scored.path) as store:
+        batches = store.batches("reviews", model=model_dir, policy=policy, pairs_per_step=8)
+        batch = next(iter(batches))[0]
+
+    (start, end) = repr(batches).split(": ")
+    assert start == f"<{len(batches)} steps of 8 pairs"
+    assert end == f"{batches.plan.pair_set}, reference {batches.plan.reference}>"
+    assert repr(batch) == f"<{len(batch.weights)} pairs, {len(batch.labels)} completion tokens>"
 
 
 def test_batches_carry_what_the_store_says(scored: Any, model_dir: Path) -> None:
