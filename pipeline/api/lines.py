@@ -24,7 +24,18 @@ def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[st
     state = "added" if is_new else "known, nothing was read"
     yield (f"pair set   {found}: {state}")
     if is_new:
-        yield from _version_lines(store, found)
+        yield from _difference_lines(store, found)
+    yield from _content_lines(store, found)
+
+
+def version_lines(store: Store, found: PairSet) -> Iterator[str]:
+    """Yield what a version of a pair set is and holds."""
+    yield (f"pair set   {found}")
+    yield from _content_lines(store, found)
+
+
+def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
+    """Yield what a version holds, and what of its data could not be used."""
     yield (f"form       {found.form}")
     yield (
         f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
@@ -40,7 +51,7 @@ def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[st
         )
 
 
-def _version_lines(store: Store, found: PairSet) -> Iterator[str]:
+def _difference_lines(store: Store, found: PairSet) -> Iterator[str]:
     """Yield what a new version of a pair set differs in from the one that its name meant."""
     others = [
         each for each in pair_sets(store)

@@ -25,6 +25,7 @@ from .lines import (
     reward_model_lines,
     score_lines,
     training_lines,
+    version_lines,
 )
 from .results import (
     Checked,
@@ -39,7 +40,7 @@ from .results import (
     Scores,
     SweepRuns,
 )
-from .store_settings import PageSettings
+from .store_settings import GarbageSettings, PageSettings, VerifySettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -201,19 +202,21 @@ class OpenStore(Closing):
             accuracies=done.accuracies,
         )  # fmt: skip
 
-    def sweep(self, config: Folder, *, jobs: int = 1) -> SweepRuns:
+    def sweep(self, config: Folder, **settings: Any) -> SweepRuns:
         """Train every run that a TOML file names and that is not trained yet.
 
         Args:
             config: The file.
-            jobs: Runs at a time.
+            settings: ``jobs``: runs at a time, 1 by default.
         """
-        from offpref.pipeline.training.sweep import plan_sweep, run_sweep
-        from offpref.pipeline.training.sweep_plan import read_points
+        from offpref.pipeline.training.sweep_plan import SweepSettings, read_points
 
-        plan = plan_sweep(self.path, read_points(Path(config)))
+        asked = settings_of(SweepSettings, {**settings, "config": config})
+        points = read_points(asked.config)
+        from offpref.pipeline.training.sweep import plan_sweep, run_sweep  # bring torch
+
         said: list[str] = []
-        done = run_sweep(plan, jobs=jobs, say=said.append)
+        done = run_sweep(plan_sweep(self.path, points), jobs=asked.jobs, say=said.append)
         return SweepRuns(
             lines=tuple(said), trained=tuple(done.trained), skipped=tuple(done.skipped),
             failed=done.failed,
@@ -296,14 +299,19 @@ class OpenStore(Closing):
         line = export_line(asked, number)
         return Exported(lines=(line,), path=asked.output, num_written=number)
 
-    def verify(self) -> Checked:
-        """Read every byte of the store and hold it against what was recorded."""
-        from offpref.stores.maintenance.verify import verify_store
+    def verify(self, **settings: Any) -> Checked:
+        """Read every byte of the store and compare it with what was recorded.
 
-        found = verify_store(self.path)
+        Args:
+            settings: Options of `offpref store verify`: ``deep``, ``drop_damaged``.
+        """
+        asked = settings_of(VerifySettings, settings)
+        from .verification import drop_lines, verify
+
+        dropped, found = drop_lines(self.path, asked), verify(self.path, asked)
         return Checked(
-            lines=(*found.problems, *found.notes, found.summary),
-            problems=tuple(found.problems), notes=tuple(found.notes),
+            lines=(*dropped, *found.lines), problems=found.problems, notes=found.notes,
+            dropped=dropped,
         )  # fmt: skip
 
     def compact(self) -> Result:
@@ -312,18 +320,17 @@ class OpenStore(Closing):
 
         return Result(lines=(str(compact_store(self._fresh())),))
 
-    def gc(self, *, grace_days: float = 7.0) -> Result:
-        """Delete the files that no commit names, or that were removed, after a grace."""
-        from offpref.stores.maintenance.garbage import GRACE_SECONDS, collect_garbage
+    def gc(self, **settings: Any) -> Result:
+        """Delete the files that no commit names, or that were removed, after a grace.
 
-        seconds = grace_days * 86400
-        if seconds < GRACE_SECONDS:
-            raise ValueError(
-                f"grace_days must be at least {GRACE_SECONDS / 86400:g}, got {grace_days:g}: rows "
-                "that a writer has placed and not yet committed could be lost; "
-                "`offpref store gc --force` does it anyway"
-            )
-        return Result(lines=(str(collect_garbage(self._fresh(), grace_seconds=seconds)),))
+        Args:
+            settings: Options of `offpref store gc`: ``grace_days``, ``force``.
+        """
+        asked = settings_of(GarbageSettings, settings)
+        from offpref.stores.maintenance.garbage import collect_garbage
+
+        found = collect_garbage(self._fresh(), grace_seconds=asked.grace_seconds)
+        return Result(lines=(str(found),))
 
     def pairs(self) -> list[Pairs]:
         """Return all complete versions of all pair sets, oldest first."""
@@ -331,7 +338,7 @@ class OpenStore(Closing):
 
         store = self._fresh()
         return [
-            Pairs.of(each, list(pair_set_lines(store, each, is_new=False)), is_new=False)
+            Pairs.of(each, list(version_lines(store, each)), is_new=False)
             for each in pair_sets(store)
         ]
 

@@ -158,6 +158,8 @@ class Checked(Result):
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    """What ``drop_damaged`` has removed."""
 
     @property
     def is_whole(self) -> bool:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from offpref.pipeline.settings import Range, check_settings, setting
+from offpref.pipeline.settings import AT_LEAST_ZERO, Range, check_settings, setting
+from offpref.stores.maintenance.grace import GRACE_DAYS
 from offpref.stores.report.settings import MAX_PAIRS, MOST_PAIRS, ReportSettings
 
 
@@ -35,3 +36,46 @@ class PageSettings:
             title=self.title, run_names=self.run, max_pairs=self.max_pairs,
             overwrite=self.overwrite,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifySettings:
+    """What is verified beside every byte."""
+
+    deep: bool = setting(
+        "Also recompute log-probs from a sample of the hidden states and compare.", default=False
+    )
+    drop_damaged: bool = setting(
+        "Remove damaged scores, rewards and output heads first, so that they are computed again.",
+        default=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GarbageSettings:
+    """Which files are deleted."""
+
+    grace_days: float = setting(
+        "Days that a file no longer named by any commit is kept, for readers that still use it.",
+        default=GRACE_DAYS, range=AT_LEAST_ZERO,
+    )  # fmt: skip
+    force: bool = setting(
+        "Accept a grace below the default. Nobody may be writing, and readers may miss a file.",
+        default=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.grace_days < GRACE_DAYS and not self.force:
+            raise ValueError(
+                f"grace_days must be at least {GRACE_DAYS:g} without force, got"
+                f" {self.grace_days:g}: rows that a writer has placed and not yet committed could"
+                " be lost, and readers may miss files; force does it, unless a writer is at work"
+            )
+        if self.force and self.grace_days >= GRACE_DAYS:
+            raise ValueError("force has no effect with a grace that is not below the default")
+
+    @property
+    def grace_seconds(self) -> float:
+        """The grace as stores take it."""
+        return self.grace_days * 86400

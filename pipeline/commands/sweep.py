@@ -1,24 +1,12 @@
 """The command ``sweep``: every run that a file names."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.settings import AT_LEAST_ONE, check_settings, setting
+from offpref.pipeline.training.sweep_plan import SweepSettings, read_points
 
 from .options import command, options_of, settings_from, usage_errors
 from .terminal import say
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepSettings:
-    """Which runs are trained, and how many at a time."""
-
-    config: Path = setting("TOML file of the runs.", is_argument=True, path="existing file")
-    jobs: int = setting("Runs at a time.", default=1, range=AT_LEAST_ONE)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @command(options_of(SweepSettings), name="sweep")
@@ -28,8 +16,6 @@ def sweep(store: Path, **options: Any) -> None:
     CONFIG is a TOML file: [base] settings of all runs, [grid] lists of values to combine,
     [[points]] settings that change together.
     """
-    from offpref.pipeline.training.sweep_plan import read_points
-
     settings = settings_from(SweepSettings, options)
     with usage_errors():
         points = read_points(settings.config)

@@ -23,13 +23,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from offpref.pipeline.settings import nearest
+from offpref.pipeline.settings import AT_LEAST_ONE, check_settings, nearest, setting
 
 from .settings import TrainSettings
 
 TABLES = ("base", "grid", "points")
 OWN = ("output_dir", "run_name", "resume", "overwrite")
 """Settings that the sweep gives each run itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepSettings:
+    """Which runs are trained, and how many at a time."""
+
+    config: Path = setting("TOML file of the runs.", is_argument=True, path="existing file")
+    jobs: int = setting("Runs at a time.", default=1, range=AT_LEAST_ONE)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

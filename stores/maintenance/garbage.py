@@ -23,7 +23,9 @@ from offpref.stores.files.regular import check_regular, is_regular, list_folder
 from offpref.stores.files.shards import shard_files
 from offpref.stores.store import Store
 
-GRACE_SECONDS = 7 * 24 * 3600.0
+from .grace import GRACE_DAYS
+
+GRACE_SECONDS = GRACE_DAYS * 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS) -> Co
         UnsafeFileError: If a folder of the store is a link; then nothing is deleted.
         StoreWriteError: If the file system refuses.
     """
-    if grace_seconds < 0:
+    if not grace_seconds >= 0:  # nan is refused, too
         raise ValueError(f"grace must be at least 0 seconds, got {grace_seconds}")
     with clear_write_errors(store.path):
         now = _clock(store.path)
@@ -90,7 +92,7 @@ def _check_nobody_writes(store: Store, now: float) -> None:
     if age is not None and age < DEAD_SECONDS:
         raise StoreBusyError(
             f"{store.path}: a writer was alive {max(age, 0):.0f} seconds ago, and with a grace of"
-            f" less than {GRACE_SECONDS / 86400:.0f} days its rows could be lost; nothing was"
+            f" less than {GRACE_DAYS:g} days its rows could be lost; nothing was"
             f" deleted; wait until it ends, or {DEAD_SECONDS / 60:.0f} minutes if it was killed"
         )
 

@@ -31,6 +31,8 @@ class Notebook(Closing):
         """Open the store at ``path``; see `offpref.open`, which most want."""
         self._store = LiveStore.open(path)
         self._catalog = Catalog(self._store)
+        self._earlier: list[Catalog] = []  # before a refresh, with relations that still answer
+        self._has_relations = False
 
     @property
     def views(self) -> list[str]:
@@ -43,10 +45,12 @@ class Notebook(Closing):
         Raises:
             ValueError: If there is no such view.
         """
+        self._has_relations = True
         return self._catalog.relation(name)
 
     def sql(self, question: str, **parameters: str) -> duckdb.DuckDBPyRelation:
         """Return the answer as a relation of DuckDB's; arguments and errors are `arrow`'s."""
+        self._has_relations = True
         return self._catalog.sql(question, parameters)
 
     def arrow(self, question: str, *, limit: int | None = None, **parameters: str) -> "pa.Table":
@@ -84,9 +88,14 @@ class Notebook(Closing):
         """
         is_changed = self._store.refresh()
         if is_changed:
-            self._catalog = Catalog(self._store)
+            if self._has_relations:
+                self._earlier.append(self._catalog)
+            else:
+                self._catalog.close()
+            self._catalog, self._has_relations = Catalog(self._store), False
         return is_changed
 
     def close(self) -> None:
-        """Close the connection: relations end with it."""
-        self._catalog.close()
+        """Close all connections: relations end with them."""
+        for each in (self._catalog, *self._earlier):
+            each.close()

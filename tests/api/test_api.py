@@ -1,8 +1,10 @@
 """`import offpref`: every verb does what the command of its name does, and its result speaks."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -179,8 +181,6 @@ def test_looking_after_a_store(store: offpref.OpenStore, tmp_path: Path) -> None
     assert store.verify().is_whole
     assert "shards became" in repr(store.compact())
     assert "files deleted" in repr(store.gc())
-    with pytest.raises(ValueError, match="grace_days must be at least 7, got 1"):
-        store.gc(grace_days=1)
     shard = next((store.path / "data" / "logps").rglob("*.parquet"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -191,6 +191,83 @@ def test_looking_after_a_store(store: offpref.OpenStore, tmp_path: Path) -> None
 
     assert not found.is_whole
     assert str(shard) in found.problems[0]
+    assert "computes damaged scores" in repr(found)
+    dropped = store.verify(drop_damaged=True)
+    assert dropped.is_whole
+    assert "dropped 1 damaged shards of logps" in dropped.dropped[0]
+    assert repr(dropped).startswith(dropped.dropped[0])
+
+
+def test_verifying_deeply_recomputes_hidden_states(
+    store: offpref.OpenStore, model_dir: Path
+) -> None:
+    store.score("reviews", model=model_dir, tier="hidden")
+
+    found = store.verify(deep=True)
+
+    assert found.is_whole
+    assert "recomputed" in found.lines[-1]
+    with pytest.raises(ValueError, match="deep must be True or False, got 'yes'"):
+        store.verify(deep="yes")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"grace_days": 1}, "grace_days must be at least 7 without force, got 1: rows that"),
+        ({"grace_days": float("nan")}, "grace_days must be finite, got nan"),
+        ({"grace_days": float("nan"), "force": True}, "grace_days must be finite, got nan"),
+        ({"grace_days": -1, "force": True}, "grace_days must be at least 0, got -1"),
+        ({"force": True}, "force has no effect"),
+    ],
+)  # fmt: skip
+def test_a_grace_is_checked_as_the_command_checks_it(
+    given: dict[str, Any], message: str, store: offpref.OpenStore
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        store.gc(**given)
+
+
+def test_a_short_grace_can_be_forced(store: offpref.OpenStore) -> None:
+    left = store.path / "tmp" / "left"
+    left.touch()
+    os.utime(left, (10**9, 10**9))
+
+    assert "files deleted" in repr(store.gc(grace_days=0, force=True))
+    assert not left.exists()
+
+
+def test_a_sweep_is_checked_before_anything(store: offpref.OpenStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        store.sweep(tmp_path / "nothing.toml", jobs=0)
+    with pytest.raises(ValueError, match=r"jobs must be a whole number, got 1\.5"):
+        store.sweep(tmp_path / "nothing.toml", jobs=1.5)
+
+
+def test_pair_sets_are_described(store: offpref.OpenStore) -> None:
+    (found,) = store.pairs()
+
+    lines = repr(found).splitlines()
+
+    assert lines[0] == f"pair set   {found}"
+    assert lines[2].startswith(f"rows       {found.num_pairs + found.num_rejects}: ")
+    assert "nothing was read" not in repr(found)
+
+
+def test_relations_of_every_moment_end_with_the_store(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    before = store.sql("select count(*) as n from steps")
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+    after = store.sql("select count(*) as n from steps")
+
+    assert (before.fetchall(), after.fetchall()) == ([(0,)], [(3,)])
+    again = [each.filter("n >= 0") for each in (before, after)]
+    store.close()
+
+    for relation in again:
+        with pytest.raises(duckdb.ConnectionException):
+            relation.fetchall()
 
 
 def test_what_is_written_for_people_and_tools(

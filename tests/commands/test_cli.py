@@ -220,7 +220,7 @@ def test_store_commands(tmp_path: Path, model_dir: Path, pairs: Path) -> None:
     assert "shards became" in invoke("store", "compact", store).stdout
     hasty = invoke("store", "gc", store, "--grace-days", "0")
     assert hasty.exit_code == 2
-    assert "with --force it is done, unless a writer is at work" in hasty.stderr
+    assert "force does it, unless a writer is at work" in hasty.stderr
     assert "files deleted" in invoke("store", "gc", store, "--grace-days", "0", "--force").stdout
     assert invoke("store", "verify", store).exit_code == 0
     assert ": 0 new," in invoke("score", store, "--pair-set", "p", "--model", model_dir).stdout
