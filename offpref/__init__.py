@@ -13,14 +13,14 @@ Importing it brings no library but Python's own: each verb imports what it needs
 
 import importlib
 from os import PathLike
-from pathlib import Path
+from os.path import dirname, isfile, join, realpath
 from typing import TYPE_CHECKING, Any
 
-_ROOT = Path(__file__).resolve().parent.parent
-if (_ROOT / "pyproject.toml").is_file() and str(_ROOT) not in __path__:
+_ROOT = dirname(dirname(realpath(__file__)))
+if isfile(join(_ROOT, "pyproject.toml")) and _ROOT not in __path__:
     # A checkout: kernels, stores and pipeline lie beside this folder, and `kernels` has no
     # `__init__` by which an editable install would find it.
-    __path__.append(str(_ROOT))
+    __path__.append(_ROOT)
 
 from offpref.stores.errors import (  # noqa: E402 # found where the lines above say
     ModelError,
@@ -96,6 +96,8 @@ def open(  # as gzip.open
     Raises:
         StoreNotFoundError: If there is none, and none is to be made.
     """
+    from pathlib import Path
+
     from offpref.pipeline.api.open_store import OpenStore
     from offpref.stores.store import Store
 

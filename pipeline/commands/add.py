@@ -1,7 +1,11 @@
 """The command ``add``: data becomes a pair set."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import click
+from click.core import ParameterSource
 
 from offpref.pipeline.pairs.settings import AddSettings
 
@@ -38,3 +42,27 @@ def with_length(settings: AddSettings) -> AddSettings:
 
     with usage_errors():  # a model of one position
         return fitted(settings)
+
+
+def add_options() -> list[click.Parameter]:
+    """Return the options of a command that adds data before it does its own work."""
+    return options_of(
+        AddSettings, without=("pair_set", "tokenizer"),
+        optional={"data": "Add this first; as for add."},
+    )  # fmt: skip
+
+
+def added_settings(options: Mapping[str, Any], tokenizer: Path) -> AddSettings | None:
+    """Return how data is added first; None where there is none.
+
+    Raises:
+        UsageError: If the settings refuse a value, or one is given and no data.
+    """
+    if options["data"]:
+        return settings_from(AddSettings, options, tokenizer=tokenizer)
+    source = click.get_current_context().get_parameter_source
+    for each in add_options():
+        name = str(each.name)
+        if name != "data" and source(name) not in (ParameterSource.DEFAULT, None):
+            raise click.UsageError(f"{each.opts[0]} has no effect without --data")
+    return None

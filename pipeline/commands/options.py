@@ -17,9 +17,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
-from click.core import ParameterSource
 
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.settings import check_value, nearest, setting
 from offpref.stores.files.verified import Policy
 
@@ -153,30 +151,6 @@ def usage_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-
-
-def add_options() -> list[click.Parameter]:
-    """Return the options of a command that adds data before it does its own work."""
-    return options_of(
-        AddSettings, without=("pair_set", "tokenizer"),
-        optional={"data": "Add this first; as for add."},
-    )  # fmt: skip
-
-
-def added_settings(options: Mapping[str, Any], tokenizer: Path) -> AddSettings | None:
-    """Return how data is added first; None where there is none.
-
-    Raises:
-        UsageError: If the settings refuse a value, or one is given and no data.
-    """
-    if options["data"]:
-        return settings_from(AddSettings, options, tokenizer=tokenizer)
-    source = click.get_current_context().get_parameter_source
-    for each in add_options():
-        name = str(each.name)
-        if name != "data" and source(name) not in (ParameterSource.DEFAULT, None):
-            raise click.UsageError(f"{each.opts[0]} has no effect without --data")
-    return None
 
 
 def _parameter(each: Field[Any], hint: Any, *, is_required: bool, help: str) -> click.Parameter:

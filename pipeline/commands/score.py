@@ -10,10 +10,8 @@ import click
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.settings import setting
 
-from .add import with_length
+from .add import add_options, added_settings, with_length
 from .options import (
-    add_options,
-    added_settings,
     command,
     options_of,
     settings_from,

@@ -10,10 +10,8 @@ from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.settings import setting
 from offpref.pipeline.training.settings import NOT_OF_SFT, TrainSettings
 
-from .add import add_data
+from .add import add_data, add_options, added_settings
 from .options import (
-    add_options,
-    added_settings,
     command,
     options_of,
     settings_from,

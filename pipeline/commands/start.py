@@ -1,18 +1,25 @@
 """Where the command `offpref` starts, and how it exits.
 
-A question is asked often and answered in a fraction of a second, so `offpref query` starts without
-loading the options of all the other commands.
+A question is asked often and answered in a fraction of a second, and so is a `score` that finds
+everything in the store: a command starts without the options of all the others.
 """
 
 import os
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 
 import click
 
 from .group import INTERRUPTED, StageGroup, Terminated, unwritable
 from .terminal import open_closed_streams
+
+VERBS = (
+    "add", "score", "reward", "train", "train-reward", "sweep", "soup", "losses", "sft",
+    "evaluate", "export", "query", "report", "store",
+)  # fmt: skip
+"""Commands that need no other one; `demo` runs them all."""
 
 
 def start() -> None:
@@ -20,18 +27,24 @@ def start() -> None:
     open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if sys.argv[1:2] == ["query"]:
-            from .query import query
-
-            StageGroup(commands={"query": query}).main(prog_name="offpref")
-        from .main import main
-
-        main(prog_name="offpref")
+        _group(sys.argv[1] if len(sys.argv) > 1 else "").main(prog_name="offpref")
     except SystemExit as error:
         _end(error.code)
     except KeyboardInterrupt as interrupt:  # before a command has begun: nothing was done
         click.echo("interrupted", err=True)
         raise SystemExit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
+
+
+def _group(verb: str) -> click.Group:
+    """Return the group of one command, or of all where what is asked is not one."""
+    name = verb.replace("-", "_")
+    if verb not in VERBS:
+        from .main import main
+
+        return main
+    module = import_module(f".{name}", __package__)
+    command = module.store_group if verb == "store" else getattr(module, name)
+    return StageGroup(commands={verb: command})
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from offpref.pipeline.commands.group import StageGroup
 from offpref.pipeline.commands.main import main
+from offpref.pipeline.commands.start import VERBS, _group
 from offpref.pipeline.small_world import write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -258,3 +259,9 @@ def test_what_is_said_of_an_interrupted_command_is_true_of_it(name: str, said: s
 
     assert done.exit_code == 130
     assert done.stderr == f"{said}\n"
+
+
+def test_every_command_but_the_demo_starts_without_the_others() -> None:
+    assert {*VERBS, "demo"} == set(main.commands)
+    for verb in VERBS:
+        assert _group(verb).commands[verb] is main.commands[verb]
