@@ -29,13 +29,9 @@ class LossPart:
     """One loss of the sum."""
 
     name: str
+    loss: Loss
     weight: float
     options: Mapping[str, Option]
-
-    @property
-    def loss(self) -> Loss:
-        """Its entry in the registry."""
-        return find_loss(self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +270,7 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
             defaults = losses[name].options
             taken |= {k: as_option(k, texts[k], defaults[k]) for k in texts if k in defaults}
         taken = loss_options(name, taken, losses[name] if is_own(name) else None)
-        parts.append(LossPart(name=name, weight=float(weight), options=taken))
+        parts.append(LossPart(name=name, loss=losses[name], weight=float(weight), options=taken))
     return tuple(parts)
 
 
@@ -313,8 +309,9 @@ def _check_objectives(loss: TrainingLoss, wanted: Mapping[str, Any]) -> None:
 
 def _check_acts(name: str, takes: str, parts: Sequence[LossPart]) -> None:
     """Refuse a modifier unless it acts on every loss with a reference, and on one at least."""
-    blocked = [part.name for part in parts if part.loss.needs_reference]
-    blocked = [each for each in blocked if not getattr(find_loss(each), takes)]
+    blocked = [
+        part.name for part in parts if part.loss.needs_reference and not getattr(part.loss, takes)
+    ]
     if blocked or not any(getattr(part.loss, takes) for part in parts):
         names = blocked or [part.name for part in parts]
         acting = ", ".join(each for each, loss in LOSSES.items() if getattr(loss, takes))

@@ -271,6 +271,24 @@ def test_a_function_is_known_by_its_module_or_refused(
         offpref.loss()(object())  # type: ignore[type-var]
 
 
+def test_a_loss_is_found_once_not_at_every_microbatch(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offpref.pipeline.losses import own
+    from offpref.pipeline.losses.settings import LossSettings
+    from offpref.pipeline.losses.training_loss import training_loss
+
+    loss = training_loss(LossSettings(loss_type=(named,)))
+
+    def again(name: str) -> Any:
+        raise AssertionError(f"{name} was imported again")
+
+    monkeypatch.setattr(own, "load_function", again)
+    assert loss.needs_reference
+    assert not loss.couples
+    assert loss.parts[0].loss.options["beta"] == 0.1
+
+
 def test_a_mean_in_python_says_so(scored: Any, model_dir: Path, tmp_path: Path) -> None:
     @offpref.loss()
     def mean(scores: Any, *, beta: float = 0.1) -> Any:
