@@ -437,6 +437,8 @@ def _guessed(given: Mapping[str, str]) -> dict[str, Value]:
 
 
 def _limited(sql: str, limit: int) -> str:
+    if type(limit) is not int or limit < 0:
+        raise ValueError(f"limit must be a whole number of rows, 0 or more, got {limit!r}")
     return f"select * from ({_bare(sql)}\n) limit {limit}"
 
 

@@ -103,6 +103,12 @@ def test_a_named_question_is_a_table(
     assert store.query("select count(*) as n from margins").rows() == [{"n": len(whole)}]
 
 
+@pytest.mark.parametrize("limit", [-1, 2.5, True, "3"])
+def test_a_limit_is_a_number_of_rows(store: offpref.OpenStore, limit: Any) -> None:
+    with pytest.raises(ValueError, match="limit must be a whole number of rows"):
+        store.query("select * from pairs", limit=limit)
+
+
 @pytest.mark.parametrize(
     "sql",
     [
