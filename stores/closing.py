@@ -1,10 +1,11 @@
 """What is closed at the end of a with-block."""
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """A with-block of it ends with its ``close``."""
 
     def __enter__(self) -> Self:
@@ -19,6 +20,6 @@ class Closing:
         """Close it."""
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Give back what it holds."""
-        raise NotImplementedError
