@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
 def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[str]:
     """Yield what was added, and what of it could not be used."""
     state = "added" if is_new else "known, nothing was read"
-    yield (f"pair set   {found}: {state}")
+    yield f"pair set   {found}: {state}"
     if is_new:
         yield from _difference_lines(store, found)
     yield from _content_lines(store, found)
@@ -30,20 +30,20 @@ def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[st
 
 def version_lines(store: Store, found: PairSet) -> Iterator[str]:
     """Yield what a version of a pair set is and holds."""
-    yield (f"pair set   {found}")
+    yield f"pair set   {found}"
     yield from _content_lines(store, found)
 
 
 def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
     """Yield what a version holds, and what of its data could not be used."""
-    yield (f"form       {found.form}")
+    yield f"form       {found.form}"
     yield (
         f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
     )
     for reason, number in reject_counts(store, found).items():
-        yield (f"  rejected {number:,}: {reason}")
+        yield f"  rejected {number:,}: {reason}"
     if found.num_eos_lost:
-        yield (f"truncated  {found.num_eos_lost:,} completions lost their end of sequence")
+        yield f"truncated  {found.num_eos_lost:,} completions lost their end of sequence"
     if found.num_merges:
         yield (
             f"boundary   {found.num_merges:,} completions would begin with another token if "
@@ -76,39 +76,39 @@ def _difference_lines(store: Store, found: PairSet) -> Iterator[str]:
 def reward_lines(summary: "RewardSummary") -> Iterator[str]:
     """Yield what a run of `offpref reward` did."""
     cached = summary.num_subjects - summary.num_new - summary.num_unusable
-    yield (f"pair set   {summary.pair_set}")
-    yield (f"objective  {summary.objective}@{summary.source[:12]}")
+    yield f"pair set   {summary.pair_set}"
+    yield f"objective  {summary.objective}@{summary.source[:12]}"
     yield (
         f"rewards    {summary.num_subjects:,} of {summary.subject}: {summary.num_new:,} new, "
         f"{max(cached, 0):,} cached, {summary.num_unusable:,} without"
     )
     for reason, count in summary.reasons.items():
-        yield (f"  without {count:,}: {reason}")
-    yield (f"mean       {summary.mean:.4g}, standard deviation {summary.std:.4g}")
+        yield f"  without {count:,}: {reason}"
+    yield f"mean       {summary.mean:.4g}, standard deviation {summary.std:.4g}"
     if summary.margin_agreement is not None:
-        yield (f"agreement  {summary.margin_agreement:.1%} of pairs: the chosen one has more")
+        yield f"agreement  {summary.margin_agreement:.1%} of pairs: the chosen one has more"
 
 
 def score_lines(summary: "ScoreSummary") -> Iterator[str]:
     """Yield what a run of stage one did."""
-    yield (f"reference  {summary.model}@{summary.scorer[:12]} ({summary.precision})")
+    yield f"reference  {summary.model}@{summary.scorer[:12]} ({summary.precision})"
     yield (
         f"sequences  {summary.num_sequences:,}: {summary.num_new:,} new, "
         f"{summary.num_cached:,} cached"
     )
     if len(summary.num_new_rows) > 1:
         counts = [f"{tier} {number:,}" for tier, number in summary.num_new_rows.items()]
-        yield (f"tiers      new rows: {', '.join(counts)}")
+        yield f"tiers      new rows: {', '.join(counts)}"
     if not summary.num_new:
         why = "every score was there" if summary.was_loaded else "no model was loaded"
-        yield (f"computed   nothing: {why}")
+        yield f"computed   nothing: {why}"
         return
     yield (
         f"computed   {summary.num_tokens:,} tokens as {summary.num_computed_tokens:,} "
         f"(shared prompts once) in {summary.seconds:.1f} s: "
         f"{summary.num_tokens / summary.seconds:,.0f} tokens/s"
     )
-    yield (f"written    {summary.num_bytes:,} bytes")
+    yield f"written    {summary.num_bytes:,} bytes"
 
 
 def dry_run_lines(found: "DryRun") -> Iterator[str]:
@@ -138,22 +138,22 @@ def dry_run_lines(found: "DryRun") -> Iterator[str]:
 def training_lines(summary: "TrainSummary") -> Iterator[str]:
     """Yield what a training did."""
     attempt = f", attempt {summary.attempt}" if summary.attempt else ""
-    yield (f"run        {summary.name}@{summary.run_id[:12]}{attempt}")
-    yield (f"reference  {summary.reference or 'none'}")
+    yield f"run        {summary.name}@{summary.run_id[:12]}{attempt}"
+    yield f"reference  {summary.reference or 'none'}"
     if summary.kl_source is not None:
-        yield (f"KLs        from tier {summary.kl_source}")
+        yield f"KLs        from tier {summary.kl_source}"
     resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
     if summary.num_resumed == summary.num_steps:
         resumed = ": finished before, nothing was done"
-    yield (f"steps      {summary.num_steps:,}{resumed}")
+    yield f"steps      {summary.num_steps:,}{resumed}"
     if summary.first is not None and summary.last is not None and summary.seconds:
-        yield (f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}")
+        yield f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}"
         for name, value in summary.last.metrics.items():
             # A step of unpaired data may have had no completion of one kind.
             first = summary.first.metrics.get(name, float("nan"))
-            yield (f"  {name:<20} {first:.4f} -> {value:.4f}")
+            yield f"  {name:<20} {first:.4f} -> {value:.4f}"
         if summary.held_out:
-            yield (f"held out   {_held_out(summary.held_out)}")
+            yield f"held out   {_held_out(summary.held_out)}"
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
             yield (
@@ -169,7 +169,7 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             f"{summary.num_tokens / summary.seconds:,.0f} tokens/s, "
             f"{summary.data_wait_seconds / summary.seconds:.1%} waiting for data"
         )
-    yield (f"policy     {summary.output_dir}")
+    yield f"policy     {summary.output_dir}"
 
 
 def _held_out(found: Sequence["StepMeasurement"]) -> str:
@@ -182,15 +182,15 @@ def _held_out(found: Sequence["StepMeasurement"]) -> str:
 
 def reward_model_lines(summary: "RewardTrainSummary") -> Iterator[str]:
     """Yield what the training of a reward model did."""
-    yield (f"pair set   {summary.pair_set}")
-    yield (f"pairs      {summary.num_pairs:,}, {summary.num_left_out:,} too long for the model")
+    yield f"pair set   {summary.pair_set}"
+    yield f"pairs      {summary.num_pairs:,}, {summary.num_left_out:,} too long for the model"
     yield (
         f"steps      {summary.num_steps:,}: loss {summary.first_loss:.4f} -> "
         f"{summary.last_loss:.4f} in {summary.seconds:.1f} s"
     )
     for split, accuracy in summary.accuracies.items():
-        yield (f"accuracy   {accuracy:.1%} of split {split}")
-    yield (f"model      {summary.output_dir}")
+        yield f"accuracy   {accuracy:.1%} of split {split}"
+    yield f"model      {summary.output_dir}"
 
 
 def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
