@@ -169,7 +169,7 @@ def _has_messages(files: Iterable[SourceFile], settings: AddSettings) -> bool:
     for file in files:
         for rows in read_rows(file):
             if rows.num_rows:
-                return find_form(rows, named).value == "messages"
+                return _form_of(file, rows, named).value == "messages"
     return False
 
 
@@ -196,9 +196,17 @@ def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, int]]:
         for rows in read_rows(file):
             if not rows.num_rows:
                 continue
-            form = find_form(rows, named) if form is None else widened(form, rows)
+            form = _form_of(file, rows, named) if form is None else widened(form, rows)
             for start in range(0, rows.num_rows, CHUNK_ROWS):
                 yield read_examples(rows.slice(start, CHUNK_ROWS), form), number
+
+
+def _form_of(file: SourceFile, rows: pa.Table, named: Mapping[str, str]) -> Form:
+    """Return the form of a file from its first rows; an error says which file it is."""
+    try:
+        return find_form(rows, named)
+    except SourceError as error:
+        raise SourceError(f"{file.address}: {error}") from error
 
 
 def _named_columns(settings: AddSettings) -> dict[str, str]:

@@ -87,9 +87,11 @@ def find_form(rows: pa.Table, named: Mapping[str, str]) -> Form:
         SourceError: If the columns do not have a form that this version knows.
     """
     kinds = row_names(rows)
+    if not kinds:
+        raise SourceError(f"expected JSON objects, found none in the first {rows.num_rows:,} rows")
     if unknown := sorted(name for name in named.values() if name not in kinds):
         raise SourceError(
-            f"expected a column called {unknown[0]!r}, the source has: {', '.join(kinds) or 'none'}"
+            f"expected a column called {unknown[0]!r}, the source has: {', '.join(kinds)}"
         )
     found = {part: named[part] for part in SPELLINGS if part in named}
     for part, spellings in SPELLINGS.items():
@@ -120,7 +122,7 @@ def _parts(found: Mapping[str, str], kinds: Mapping[str, str]) -> tuple[str, tup
         return form, ("conversation", *label)
     raise SourceError(
         "expected columns prompt/chosen/rejected, chosen/rejected, prompt/completion[/label] or "
-        f"messages[/label], got: {', '.join(kinds) or 'none'}; name them with --prompt-column, "
+        f"messages[/label], got: {', '.join(kinds)}; name them with --prompt-column, "
         "--chosen-column, --rejected-column, --completion-column or --label-column"
     )
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, reject_counts
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, reject_counts
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.pairs.tokenization import Tokenizer
 from offpref.stores import keys
@@ -369,3 +369,23 @@ def test_real_pairs_of_every_form(store: Store, shared: Path) -> None:
     assert (again.num_pairs, again.num_rejects) == (200, 0)
     # The parted dialogues are the very same sequences: nothing new is stored.
     assert store.read("sequences", explicit.tokenizer).num_rows == len(by_key)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("not JSON\n[1]\n", "expected JSON objects, found none in the first 2 rows"),
+        ('{"question": "q"}\n', "expected columns .* got: question"),
+    ],
+)
+def test_the_file_without_a_known_form_is_named(
+    store: Store, model_dir: Path, tmp_path: Path, content: str, said: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    (folder / "b.jsonl").write_text(content)
+
+    with pytest.raises(SourceError, match=rf"b\.jsonl: {said}"):
+        add(store, folder, model_dir)
+    assert not pair_sets(store)
