@@ -25,7 +25,8 @@ UUID = "uuid"
 """A key: a UUID on disk, ``fixed_size_binary(16)`` in memory."""
 NUMBERS = "map<string, double>"
 """Numbers by name."""
-INT32_LIST, FLOAT_LIST = "list<int32>", "list<float>"
+INT32_LIST, FLOAT_LIST, DOUBLE_LIST = "list<int32>", "list<float>", "list<double>"
+STRING_LIST, UUID_LIST = "list<string>", "list<uuid>"
 """Lists without nulls inside."""
 
 
@@ -124,4 +125,6 @@ def _arrow_types() -> "dict[str, pa.DataType]":
         LARGE_BINARY: pa.large_binary(), TIMESTAMP: pa.timestamp("us", tz="UTC"),
         UUID: pa.binary(16), NUMBERS: pa.map_(pa.string(), pa.float64()),
         INT32_LIST: list_of(pa.int32()), FLOAT_LIST: list_of(pa.float32()),
+        DOUBLE_LIST: list_of(pa.float64()), STRING_LIST: list_of(pa.string()),
+        UUID_LIST: list_of(pa.binary(16)),
     }  # fmt: skip

@@ -12,21 +12,46 @@ from .columns import (
     BINARY,
     BOOL,
     DOUBLE,
+    DOUBLE_LIST,
     FLOAT,
     FLOAT_LIST,
     INT32,
     INT32_LIST,
     INT64,
     LARGE_BINARY,
-    NUMBERS,
     STRING,
+    STRING_LIST,
     TIMESTAMP,
     UUID,
-    Column,
+    UUID_LIST,
     TableSchema,
     column,
 )
 from .columns import ROW_HASH_NAME as ROW_HASH_NAME
+from .run_tables import (
+    EVALUATIONS as EVALUATIONS,
+)
+from .run_tables import (
+    EXAMPLES as EXAMPLES,
+)
+from .run_tables import (
+    GENERATIONS as GENERATIONS,
+)
+from .run_tables import (
+    MASKS as MASKS,
+)
+from .run_tables import (
+    RUN_EVENTS as RUN_EVENTS,
+)
+from .run_tables import (
+    RUNS as RUNS,
+)
+from .run_tables import (
+    STEPS as STEPS,
+)
+from .run_tables import (
+    TOKENS as TOKENS,
+)
 
 if TYPE_CHECKING:
     from .columns import KEY as KEY
@@ -104,6 +129,43 @@ PAIRS = TableSchema(
     order=("pair_set_fingerprint", "pair_key"),
 )
 
+SPANS = TableSchema(
+    name="spans",
+    row="whose turn each token of a completion is; the template's own tokens are in no span",
+    partition="tokenizer fingerprint",
+    columns=(
+        column("text_key", UUID, "the messages, which decide it"),
+        column("sequence_key", UUID, "the ids they became"),
+        column("starts", INT32_LIST, "first token of each span, from 0 on, in order"),
+        column("ends", INT32_LIST, "token after its last"),
+        column("roles", STRING_LIST, "role of the message it belongs to"),
+    ),
+    key=("text_key", "sequence_key"),
+    order=("text_key", "sequence_key"),
+    rows_per_group=1024,
+)
+
+LISTS = TableSchema(
+    name="lists",
+    row="a prompt with several completions, ranked or scored",
+    partition="tokenizer fingerprint",
+    columns=(
+        column("pair_set", STRING, "name of the pair set"),
+        column("pair_set_fingerprint", STRING, "its version"),
+        column("list_key", UUID, "hash of the sequence keys and the occurrence number"),
+        column("sequence_keys", UUID_LIST, "the completions with their prompt, best first"),
+        column("scores", DOUBLE_LIST, "their scores; higher is better"),
+        column("split", STRING, "'train', 'eval', or what the source says"),
+        column("weight", FLOAT, "weight of the list in the loss"),
+        column("source_file", STRING, "file it came from, as given"),
+        column("source_row", INT64, "row of that file, starting at 0"),
+        column("source", STRING, "the source's other columns as JSON", nullable=True),
+    ),
+    key=("pair_set_fingerprint", "list_key"),
+    order=("pair_set_fingerprint", "list_key"),
+    rows_per_group=1024,
+)
+
 KL_PAIRS = TableSchema(
     name="kl_pairs",
     row="the mismatched sequence of a pair: its prompt with the completion of another prompt",
@@ -140,6 +202,20 @@ PAIR_SETS = TableSchema(
     ),
     key=("pair_set", "pair_set_fingerprint"),
     order=("pair_set", "pair_set_fingerprint"),
+)
+
+PAIR_SET_COUNTS = TableSchema(
+    name="pair_set_counts",
+    row="something that was counted while a version of a pair set was added",
+    partition="tokenizer fingerprint",
+    columns=(
+        column("pair_set", STRING, "name"),
+        column("pair_set_fingerprint", STRING, "its version"),
+        column("what", STRING, "what was counted"),
+        column("number", INT64, "how many there are"),
+    ),
+    key=("pair_set_fingerprint", "what"),
+    order=("pair_set_fingerprint", "what"),
 )
 
 REJECTS = TableSchema(
@@ -224,218 +300,13 @@ REWARDS = TableSchema(
     order=("objective", "source_fingerprint", "subject", "subject_key"),
 )
 
-RUNS = TableSchema(
-    name="runs",
-    row="an attempt at a training run",
-    partition="run",
-    columns=(
-        column("run_id", UUID, "random; kept in the output folder and its checkpoints"),
-        column("attempt", INT32, "0, and one more for each resume"),
-        column("name", STRING, "name of the run"),
-        column("config_fingerprint", STRING, "hash of the settings results depend on"),
-        column("config", STRING, "all settings as JSON"),
-        column("pair_set", STRING, "name of the pair set"),
-        column("pair_set_fingerprint", STRING, "its version"),
-        column("reference", STRING, "scorer fingerprint; null if none", nullable=True),
-        column("policy", STRING, "fingerprint of the weights it started from"),
-        column("versions", STRING, "library versions and device as JSON"),
-        column("started_at", TIMESTAMP, "when it started"),
-    ),
-    key=("run_id", "attempt"),
-    order=("run_id", "attempt"),
-)
-
-RUN_EVENTS = TableSchema(
-    name="run_events",
-    row="something that happened to a run: the last one is its status",
-    partition="run",
-    columns=(
-        column("run_id", UUID, "the run"),
-        column("attempt", INT32, "its attempt"),
-        column("happened_at", TIMESTAMP, "when"),
-        column("event", STRING, "started, alive, saved, finished, interrupted, failed"),
-        column("step", INT64, "steps done by then"),
-        column("message", STRING, "what a person should know", nullable=True),
-    ),
-    key=("run_id", "attempt", "happened_at", "event"),
-    order=("run_id", "attempt", "happened_at", "event"),
-)
-
-_STEP = [
-    column("run_id", UUID, "the run"),
-    column("attempt", INT32, "its attempt"),
-    column("step", INT64, "optimizer steps done, starting at 1; 0 before the first"),
-]
-_SPLIT = column("split", STRING, "split of the pairs")
-_KL_SOURCE = column(
-    "kl_source",
-    STRING,
-    "'exact' (tier hidden) or 'topk-bound', a lower bound (tier topk); null without KLs",
-    nullable=True,
-)
-
-STEPS = TableSchema(
-    name="steps",
-    row="an optimizer step, or an evaluation after it",
-    partition="run",
-    columns=(
-        *_STEP,
-        column("epoch", DOUBLE, "epochs done"),
-        _SPLIT,
-        column("loss", DOUBLE, "weighted loss summed over pairs, divided by the number of pairs"),
-        column("metrics", NUMBERS, "everything else measured"),
-        column("learning_rate", DOUBLE, "of this step", nullable=True),
-        column("grad_norm", DOUBLE, "before clipping", nullable=True),
-        column("num_pairs", INT64, "pairs of the step"),
-        column("num_tokens", INT64, "tokens that went through the policy"),
-        column("seconds", DOUBLE, "wall time of the step"),
-        column("data_wait_seconds", DOUBLE, "of which spent waiting for data"),
-        column("peak_memory_bytes", INT64, "device memory at its peak so far"),
-    ),
-    key=("run_id", "attempt", "step", "split"),
-    order=("run_id", "attempt", "step", "split"),
-)
-
-
-def _both_sides(kinds: dict[str, str]) -> list[Column]:
-    """Return two nullable float32 columns, chosen and rejected, for each name pattern."""
-    return [
-        column(name.format(side=side), FLOAT, doc.format(side=side), nullable=True)
-        for name, doc in kinds.items()
-        for side in ("chosen", "rejected")
-    ]
-
-
-EXAMPLES = TableSchema(
-    name="examples",
-    row="a pair in a step",
-    partition="run",
-    columns=(
-        *_STEP,
-        _SPLIT,
-        column("pair_key", UUID, "the pair"),
-        column("loss", FLOAT, "loss of the pair, before its weight"),
-        *_both_sides(
-            {
-                "policy_{side}_logps": "summed log-prob of the {side} completion, policy",
-                "ref_{side}_logps": "the same, reference",
-                "{side}_rewards": "implicit reward of the {side} completion",
-                "{side}_forward_kl": "KL(reference || policy) summed over the completion",
-                "{side}_reverse_kl": "KL(policy || reference) summed over the completion",
-            }
-        ),
-        _KL_SOURCE,
-    ),
-    key=("run_id", "attempt", "step", "split", "pair_key"),
-    order=("run_id", "attempt", "step", "split", "pair_key"),
-)
-
-TOKENS = TableSchema(
-    name="tokens",
-    row="a completion in a step",
-    partition="run",
-    columns=(
-        *_STEP,
-        _SPLIT,
-        column("pair_key", UUID, "the pair"),
-        column("sequence_key", UUID, "the sequence"),
-        column("token_logps", FLOAT_LIST, "the policy's, per completion token"),
-        column("forward_kl", FLOAT_LIST, "per completion token", nullable=True),
-        column("entropy", FLOAT_LIST, "per completion token", nullable=True),
-        _KL_SOURCE,
-    ),
-    key=("run_id", "attempt", "step", "split", "pair_key", "sequence_key"),
-    order=("run_id", "attempt", "step", "split", "pair_key", "sequence_key"),
-    rows_per_group=1024,
-)
-
-EVALUATIONS = TableSchema(
-    name="evaluations",
-    row="a measurement of a policy on samples of its own",
-    partition="evaluation",
-    columns=(
-        column("evaluation_id", UUID, "hash of everything that it depends on"),
-        column("run_id", UUID, "the run that made the policy", nullable=True),
-        column("name", STRING, "the name that a person gave the policy"),
-        column("policy", STRING, "fingerprint of its weights"),
-        column("reference", STRING, "scorer fingerprint", nullable=True),
-        column("pair_set", STRING, "name of the pair set whose prompts were used"),
-        column("pair_set_fingerprint", STRING, "its version"),
-        column("split", STRING, "split of the prompts"),
-        column("settings", STRING, "sampling settings as JSON"),
-        column("seed", INT64, "seed of the sampling"),
-        column("num_prompts", INT64, "prompts that were sampled from"),
-        column("num_samples", INT64, "samples of each prompt"),
-        column("rewards", NUMBERS, "mean reward of the samples, by objective"),
-        column("reward_errors", NUMBERS, "standard errors of these means"),
-        column("best_of_n", NUMBERS, "mean reward of the best of n samples: 'helpful/4'"),
-        column(
-            "reverse_kl",
-            DOUBLE,
-            "KL(policy || reference) summed over a completion, mean over samples, nats",
-            nullable=True,
-        ),
-        column("reverse_kl_error", DOUBLE, "its standard error", nullable=True),
-        column(
-            "forward_kl",
-            DOUBLE,
-            "KL(reference || policy) summed over a completion, mean over samples of the"
-            " reference, nats",
-            nullable=True,
-        ),
-        column("forward_kl_error", DOUBLE, "its standard error", nullable=True),
-        column(
-            "on_policy_forward_kl",
-            DOUBLE,
-            "KL(reference || policy) summed over the policy's own samples, mean, nats",
-            nullable=True,
-        ),
-        column("entropy", DOUBLE, "of the policy per token, nats", nullable=True),
-        column("mean_completion_tokens", DOUBLE, "mean length of a sample"),
-        column("distinct_1", DOUBLE, "distinct tokens divided by all tokens", nullable=True),
-        column("distinct_2", DOUBLE, "the same for pairs of tokens", nullable=True),
-        column("self_bleu", DOUBLE, "how similar a prompt's samples are, 0 to 1", nullable=True),
-        column(
-            "accuracy",
-            DOUBLE,
-            "share of the split's pairs whose chosen completion has the higher reward",
-            nullable=True,
-        ),
-        column("metrics", NUMBERS, "everything else measured"),
-        column("seconds", DOUBLE, "wall time it took"),
-        column("measured_at", TIMESTAMP, "when"),
-    ),
-    key=("evaluation_id",),
-    order=("evaluation_id",),
-)
-
-GENERATIONS = TableSchema(
-    name="generations",
-    row="a sampled completion",
-    partition="evaluation",
-    columns=(
-        column("evaluation_id", UUID, "the measurement it belongs to"),
-        column("prompt_key", UUID, "the prompt"),
-        column("sample", INT32, "which of the prompt's samples, starting at 0"),
-        column("sequence_key", UUID, "the sampled sequence"),
-        column("completion", STRING, "its text"),
-        column("num_completion_tokens", INT32, "its length"),
-        column("has_ended", BOOL, "it ended by itself and was not cut off"),
-        column("rewards", NUMBERS, "by objective"),
-        column("policy_logps", DOUBLE, "summed log-prob, policy", nullable=True),
-        column("ref_logps", DOUBLE, "summed log-prob, reference", nullable=True),
-        column("reverse_kl", DOUBLE, "KL(policy || reference), summed", nullable=True),
-    ),
-    key=("evaluation_id", "prompt_key", "sample"),
-    order=("evaluation_id", "prompt_key", "sample"),
-)
-
 TABLES: dict[str, TableSchema] = {
     table.name: table
     for table in (
-        TEXTS, VOCABULARY, SEQUENCES, PAIRS, KL_PAIRS, PAIR_SETS, REJECTS,
+        TEXTS, VOCABULARY, SEQUENCES, SPANS, PAIRS, LISTS, KL_PAIRS,
+        PAIR_SETS, PAIR_SET_COUNTS, REJECTS,
         LOGPS, TOPK, HIDDEN, REWARDS,
-        RUNS, RUN_EVENTS, STEPS, EXAMPLES, TOKENS, EVALUATIONS, GENERATIONS,
+        RUNS, RUN_EVENTS, STEPS, EXAMPLES, TOKENS, MASKS, EVALUATIONS, GENERATIONS,
     )
 }  # fmt: skip
 

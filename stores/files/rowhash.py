@@ -4,7 +4,8 @@ Equal rows have equal hashes whatever shard, chunk, slice or list offsets they c
 bytes of a row are, column by column in the schema's order: for each column one byte that says
 whether there is a value, and the value (zeros for a null) if its size is fixed, else its length in
 bytes as int64; and after these the variable ones, in the same order. Numbers are little-endian; a
-map counts as its entries sorted by name. It detects accidental damage, not an attacker.
+map counts as its entries sorted by name, a text in a list as its length and its bytes. It detects
+accidental damage, not an attacker.
 
 Cost: about a microsecond per row, and the bytes at memory speed.
 """
@@ -96,9 +97,12 @@ def _variable_bytes(
         elements = array.values
         if elements.null_count:
             raise ValueError("a list in a store has no nulls inside")
-        payload = _fixed_bytes(elements).reshape(-1)
-        width = payload.size // len(elements) if len(elements) else 0
-        bounds = array.offsets.to_numpy().astype(np.int64) * width
+        if not _is_fixed(elements.type):
+            payload, bounds = _texts_bytes(array)
+        else:
+            payload = _fixed_bytes(elements).reshape(-1)
+            width = payload.size // len(elements) if len(elements) else 0
+            bounds = array.offsets.to_numpy().astype(np.int64) * width
     else:
         is_large = pa.types.is_large_binary(array.type) or pa.types.is_large_string(array.type)
         _, offsets, content = array.buffers()
@@ -120,10 +124,23 @@ def _map_bytes(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     for entries in array.to_pylist():
         parts = []
         for name, value in sorted(entries or (), key=lambda entry: entry[0]):
-            encoded = name.encode()
-            parts.append(struct.pack("<q", len(encoded)) + encoded)
+            parts.append(_text_bytes(name))
             parts.append(b"\0" if value is None else b"\1" + struct.pack("<d", value))
         rows.append(b"".join(parts))
+    return _joined(rows)
+
+
+def _texts_bytes(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Lists of short texts, row by row."""
+    return _joined([b"".join(map(_text_bytes, texts or ())) for texts in array.to_pylist()])
+
+
+def _text_bytes(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<q", len(encoded)) + encoded
+
+
+def _joined(rows: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     bounds = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=bounds[1:])
     return np.frombuffer(b"".join(rows), np.uint8), bounds

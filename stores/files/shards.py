@@ -56,8 +56,16 @@ def disk_schema(table: TableSchema) -> pa.Schema:
 
 @cache
 def _disk_schema(table: TableSchema) -> pa.Schema:
-    fields = [field.with_type(pa.uuid()) if field.type == KEY else field for field in table.schema]
-    return pa.schema([*fields, ROW_HASH])
+    return pa.schema([*(_with_keys(field, KEY, pa.uuid()) for field in table.schema), ROW_HASH])
+
+
+def _with_keys(field: pa.Field, one: pa.DataType, other: pa.DataType) -> pa.Field:
+    """Return a field with keys of another type, alone or in lists."""
+    if field.type == one:
+        return field.with_type(other)
+    if pa.types.is_list(field.type) and field.type.value_type == one:
+        return field.with_type(pa.list_(field.type.value_field.with_type(other)))
+    return field
 
 
 def check_schema(rows: pa.Table, table: TableSchema) -> None:
@@ -174,8 +182,7 @@ def _footer_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
 
 def to_memory(rows: pa.Table) -> pa.Table:
     """Return ``rows`` with UUIDs as ``fixed_size_binary(16)``; nothing is copied."""
-    fields = [field.with_type(KEY) if field.type == pa.uuid() else field for field in rows.schema]
-    return rows.cast(pa.schema(fields))
+    return rows.cast(pa.schema(_with_keys(field, pa.uuid(), KEY) for field in rows.schema))
 
 
 def empty_rows(table: TableSchema, columns: Sequence[str]) -> pa.Table:

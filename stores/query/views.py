@@ -2,7 +2,8 @@
 
 A view of a table shows each row once (of duplicates the one that counts), keys as UUIDs, and for
 tables that belong to a scorer or a tokenizer a first column ``reference`` or ``tokenizer``: the
-fingerprint. A table without rows still has its columns. ``steps``, ``examples`` and
+fingerprint. A table without rows still has its columns. ``pairs``, ``lists`` and ``rejects`` show
+complete versions of pair sets. ``steps``, ``examples`` and
 ``tokens`` show the newest attempt of each step; ``<table>_of_all_attempts`` shows all. Three more
 tell of the store itself: ``shards``, ``specs`` and ``scorers``.
 
@@ -21,6 +22,7 @@ from offpref.stores.columns import (
     BINARY,
     BOOL,
     DOUBLE,
+    DOUBLE_LIST,
     FLOAT,
     FLOAT_LIST,
     INT32,
@@ -29,8 +31,10 @@ from offpref.stores.columns import (
     LARGE_BINARY,
     NUMBERS,
     STRING,
+    STRING_LIST,
     TIMESTAMP,
     UUID,
+    UUID_LIST,
     TableSchema,
 )
 from offpref.stores.files.commits import Shard
@@ -46,6 +50,10 @@ SQL = Path(__file__).parent / "sql"
 OF_STEPS = ("steps", "examples", "tokens")
 """Tables of which a resumed run may write a step again: their views show its newest attempt, and
 ``<table>_of_all_attempts`` shows all."""
+
+OF_PAIR_SETS = ("pairs", "lists", "rejects")
+"""Tables that are written before the version that they belong to is complete: their views show
+the rows of complete versions."""
 
 PARTITION_COLUMNS = {"scorer fingerprint": "reference", "tokenizer fingerprint": "tokenizer"}
 """The first column of the views of tables that are partitioned so."""
@@ -67,7 +75,8 @@ _TYPES = {
     STRING: "VARCHAR", BOOL: "BOOLEAN", INT32: "INTEGER", INT64: "BIGINT", FLOAT: "FLOAT",
     DOUBLE: "DOUBLE", BINARY: "BLOB", LARGE_BINARY: "BLOB", UUID: "UUID",
     TIMESTAMP: "TIMESTAMP WITH TIME ZONE", NUMBERS: "MAP(VARCHAR, DOUBLE)",
-    INT32_LIST: "INTEGER[]", FLOAT_LIST: "FLOAT[]",
+    INT32_LIST: "INTEGER[]", FLOAT_LIST: "FLOAT[]", DOUBLE_LIST: "DOUBLE[]",
+    STRING_LIST: "VARCHAR[]", UUID_LIST: "UUID[]",
 }  # fmt: skip
 
 
@@ -94,7 +103,8 @@ def view_sql(store: LiveStore, name: str, find_spans: FindSpans, find_places: Fi
             paths = [full_path(each) for each in repeated]
             repeated = _overlapping(repeated, find_spans(paths, _ORDERS[table]))
         places = find_places(repeated, TABLES[table]) if repeated else ()
-        return _table_sql(shards, repeated, TABLES[table], places)
+        sql = _table_sql(shards, repeated, TABLES[table], places)
+        return _complete_sql(sql) if table in OF_PAIR_SETS and shards else sql
     if table in OF_STEPS:
         return _newest_attempts_sql(table)
     if name in _OF_THE_STORE:
@@ -137,8 +147,9 @@ def _needed() -> dict[str, tuple[str, ...]]:
     for table in TABLES:
         if table in OF_STEPS:
             needed[f"{table}_of_all_attempts"] = ()
-        else:
+        elif table not in OF_PAIR_SETS:
             needed[table] = ()
+    needed |= dict.fromkeys(OF_PAIR_SETS, ("pair_sets",))
     for table in OF_STEPS:
         needed[table] = tuple(sorted({f"{table}_of_all_attempts", "steps_of_all_attempts"}))
     kept = {path.stem.removeprefix("view_"): path for path in sorted(SQL.glob("view_*.sql"))}
@@ -231,6 +242,12 @@ def _table_sql(
             f" and gone.number = row.file_row_number)"
         )
     return sql
+
+
+def _complete_sql(sql: str) -> str:
+    """SQL for the rows whose version of a pair set is complete: an add was not killed, or runs."""
+    complete = "select pair_set_fingerprint from pair_sets"
+    return f"select * from ({sql}) where pair_set_fingerprint in ({complete})"
 
 
 def _newest_attempts_sql(table: str) -> str:

@@ -39,7 +39,7 @@ STORE_RANKS: Mapping[str, int] = {
     "stores/maintenance": 3,
     "stores/report": 4,
 }
-STORE_BASE = ("schema", "columns", "errors", "keys", "printable")
+STORE_BASE = ("schema", "run_tables", "columns", "errors", "keys", "printable")
 """Modules at the top of `stores` that its files may know, too."""
 
 OWNERS: Mapping[str, tuple[str, ...]] = {

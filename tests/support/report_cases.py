@@ -54,12 +54,23 @@ def name(number: int, kind: int = 0) -> str:
 def put(
     store: Store, table: str, rows: Sequence[Mapping[str, object]], partition: str = "p"
 ) -> None:
-    """Write rows in one commit; columns that a row leaves out are empty in their type's way."""
+    """Write rows in one commit; columns that a row leaves out are empty in their type's way.
+
+    Pairs come with the row that makes their version complete.
+    """
+    with store.batch() as batch:
+        batch.add(table, partition, _filled(table, rows))
+        if table == "pairs":
+            versions = {(r.get("pair_set", ""), r.get("pair_set_fingerprint", "")) for r in rows}
+            names = ("pair_set", "pair_set_fingerprint")
+            complete = [dict(zip(names, each, strict=True)) for each in versions]
+            batch.add("pair_sets", partition, _filled("pair_sets", complete))
+
+
+def _filled(table: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
     schema = TABLES[table].schema
     empty = {f.name: None if f.nullable else EMPTY.get(str(f.type)) for f in schema}
-    filled = pa.Table.from_pylist([empty | dict(row) for row in rows], schema=schema)
-    with store.batch() as batch:
-        batch.add(table, partition, filled)
+    return pa.Table.from_pylist([empty | dict(row) for row in rows], schema=schema)
 
 
 def put_pairs(
