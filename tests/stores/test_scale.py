@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from versions import complete_versions
 
 from offpref.stores.files.duplicates import to_arrow
 from offpref.stores.query.questions import query_names
@@ -59,6 +60,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scorer = store.write_spec({
         "kind": "scorer", "weights": "w", "config": {}, "numerics": {"precision": "float32"},
     })  # fmt: skip
+    with store.batch() as batch:
+        complete_versions(batch, tokenizer, [{"pair_set": "p", "pair_set_fingerprint": "f"}])
     rng = np.random.default_rng(0)
     count = NUM_PAIRS // NUM_SHARDS
     for number in range(NUM_SHARDS):

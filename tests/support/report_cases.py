@@ -13,6 +13,7 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
+from versions import complete_versions
 
 from offpref.stores.report.html import write_report
 from offpref.stores.report.settings import ReportSettings
@@ -54,23 +55,14 @@ def name(number: int, kind: int = 0) -> str:
 def put(
     store: Store, table: str, rows: Sequence[Mapping[str, object]], partition: str = "p"
 ) -> None:
-    """Write rows in one commit; columns that a row leaves out are empty in their type's way.
-
-    Pairs come with the row that makes their version complete.
-    """
-    with store.batch() as batch:
-        batch.add(table, partition, _filled(table, rows))
-        if table == "pairs":
-            versions = {(r.get("pair_set", ""), r.get("pair_set_fingerprint", "")) for r in rows}
-            names = ("pair_set", "pair_set_fingerprint")
-            complete = [dict(zip(names, each, strict=True)) for each in versions]
-            batch.add("pair_sets", partition, _filled("pair_sets", complete))
-
-
-def _filled(table: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Write rows in one commit; columns that a row leaves out are empty in their type's way."""
     schema = TABLES[table].schema
     empty = {f.name: None if f.nullable else EMPTY.get(str(f.type)) for f in schema}
-    return pa.Table.from_pylist([empty | dict(row) for row in rows], schema=schema)
+    filled = pa.Table.from_pylist([empty | dict(row) for row in rows], schema=schema)
+    with store.batch() as batch:
+        batch.add(table, partition, filled)
+        if table == "pairs":
+            complete_versions(batch, partition, rows)
 
 
 def put_pairs(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
+from versions import complete_versions
 
 from offpref.stores.query.catalog import Catalog
 from offpref.stores.schema import TABLES
@@ -37,6 +38,8 @@ def put(
     filled = pa.Table.from_pylist([empty | dict(row) for row in rows], schema=schema)
     with store.batch() as batch:
         batch.add(table, partition, filled)
+        if table == "pairs":
+            complete_versions(batch, partition, rows)
 
 
 def ask(store: Store, question: str, **parameters: str) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from versions import complete_versions
 
 from offpref.stores.errors import (
     QueryRefusedError,
@@ -350,6 +351,7 @@ def test_rejects_query_counts_by_reason_and_shows_the_first_row(store: Store) ->
     ]
     with store.batch() as batch:
         batch.add("rejects", "tok", pa.Table.from_pylist(rows, schema=REJECTS.schema))
+        complete_versions(batch, "tok", rows)
 
     found = answer(store, "rejects")
 
