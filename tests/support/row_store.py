@@ -16,6 +16,8 @@ RUN, OTHER = b"r" * 16, b"o" * 16
 EMPTY: dict[str, object] = {
     "string": "", "int32": 0, "int64": 0, "float": 0.0, "double": 0.0, "bool": False,
     "map<string, double>": [], "timestamp[us, tz=UTC]": START, "binary": b"", "large_binary": b"",
+    "list<element: double not null>": [], "list<element: string not null>": [],
+    "list<element: fixed_size_binary[16] not null>": [],
     "list<element: int32 not null>": [], "list<element: float not null>": [],
     "fixed_size_binary[16]": bytes(16),
 }  # fmt: skip
