@@ -8,8 +8,8 @@ import pyarrow as pa
 from offpref.pipeline.models.fingerprints import scorer_fingerprint, scorer_spec
 from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.settings import AddSettings
-from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.small_world import THINGS, write_model, write_tokenizer
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores.schema import LOGPS
 from offpref.stores.store import Store
 

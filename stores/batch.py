@@ -44,6 +44,7 @@ class Batch:
         self._on_commit = on_commit
         self._rows: dict[tuple[str, str], list[pa.Table]] = {}
         self._heads: dict[str, bytes] = {}
+        self._removed: set[str] = set()
         self._heads_there = {(head.fingerprint, head.blake3) for head in heads}
 
     def add(self, table: str, partition: str, rows: pa.Table) -> None:
@@ -62,6 +63,10 @@ class Batch:
         check_schema(rows, table_schema(table))
         if rows.num_rows:
             self._rows.setdefault((table, partition), []).append(rows)
+
+    def remove(self, shards: Iterable[Shard]) -> None:
+        """Remove shards whose rows this batch writes anew, in the same commit."""
+        self._removed |= {shard.name for shard in shards}
 
     def add_head(self, fingerprint: str, content: bytes) -> None:
         """Add a reference's output head.
@@ -96,8 +101,11 @@ class Batch:
         heads = [self._place_head(name, content) for name, content in self._heads.items()]
         write_record(
             Record(
-                adds=frozenset(shards), heads=frozenset(heads), provenance=dict(self._provenance)
-            ),
+                adds=frozenset(shards),
+                heads=frozenset(heads),
+                provenance=dict(self._provenance),
+                removes=frozenset(self._removed),
+            ),  # fmt: skip
             self._root,
         )
         self.num_rows = sum(shard.num_rows for shard in shards)
@@ -105,6 +113,7 @@ class Batch:
         self.num_bytes += sum(head.num_bytes for head in heads)
         self._rows.clear()
         self._heads.clear()
+        self._removed.clear()
         self._on_commit()
 
     def _write_shards(self) -> list[Shard]:

@@ -50,6 +50,9 @@ class SourceFile:
     format: str
     """``json``, ``parquet`` or ``csv``."""
 
+    split: str | None = None
+    """Split of its rows, from its name; None where that tells none."""
+
     compression: str | None
     """``.gz``, ``.zst`` or None."""
 

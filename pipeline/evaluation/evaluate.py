@@ -26,12 +26,13 @@ from offpref.pipeline.models.folders import read_run
 from offpref.pipeline.models.out_of_memory import clear_memory_errors
 from offpref.pipeline.own_code import load_function
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
-from offpref.pipeline.pairs.tokenization import check_tokenizer, tokenizer_spec
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.rewards.reward import reward, rewards_by_sequence
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.scores.stored_logps import summed_logps
+from offpref.pipeline.tokenization.specs import check_tokenizer
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores import keys as content
 from offpref.stores.errors import PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys

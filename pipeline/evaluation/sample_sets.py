@@ -29,7 +29,7 @@ from offpref.pipeline.pairs.pair_sets import (
     version_rows,
 )
 from offpref.pipeline.pairs.prompts import Prompt, prompts_of
-from offpref.pipeline.pairs.tokenization import tokenizer_spec
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores import keys
 from offpref.stores.errors import ModelError, PairSetError
 from offpref.stores.key_index import Keys, to_keys

@@ -1,47 +1,40 @@
-"""Put preference data into a store: texts, sequences, pairs, and the rows that could not be used.
+"""Put preference data into a store: texts, sequences, pairs, lists, and rows that are of no use.
 
 The user names a pair set; a version of it is fingerprinted by the bytes of its sources, the
-tokenizer, the template and the settings. Adding the same version again reads and tokenises
-nothing. Chunks are committed as they are ready, so that scoring can start on the first one. The row
-of ``pair_sets`` comes with the last chunk, and without it a version is incomplete.
+tokenizer, the template, the rule by which it tokenises and the settings. Adding the same version
+again reads and tokenises nothing. Chunks are committed as they are ready, so that scoring can start
+on the first one. The row of ``pair_sets`` comes with the last chunk, and without it a version is
+incomplete.
 """
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import pyarrow as pa
-
 from offpref.pipeline.models.fingerprints import default_max_length
 from offpref.pipeline.read_ahead import read_ahead
+from offpref.pipeline.tokenization.chat_templates import find_template
+from offpref.pipeline.tokenization.specs import TokenizerSpec, hash_of, tokenizer_files
+from offpref.pipeline.tokenization.tokenizer import RULE, Tokenizer, tokenizer_spec
 from offpref.stores import keys
-from offpref.stores.errors import SourceError
-from offpref.stores.schema import (
-    PAIR_SETS,
-    PAIRS,
-    REJECTS,
-    SEQUENCES,
-    SHARED_PARTITION,
-    TEXTS,
-    VOCABULARY,
+from offpref.stores.sources import (
+    SourceFile,
+    identity,
+    source_files,
+    source_hash,
 )
-from offpref.stores.sources import SourceFile, identity, read_rows, source_files, source_hash
 from offpref.stores.store import Store
 
-from .encoding import Encoder, Sequence, sequence_table
-from .former_pair_sets import remember_right
-from .forms import Examples, Form, as_text, find_form, read_examples, widened
-from .pair_sets import PairSet, pair_sets, time_of_version
-from .settings import AddSettings
+from .adder import Adder, Chunk
+from .encoding import Encoder
+from .pair_sets import PairSet, pair_sets
+from .reading import form_of, read_sources
+from .settings import AddSettings, read_winners
 from .template_days import DAY, settled_spec
-from .tokenization import Tokenizer, TokenizerSpec, tokenizer_files, tokenizer_spec
+from .vocabulary import keep_vocabulary
 
-CHUNK_ROWS = 1024
-COMMIT_SECONDS = 5.0
 READ_AHEAD_CHUNKS = 2
 
 
@@ -61,16 +54,14 @@ class PlannedAdd:
         day = self.spec.get(DAY)
         return None if day is None else date.fromisoformat(str(day))
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Chunk:
-    """Some rows of a source, and the sequences of both sides of each usable row, by row."""
-
-    examples: Examples
-    source: int
-    """Number of the file."""
-    chosen: Mapping[int, Sequence]
-    rejected: Mapping[int, Sequence]
+    def load_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer with the template that the settings name."""
+        given = self.settings.chat_template
+        return Tokenizer(
+            self.settings.tokenizer, self.day,
+            chat_template=None if given is None else find_template(given),
+            arguments=self.settings.template_arguments,
+        )  # fmt: skip
 
 
 def check_sources(settings: AddSettings) -> None:
@@ -78,11 +69,13 @@ def check_sources(settings: AddSettings) -> None:
 
     Raises:
         SourceError: If a source does not exist.
-        ModelError: If the tokenizer does not exist.
+        ModelError: If the tokenizer or the chat template does not exist.
     """
     for address in settings.data:
         source_files(address)
     tokenizer_files(settings.tokenizer)
+    if settings.chat_template is not None:
+        find_template(settings.chat_template)
 
 
 def fitted(settings: AddSettings) -> AddSettings:
@@ -106,21 +99,25 @@ def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
     """
     files = tuple(file for address in settings.data for file in source_files(address))
     tokenizer = tokenizer_spec(settings.tokenizer, store)
+    template, is_dated = _template(settings, tokenizer)
     spec: dict[str, object] = {
         "kind": "pair_set",
         "name": settings.pair_set,
         "sources": [_hash_of(file, store) for file in files],
         "tokenizer": tokenizer.fingerprint,
-        "template": tokenizer.template,
+        "tokenization": RULE,
+        "template": template,
         "max_length": settings.max_length,
         "truncation": settings.truncation if settings.max_length else None,
         "split_column": settings.split_column,
         "eval_fraction": settings.eval_fraction,
         "columns": dict(settings.columns),
+        **_seldom(settings, files),
     }
     spec = settled_spec(
-        store, spec, settings, tokenizer, has_messages=lambda: _has_messages(files, settings)
-    )
+        store, spec, settings, is_dated=is_dated,
+        has_messages=lambda: _has_messages(files, settings),
+    )  # fmt: skip
     return PlannedAdd(
         settings=settings,
         files=files,
@@ -144,33 +141,68 @@ def add_pairs(
         The pair set, and whether it was new.
 
     Raises:
-        SourceError: If a source cannot be read as a whole, or has unknown columns.
+        SourceError: If a source cannot be read as a whole, has unknown columns, or no row of all is
+            of use.
     """
     for known in pair_sets(store):
         if known.fingerprint == planned.fingerprint:
             return known, False
-    tokenizer = Tokenizer(planned.settings.tokenizer, planned.day)
+    tokenizer = planned.load_tokenizer()
     store.write_spec(dict(planned.spec))
-    _add_vocabulary(store, tokenizer)
-    adder = _Adder(store, planned)
+    keep_vocabulary(store, tokenizer)
+    adder = Adder(
+        store, settings=planned.settings, fingerprint=planned.fingerprint,
+        tokenizer=planned.tokenizer.fingerprint, files=planned.files,
+    )  # fmt: skip
     # The tokenizer works outside Python's lock: the next chunk is done by the time this is kept.
-    with closing(read_ahead(_encoded(planned, tokenizer), READ_AHEAD_CHUNKS)) as chunks:
+    with closing(read_ahead(encoded(planned, tokenizer), READ_AHEAD_CHUNKS)) as chunks:
         for chunk in chunks:
             adder.add(chunk)
-            on_rows(len(chunk.examples.row))
-    found = adder.finish()
-    remember_right(store, found)
-    return found, True
+            on_rows(chunk.num_rows)
+    return adder.finish(keys.canonical_json(dict(planned.spec))), True
+
+
+def encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[Chunk]:
+    """Yield the sources' rows in chunks, tokenised."""
+    encoder = Encoder(
+        tokenizer,
+        max_length=planned.settings.max_length,
+        truncation=planned.settings.truncation,
+    )
+    for examples, number in read_sources(planned.files, planned.settings):
+        chosen = encoder.sequences(examples, "chosen")
+        rejected = encoder.sequences(examples, "rejected")
+        yield Chunk(examples=examples, source=number, chosen=chosen, rejected=rejected)
+
+
+def _template(settings: AddSettings, tokenizer: TokenizerSpec) -> tuple[str | None, bool]:
+    """Return the hash of the chat template, and whether it asks for the date."""
+    if settings.chat_template is None:
+        return tokenizer.template, tokenizer.is_dated
+    given = find_template(settings.chat_template)
+    if "{" in given:  # a template, no name
+        return hash_of({"template": given, "of": tokenizer.template}), "strftime_now" in given
+    return hash_of({"name": given, "of": tokenizer.template}), tokenizer.is_dated
+
+
+def _seldom(settings: AddSettings, files: Iterable[SourceFile]) -> dict[str, object]:
+    """Return what names a version where it is not as usual."""
+    splits = [file.split for file in files]
+    found: dict[str, object] = {
+        "chat_template": "given" if settings.chat_template is not None else None,
+        "chat_template_kwargs": settings.template_arguments or None,
+        "apply_chat_template": settings.apply_chat_template or None,
+        "trajectory": settings.trajectory or None,
+        "winner_values": read_winners(settings.winner_values) or None,
+        "ties": None if settings.ties == "drop" else settings.ties,
+        "splits": splits if any(splits) else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _has_messages(files: Iterable[SourceFile], settings: AddSettings) -> bool:
-    """Whether the sources' first rows are messages."""
-    named = _named_columns(settings)
-    for file in files:
-        for rows in read_rows(file):
-            if rows.num_rows:
-                return _form_of(file, rows, named).value == "messages"
-    return False
+    """Whether the sources' rows are messages."""
+    return any(form_of(file, settings).value == "messages" for file in files)
 
 
 def _hash_of(file: SourceFile, store: Store) -> str:
@@ -186,201 +218,3 @@ def _hash_of(file: SourceFile, store: Store) -> str:
         known = source_hash(file)
         store.remember("source", path, known)
     return known
-
-
-def _examples(planned: PlannedAdd) -> Iterator[tuple[Examples, int]]:
-    """Yield the sources' rows in chunks, with the number of the file each came from."""
-    named = _named_columns(planned.settings)
-    for number, file in enumerate(planned.files):
-        form: Form | None = None
-        for rows in read_rows(file):
-            if not rows.num_rows:
-                continue
-            form = _form_of(file, rows, named) if form is None else widened(form, rows)
-            for start in range(0, rows.num_rows, CHUNK_ROWS):
-                yield read_examples(rows.slice(start, CHUNK_ROWS), form), number
-
-
-def _form_of(file: SourceFile, rows: pa.Table, named: Mapping[str, str]) -> Form:
-    """Return the form of a file from its first rows; an error says which file it is."""
-    try:
-        return find_form(rows, named)
-    except SourceError as error:
-        raise SourceError(f"{file.address}: {error}") from error
-
-
-def _named_columns(settings: AddSettings) -> dict[str, str]:
-    split = {"split": settings.split_column} if settings.split_column else {}
-    return {**settings.columns, **split}
-
-
-def _encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[_Chunk]:
-    """Yield the sources' rows in chunks, tokenised."""
-    encoder = Encoder(
-        tokenizer,
-        max_length=planned.settings.max_length,
-        truncation=planned.settings.truncation,
-    )
-    for examples, number in _examples(planned):
-        chosen = encoder.sequences(examples, "chosen")
-        rejected = encoder.sequences(examples, "rejected")
-        yield _Chunk(examples=examples, source=number, chosen=chosen, rejected=rejected)
-
-
-def _add_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer's tokens once, so that SQL and the report show text without it."""
-    partition = tokenizer.spec.fingerprint
-    if store.shards(VOCABULARY.name, partition):
-        return
-    store.write_spec({"kind": "tokenizer"} | tokenizer.spec.without_template())
-    with store.batch() as batch:
-        batch.add(
-            VOCABULARY.name,
-            partition,
-            pa.table(list(tokenizer.vocabulary()), schema=VOCABULARY.schema),
-        )
-
-
-class _Adder:
-    """Turns chunks of examples into rows of the tables, and counts."""
-
-    def __init__(self, store: Store, planned: PlannedAdd) -> None:
-        self._store = store
-        self._planned = planned
-        self._occurrences: Counter[bytes] = Counter()  # by the key of the pair's first occurrence
-        self._counts = dict.fromkeys(
-            ("num_rows", "num_pairs", "num_rejects", "num_eos_lost", "num_merges"), 0
-        )
-        self._forms: dict[str, None] = {}  # in the order of the files
-        self._pending: list[tuple[str, str, pa.Table]] = []
-        # The first chunk is committed at once, so that a scorer can start on it meanwhile.
-        self._last_commit = -COMMIT_SECONDS
-
-    def add(self, chunk: _Chunk) -> None:
-        """Take one chunk; commit if the last commit is long enough ago."""
-        self._forms[str(chunk.examples.form)] = None
-        self._counts["num_rows"] += len(chunk.examples.row)
-        self._add_pairs(chunk)
-        self._add_rejects(chunk.examples, chunk.source)
-        if time.monotonic() - self._last_commit > COMMIT_SECONDS:
-            self._commit()
-
-    def finish(self) -> PairSet:
-        """Write the remaining rows together with the row that makes the version complete."""
-        if not self._counts["num_rows"]:
-            files = ", ".join(file.address for file in self._planned.files)
-            raise SourceError(f"{files}: expected rows of data, found none")
-        form = "; ".join(self._forms)
-        name, partition = self._planned.settings.pair_set, self._planned.tokenizer.fingerprint
-        settings = keys.canonical_json(dict(self._planned.spec))
-        now = time_of_version(self._store, self._planned.settings.pair_set)
-        row = {
-            "pair_set": name,
-            "pair_set_fingerprint": self._planned.fingerprint,
-            "created_at": now,
-            "form": form,
-            "settings": settings,
-            **self._counts,
-        }
-        table = pa.Table.from_pylist([row], schema=PAIR_SETS.schema)
-        self._pending.append((PAIR_SETS.name, partition, table))
-        self._commit()
-        return PairSet(
-            name=name,
-            fingerprint=self._planned.fingerprint,
-            tokenizer=partition,
-            form=form,
-            settings=settings,
-            created_at=now,
-            **self._counts,
-        )
-
-    def _commit(self) -> None:
-        with self._store.batch() as batch:
-            for table, partition, rows in self._pending:
-                batch.add(table, partition, rows)
-        self._pending.clear()
-        self._store.refresh()
-        self._last_commit = time.monotonic()
-
-    def _add_pairs(self, chunk: _Chunk) -> None:
-        """Queue the chunk's pairs, and those of its sequences and texts that the store lacks."""
-        examples = chunk.examples
-        rows = []
-        sequences: dict[bytes, Sequence] = {}
-        texts: dict[bytes, dict[str, object]] = {}
-        for i in [i for i, problem in enumerate(examples.problem) if problem is None]:
-            one, other = chunk.chosen.get(i), chunk.rejected.get(i)
-            if one is not None and other is not None and one.key == other.key:
-                examples.problem[i] = "chosen equals rejected"
-                continue
-            present = [each for each in (one, other) if each is not None]
-            pair = (one.key if one else None, other.key if other else None)
-            first_key = keys.pair_key(*pair, 0)
-            rows.append(
-                {
-                    "pair_set": self._planned.settings.pair_set,
-                    "pair_set_fingerprint": self._planned.fingerprint,
-                    "pair_key": keys.pair_key(*pair, self._occurrences[first_key]),
-                    "chosen_key": pair[0],
-                    "rejected_key": pair[1],
-                    "split": self._split(examples, i, present[0].prompt_key),
-                    "weight": examples.weight[i],
-                    "source_file": self._planned.files[chunk.source].address,
-                    "source_row": examples.source_row[i],
-                    "source": examples.rest[i],
-                }
-            )
-            self._occurrences[first_key] += 1
-            self._counts["num_eos_lost"] += sum(each.eos_lost for each in present)
-            self._counts["num_merges"] += sum(each.merges for each in present)
-            sequences |= {each.key: each for each in present}
-            for each, value in ((one, examples.chosen[i]), (other, examples.rejected[i])):
-                if each is not None and each.text_key is not None:
-                    texts[each.text_key] = {
-                        "text_key": each.text_key,
-                        "form": examples.text_form,
-                        "prompt": as_text(examples.prompt[i]),
-                        "completion": as_text(value),
-                    }
-        self._counts["num_pairs"] += len(rows)
-        partition = self._planned.tokenizer.fingerprint
-        self._queue(PAIRS.name, partition, pa.Table.from_pylist(rows, schema=PAIRS.schema))
-        self._queue_unseen(SEQUENCES.name, partition, sequence_table(sequences.values()))
-        text_table = pa.Table.from_pylist(list(texts.values()), schema=TEXTS.schema)
-        self._queue_unseen(TEXTS.name, SHARED_PARTITION, text_table)
-
-    def _add_rejects(self, examples: Examples, source: int) -> None:
-        rows = [
-            {
-                "pair_set": self._planned.settings.pair_set,
-                "pair_set_fingerprint": self._planned.fingerprint,
-                "source_number": source,
-                "source_file": self._planned.files[source].address,
-                "source_row": examples.source_row[i],
-                "reason": problem,
-                "source": examples.row[i],
-            }
-            for i, problem in enumerate(examples.problem)
-            if problem is not None
-        ]
-        self._counts["num_rejects"] += len(rows)
-        table = pa.Table.from_pylist(rows, schema=REJECTS.schema)
-        self._queue(REJECTS.name, self._planned.tokenizer.fingerprint, table)
-
-    def _queue(self, table: str, partition: str, rows: pa.Table) -> None:
-        if rows.num_rows:
-            self._pending.append((table, partition, rows))
-
-    def _queue_unseen(self, table: str, partition: str, rows: pa.Table) -> None:
-        """Queue the rows whose key, the first column, the store lacks."""
-        mask = self._store.missing(table, partition, rows.column(0).combine_chunks())
-        self._queue(table, partition, rows.filter(mask))
-
-    def _split(self, examples: Examples, i: int, prompt_key: bytes) -> str:
-        """Return the row's split, from its column or the prompt, so that no prompt is in two."""
-        fraction = self._planned.settings.eval_fraction
-        if not fraction:
-            return examples.split[i]
-        share = int.from_bytes(prompt_key[:8], "big") / 2**64
-        return "eval" if share < fraction else "train"

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.tokenization.chat_templates import NO_INPUTS, TemplateInputs
 from offpref.stores.errors import ShardCorruptError
 from offpref.stores.key_index import Keys, to_keys
 from offpref.stores.schema import SEQUENCES, SHARED_PARTITION, TEXTS
@@ -55,24 +56,38 @@ def sourced_pairs(store: Store, pair_set: PairSet) -> pa.Table:
     return pair_rows(store, pair_set, ["pair_key", "chosen_key", "rejected_key", "source"])
 
 
-def _messages(text: str) -> list[Any]:
-    """Return the messages that a row of ``texts`` holds as JSON."""
+def template_inputs(prompt: Any) -> tuple[list[Any], TemplateInputs]:
+    """Return the messages of a prompt, and what else its template is given.
+
+    Args:
+        prompt: A list of messages, or an object with ``messages``, as `load_texts` returns them.
+    """
+    if isinstance(prompt, list):
+        return prompt, NO_INPUTS
+    arguments = prompt.get("chat_template_kwargs") or {}
+    return prompt["messages"], TemplateInputs(tools=prompt.get("tools"), arguments=arguments)
+
+
+def _messages(text: str) -> Any:
+    """Return what a row of ``texts`` holds as JSON: messages, alone or with what goes with them."""
     try:
-        found = json.loads(text)
+        whole = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
+        whole = None
+    found = whole.get("messages") if isinstance(whole, dict) else whole
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise ShardCorruptError(
             f"{TEXTS.name}: expected messages as a JSON list of objects, got {text[:60]!r}; run"
             " `offpref store verify`"
         )
-    return found
+    return whole
 
 
 def load_texts(store: Store, keys: Keys) -> tuple[list[Any], list[Any]]:
     """Return prompt and completion of texts, in the order of the keys.
 
-    Both are strings, or lists of messages where the source gave messages.
+    Both are strings, or lists of messages where the source gave messages; a prompt whose template
+    was given more is an object with ``messages`` (see `template_inputs`).
 
     Raises:
         ShardCorruptError: If a text is not in the store, or does not have the form it claims.

@@ -3,19 +3,32 @@
 A row that cannot be used gets its reason in ``Examples.problem``; no row is dropped here.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from offpref.pipeline.tokenization.chat_templates import NO_INPUTS, Message, TemplateInputs
+from offpref.pipeline.tokenization.tokenizer import Tokenizer
+from offpref.pipeline.tokenization.turns import Turn, completion_turns
 from offpref.stores import keys
-from offpref.stores.schema import SEQUENCES
+from offpref.stores.schema import SEQUENCES, SPANS
 
-from .forms import Examples, as_text
-from .tokenization import Tokenizer
+from .examples import Examples, as_text, prompt_text
+from .messages import is_empty_message
 
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Tokens of a completion, and the role of the message that they belong to."""
+
+    start: int
+    end: int
+    role: str
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +41,23 @@ class Sequence:
     num_prompt_tokens: int
     ids: np.ndarray[tuple[int], np.dtype[np.int32]]
     eos_lost: bool
-    merges: bool
+    merges: bool = False
+    spans: tuple[Span, ...] = ()
+    """Whose turn each token is; empty where no messages tell."""
+    findings: tuple[str, ...] = ()
+    """What is to be counted of it, such as ids that do not spell their text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """Prompt and completion as they are tokenised."""
+
+    prompt: str
+    completion: str
+    whole: str | None = None
+    """Both together, where the completion does not simply follow its prompt."""
+    turns: tuple[Turn, ...] = ()
+    """Whose turn the characters of a rendered completion are; empty for texts."""
 
 
 class Encoder:
@@ -46,58 +75,134 @@ class Encoder:
             i for i, value in enumerate(values) if examples.problem[i] is None and value is not None
         ]
         if examples.form.value == "ids":
-            ids = {i: (examples.prompt[i], values[i]) for i in rows}
-            return self._keep(examples, side, ids)
-        rendered = self._rendered(examples, side, values, rows)
-        rows = list(rendered)
-        prompts = [rendered[i][0] for i in rows]
-        completions = [rendered[i][1] for i in rows]
-        is_text = examples.form.value == "text"
-        encode_prompts = (
-            self._tokenizer.prompt_ids if is_text else self._tokenizer.rendered_prompt_ids
-        )
-        encode_completions = (
-            self._tokenizer.completion_ids if is_text else self._tokenizer.rendered_completion_ids
-        )
-        unique = list(dict.fromkeys(prompts))
-        prompt_ids = dict(zip(unique, encode_prompts(unique), strict=True))
-        completion_ids = encode_completions(completions)
-        pairs = zip(rows, prompts, completion_ids, strict=True)
-        kept = self._keep(examples, side, {i: (prompt_ids[p], ids) for i, p, ids in pairs})
-        merges = self._tokenizer.merges(prompts, completions)
-        for i, merged in zip(rows, merges, strict=True):
-            if i in kept:
-                kept[i].merges = merged
+            given = {i: (examples.prompt[i], values[i]) for i in rows}
+            return self._keep(examples, side, values, given)
+        written = self._written(examples, side, values, rows)
+        ids = self._ids(written, is_text=examples.form.value == "text")
+        kept = self._keep(examples, side, values, ids)
+        self._describe(kept, written, ids)
         return kept
 
-    def _rendered(
+    def _written(
         self, examples: Examples, side: str, values: list[object], rows: list[int]
-    ) -> dict[int, tuple[str, str]]:
+    ) -> dict[int, Written]:
         """Return prompt and completion of each usable row as text."""
-        rendered = {}
+        written = {}
         for i in rows:
             prompt, completion = examples.prompt[i], values[i]
             if isinstance(prompt, list) and isinstance(completion, list):
+                if not completion or is_empty_message(completion[-1]):
+                    examples.problem[i] = f"{side}: empty completion"
+                    continue
                 try:
-                    rendered[i] = self._tokenizer.render(prompt, completion)
+                    written[i] = self._render(prompt, completion, examples.inputs[i] or NO_INPUTS)
                 except ValueError as error:
                     examples.problem[i] = str(error)
                     continue
             else:
-                rendered[i] = (str(prompt), str(completion))
-            if not rendered[i][1].strip():
+                written[i] = Written(prompt=str(prompt), completion=str(completion))
+            if not written[i].completion.strip():
                 examples.problem[i] = f"{side}: empty completion"
-        return {i: texts for i, texts in rendered.items() if examples.problem[i] is None}
+        return {i: texts for i, texts in written.items() if examples.problem[i] is None}
+
+    def _render(
+        self, prompt: list[Message], completion: list[Message], inputs: TemplateInputs
+    ) -> Written:
+        """Return prompt and completion, lists of messages, as the chat template writes them.
+
+        Raises:
+            ValueError: If the template refuses the messages, or writes nothing for a completion.
+        """
+        template = self._tokenizer.template
+
+        def write(messages: Iterable[Message], prompts: bool) -> str:
+            return template.text(list(messages), inputs, prompts=prompts)
+
+        before = write(prompt, completion[0].get("role") == "assistant")
+        whole = write([*prompt, *completion], False)
+        is_split = whole.startswith(before)
+        start = len(before) if is_split else 0
+        if is_split or len(completion) == 1:
+            turns = tuple(completion_turns(write, prompt, completion, whole, start))
+        else:
+            turns = ()
+        return Written(
+            prompt=before,
+            completion=whole[start:],
+            whole=None if is_split else whole,
+            turns=turns,
+        )
+
+    def _ids(
+        self, written: Mapping[int, Written], *, is_text: bool
+    ) -> dict[int, tuple[list[int], list[int]]]:
+        """Return the ids of prompt and completion of each row."""
+        plain = {i: each for i, each in written.items() if each.whole is None}
+        parted = {i: each for i, each in written.items() if each.whole is not None}
+        tokenizer = self._tokenizer
+        encode_prompts = tokenizer.prompt_ids if is_text else tokenizer.rendered_prompt_ids
+        encode = tokenizer.completion_ids if is_text else tokenizer.rendered_completion_ids
+        unique = list(dict.fromkeys(each.prompt for each in plain.values()))
+        prompt_ids = dict(zip(unique, encode_prompts(unique), strict=True))
+        completion_ids = encode([each.completion for each in plain.values()])
+        found = {
+            i: (prompt_ids[each.prompt], ids)
+            for (i, each), ids in zip(plain.items(), completion_ids, strict=True)
+        }
+        if parted:
+            prompts = [each.prompt for each in parted.values()]
+            wholes = [str(each.whole) for each in parted.values()]
+            found |= zip(parted, tokenizer.parted_ids(prompts, wholes), strict=True)
+        return dict(sorted(found.items()))
+
+    def _describe(
+        self,
+        kept: Mapping[int, Sequence],
+        written: Mapping[int, Written],
+        ids: Mapping[int, tuple[list[int], list[int]]],
+    ) -> None:
+        """Add to sequences whose turns they hold, and what is to be counted of them."""
+        plain = [i for i in kept if written[i].whole is None]
+        prompts = [written[i].prompt for i in plain]
+        merges = self._tokenizer.merges(prompts, [written[i].completion for i in plain])
+        of_prompts: dict[str, str | None] = {}
+        for i, merged in zip(plain, merges, strict=True):
+            prompt, completion = written[i].prompt, written[i].completion
+            kept[i].merges = merged
+            if prompt not in of_prompts:
+                of_prompts[prompt] = self._tokenizer.difference(ids[i][0], prompt, is_prompt=True)
+            own = self._tokenizer.difference(ids[i][1], completion, is_prompt=False)
+            kept[i].findings = _findings(of_prompts[prompt], own)
+        for i, each in kept.items():
+            num_tokens = len(each.ids) - each.num_prompt_tokens
+            each.spans = self._spans(written[i], len(ids[i][1]), num_tokens)
+            if written[i].whole is not None:
+                each.findings = (PARTED,)
+            if any(span.role == "unknown" for span in each.spans):
+                each.findings = (*each.findings, UNTOLD_TURNS)
+
+    def _spans(self, written: Written, num_whole: int, num_tokens: int) -> tuple[Span, ...]:
+        """Return the tokens of each turn, of the ``num_tokens`` that truncation left."""
+        turns = written.turns
+        if len(turns) <= 1:
+            return tuple(Span(start=0, end=num_tokens, role=turn.role) for turn in turns)
+        starts = self._tokenizer.token_starts(written.completion, num_whole)
+        found = []
+        for turn in turns:
+            start, end = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
+            if start < (end := min(end, num_tokens)):
+                found.append(Span(start=start, end=end, role=turn.role))
+        return tuple(found)
 
     def _keep(
         self,
         examples: Examples,
         side: str,
+        values: list[object],
         ids: Mapping[int, tuple[object, object]],
     ) -> dict[int, Sequence]:
         """Check, truncate and key the ids of each row."""
         kept = {}
-        values = examples.chosen if side == "chosen" else examples.rejected
         for i, (prompt, completion) in ids.items():
             prompt_ids = np.asarray(prompt, np.int64)
             completion_ids = np.asarray(completion, np.int64)
@@ -119,7 +224,6 @@ class Encoder:
                 num_prompt_tokens=len(prompt_ids),
                 ids=whole,
                 eos_lost=length > limit,
-                merges=False,
             )
         return kept
 
@@ -131,6 +235,17 @@ class Encoder:
         if max(prompt.max(), completion.max()) >= self._tokenizer.size:
             return f"{side}: a token id beyond the tokenizer's"
         return None
+
+
+PARTED = "completions that begin where the ids of prompt and whole part"
+"""The template writes the prompt differently before a completion."""
+UNTOLD_TURNS = "completions of which the template does not tell whose turn a token is"
+NOT_SPELLED = "do not decode to their text:"
+
+
+def _findings(prompt: str | None, completion: str | None) -> tuple[str, ...]:
+    found = {"prompts": prompt, "completions": completion}
+    return tuple(f"{name} that {NOT_SPELLED} {why}" for name, why in found.items() if why)
 
 
 def sequence_table(sequences: Iterable[Sequence]) -> pa.Table:
@@ -154,8 +269,24 @@ def sequence_table(sequences: Iterable[Sequence]) -> pa.Table:
     return pa.table(columns, schema=SEQUENCES.schema)
 
 
+def span_table(sequences: Iterable[Sequence]) -> pa.Table:
+    """Return the rows of the table ``spans``."""
+    rows = [
+        {
+            "text_key": each.text_key,
+            "sequence_key": each.key,
+            "starts": [span.start for span in each.spans],
+            "ends": [span.end for span in each.spans],
+            "roles": [span.role for span in each.spans],
+        }
+        for each in sequences
+        if each.spans and each.text_key is not None
+    ]
+    return pa.Table.from_pylist(rows, schema=SPANS.schema)
+
+
 def _text_key(examples: Examples, i: int, completion: object) -> bytes | None:
     """Return the key of the row's text; None where the source gives ids."""
     if examples.form.value == "ids":
         return None
-    return keys.text_key(as_text(examples.prompt[i]), as_text(completion), examples.text_form)
+    return keys.text_key(prompt_text(examples, i), as_text(completion), examples.text_form)

@@ -1,42 +1,68 @@
-"""Find prompts and completions in the rows of a source, for each of the known forms.
+"""Find out how a source names its prompts and completions: the form of its rows.
 
-    prompt, chosen, rejected        explicit pairs
-    chosen, rejected                implicit prompt: dialogues that differ in their last turn
+    prompt, chosen, rejected        explicit pairs; of two lists of texts every pair of the grid
+    chosen, rejected                implicit prompt: dialogues that part somewhere
+    prompt, response_a, response_b, winner      compared pairs
     prompt, completion              demonstrations (chosen alone)
     prompt, completion, label       unpaired: true is chosen alone, false is rejected alone
     messages [, label]              a conversation whose last turn is the completion
+    prompt, completions [, scores]  ranked lists
+    prompt, completion, score       ranked lists: neighbouring rows of one prompt
 
-Each of prompt and completion is a text, a list of messages (``role``/``content``, or ShareGPT's
-``from``/``value``), or a list of token ids. The spellings are TRL's.
+Each of prompt and completion is a text, a list of messages, or a list of token ids. The spellings
+are TRL's, and those of well-known data sets.
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from offpref.stores.errors import SourceError
-from offpref.stores.keys import canonical_json
-from offpref.stores.sources import columns_of, id_lists, row_names
+from offpref.stores.sources import columns_of, row_names
 
-Messages = list[dict[str, object]]
+from .messages import is_messages, messages_in
 
-SPELLINGS = {
-    "prompt": ("prompt", "prompt_ids", "prompt_input_ids"),
-    "chosen": ("chosen", "chosen_ids", "chosen_input_ids"),
-    "rejected": ("rejected", "rejected_ids", "rejected_input_ids"),
-    "completion": ("completion", "completion_ids", "completion_input_ids"),
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "prompt_ids", "prompt_input_ids", "question", "instruction", "query",
+               "context"),
+    "chosen": ("chosen", "chosen_ids", "chosen_input_ids", "chosen_response"),
+    "rejected": ("rejected", "rejected_ids", "rejected_input_ids", "rejected_response"),
+    "completion": ("completion", "completion_ids", "completion_input_ids", "response", "output",
+                   "answer"),
+    "completions": ("completions", "responses", "outputs", "answers", "candidates", "texts",
+                    "text"),
     "label": ("label",),
-    "conversation": ("messages", "conversations"),
+    "conversation": ("messages", "conversations", "conversation"),
+    "winner": ("winner", "overall_preference"),
+    "score": (),
+    "system": ("system", "system_prompt"),
+    "input": ("input",),
+    "history": ("history",),
+    "tools": ("tools",),
+    "chat_template_kwargs": ("chat_template_kwargs",),
     "split": (),
     "weight": ("weight",),
-}
-ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}
-LAST_TURN = "\n\nAssistant:"
-NUMBERS = re.compile(r"\[\s*\d")
-TRUE, FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
+}  # fmt: skip
+COMPARED = (
+    ("response_a", "response_b"), ("response_1", "response_2"), ("response1", "response2"),
+    ("response 1", "response 2"), ("response_0", "response_1"), ("answer_a", "answer_b"),
+    ("answer_0", "answer_1"), ("completion_a", "completion_b"), ("output_1", "output_2"),
+    ("conversation_a", "conversation_b"),
+)  # fmt: skip
+"""Names of two completions, neither of which is the better one."""
+SCORES = ("scores", "score", "ratings", "rewards", "ranks", "rank")
+"""Columns with the scores of a list, in this order."""
+MEMBER_TEXTS = ("response", "answer", "completion", "text", "output", "content", "value")
+MEMBER_SCORES = ("score", "overall_score", "fine-grained_score", "rating", "reward", "rank")
+"""Names in the objects of a list of completions."""
+HELPFULNESS = "helpfulness"
+ALONGSIDE = ("system", "input", "history", "tools", "chat_template_kwargs", "split", "weight")
+"""Parts that any form may have."""
+OPTIONAL_LATER = ("weight", "system", "input", "history", "tools", "chat_template_kwargs")
+MAX_KEPT_NAMES = 12
+NUM_JUDGED = 64  # values of a column from which it is told what it holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +70,8 @@ class Form:
     """How a source names its prompts and completions, and their type."""
 
     name: str
-    """``pairs``, ``implicit pairs``, ``demonstrations`` or ``unpaired``."""
+    """``pairs``, ``grid``, ``implicit pairs``, ``compared pairs``, ``implicit compared pairs``,
+    ``demonstrations``, ``unpaired``, ``lists`` or ``scored rows``."""
 
     value: str
     """``text``, ``messages`` or ``ids``."""
@@ -52,44 +79,42 @@ class Form:
     columns: Mapping[str, str]
     """The source's column for each part."""
 
+    member: tuple[str, str | None] | None = None
+    """Names of text and score in the objects of a list of completions; None for other lists."""
+
+    kept: tuple[str, ...] = ()
+    """Columns that are kept beside the pairs."""
+
     def __str__(self) -> str:
-        return f"{self.name} ({self.value}): {', '.join(self.columns.values())}"
+        kept = ", ".join(self.kept[:MAX_KEPT_NAMES])
+        more = len(self.kept) - MAX_KEPT_NAMES
+        kept += f" and {more} more" if more > 0 else ""
+        used = ", ".join(self.columns.values())
+        return f"{self.name} ({self.value}): {used}" + (f"; kept {kept}" if kept else "")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its rows make lists of completions, and no pairs."""
+        return self.name in ("lists", "scored rows")
 
 
-@dataclass(kw_only=True, slots=True)
-class Examples:
-    """Rows of a source, split into parts; parallel lists with one entry per row."""
-
-    source_row: list[int]
-    row: list[str]
-    rest: list[str | None]
-    problem: list[str | None]
-    prompt: list[object]
-    chosen: list[object]
-    rejected: list[object]
-    split: list[str]
-    weight: list[float]
-    form: Form
-    text_form: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.text_form = "messages" if self.form.value == "messages" else "text"
-
-
-def find_form(rows: pa.Table, named: Mapping[str, str]) -> Form:
-    """Return the form of a source from a first batch of its rows.
+def find_form(rows: pa.Table, named: Mapping[str, str], *, as_messages: bool = False) -> Form:
+    """Return the form of a source from its first rows.
 
     Args:
         rows: As `stores.sources.read_rows` yields them.
         named: Columns the user named, by part.
+        as_messages: Whether texts are turns, to be written with the chat template.
 
     Raises:
-        SourceError: If the columns do not have a form that this version knows.
+        SourceError: If the columns do not have a form that this version knows, or a column that was
+            named is not there or has no use.
     """
     kinds = row_names(rows)
     if not kinds:
         raise SourceError(f"expected JSON objects, found none in the first {rows.num_rows:,} rows")
-    if unknown := sorted(name for name in named.values() if name not in kinds):
+    columns_named = [name for part, name in named.items() if part != "score"]  # may be a member's
+    if unknown := sorted(name for name in columns_named if name not in kinds):
         raise SourceError(
             f"expected a column called {unknown[0]!r}, the source has: {', '.join(kinds)}"
         )
@@ -97,42 +122,205 @@ def find_form(rows: pa.Table, named: Mapping[str, str]) -> Form:
     for part, spellings in SPELLINGS.items():
         if part not in named and (known := [name for name in spellings if name in kinds]):
             found[part] = known[0]
-    name, parts = _parts(found, kinds)
-    judged = found[next(p for p in ("chosen", "completion", "conversation") if p in parts)]
-    value = _value(rows, judged, kinds[judged])
-    columns = {part: found[part] for part in (*parts, "split", "weight") if part in found}
-    return Form(name=name, value=value, columns=columns)
+    judge = _Judge(rows, kinds)
+    form = _form(found, named, judge)
+    columns = {part: found[part] for part in ALONGSIDE if part in found}
+    columns = {p: n for p, n in columns.items() if n not in form.columns.values()}
+    used = {**form.columns, **columns}
+    _check_used(named, used, form)
+    value = "messages" if as_messages and form.value == "text" else form.value
+    kept = tuple(name for name in kinds if name not in used.values())
+    return replace(form, value=value, columns=used, kept=kept)
 
 
-def _parts(found: Mapping[str, str], kinds: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the form and the parts it is made of."""
+class _Judge:
+    """Tells what columns hold, from their first values."""
+
+    def __init__(self, rows: pa.Table, kinds: Mapping[str, str]) -> None:
+        self._rows, self.kinds = rows, kinds
+
+    def first(self, name: str) -> list[object]:
+        """Return the first values of a column that are not null, read from JSON."""
+        taken = columns_of(self._rows, [name])
+        texts = taken[f"value/{name}"].to_pylist()
+        types = taken[f"type/{name}"].to_pylist()
+        found: list[object] = []
+        for text, kind in zip(texts, types, strict=True):
+            if text is None or kind in (None, "NULL"):
+                continue
+            found.append(json.loads(text) if kind in ("ARRAY", "OBJECT") else text)
+            if len(found) == NUM_JUDGED:
+                break
+        return found
+
+    def holds(self, name: str) -> str:
+        """Return text, messages, ids, texts, dialogues, objects or object, whatever is usual."""
+        votes = [_held(value) for value in self.first(name)]
+        return max(dict.fromkeys(votes), key=votes.count) if votes else "text"
+
+
+def _held(value: object) -> str:
+    if isinstance(value, str):
+        return "messages" if messages_in(value) is not None else "text"
+    if is_messages(value):
+        return "messages"
+    if isinstance(value, dict):
+        return "object"
+    if not isinstance(value, list):
+        return "text"
+    for kind, name in ((int, "ids"), (str, "texts"), (dict, "objects"), (list, "dialogues")):
+        if value and all(isinstance(each, kind) for each in value):
+            return name
+    return "messages"  # an empty list is a conversation without turns
+
+
+def _form(found: dict[str, str], named: Mapping[str, str], judge: _Judge) -> Form:
+    """Return the form without what any form may have."""
     prompt = "prompt" if "prompt" in found else "conversation" if "conversation" in found else None
     if "chosen" in found and "rejected" in found:
-        is_list = kinds[found["chosen"]] == "ARRAY"
-        if prompt == "prompt" and is_list and kinds[found["prompt"]] == "VARCHAR":
-            prompt = None  # the lists hold the whole conversations, the prompt among them
-        if prompt is None:
-            return "implicit pairs", ("chosen", "rejected")
-        return "pairs", (prompt, "chosen", "rejected")
+        if "winner" in named:
+            return _compared(found, found["chosen"], found["rejected"], judge)
+        return _pairs(found, prompt, judge)
+    for first, second in COMPARED:
+        if first in judge.kinds and second in judge.kinds:
+            return _compared(found, first, second, judge)
+    lists = found.get("completions")
+    if prompt and lists and judge.holds(lists) in ("texts", "objects", "dialogues"):
+        return _lists(found, prompt, judge)
     label = ("label",) if "label" in found else ()
-    form = "unpaired" if label else "demonstrations"
-    if prompt is not None and "completion" in found:
-        return form, (prompt, "completion", *label)
-    if "conversation" in found:
-        return form, ("conversation", *label)
+    if prompt == "prompt" and "completion" in found:
+        if "score" in found or (not label and HELPFULNESS in judge.kinds):
+            columns = _taken(found, ("prompt", "completion"))
+            columns["score"] = found.get("score", HELPFULNESS)
+            return Form(
+                name="scored rows", value=_value(found["completion"], judge), columns=columns
+            )
+        name = "unpaired" if label else "demonstrations"
+        columns = _taken(found, ("prompt", "completion", *label))
+        return Form(name=name, value=_value(found["completion"], judge), columns=columns)
+    if "conversation" in found and "completion" not in named:
+        name = "unpaired" if label else "demonstrations"
+        columns = _taken(found, ("conversation", *label))
+        return Form(name=name, value="messages", columns=columns)
     raise SourceError(
-        "expected columns prompt/chosen/rejected, chosen/rejected, prompt/completion[/label] or "
-        f"messages[/label], got: {', '.join(kinds)}; name them with --prompt-column, "
-        "--chosen-column, --rejected-column, --completion-column or --label-column"
+        "expected columns prompt/chosen/rejected, chosen/rejected, prompt/completion[/label], "
+        "messages[/label], prompt/completions/scores, or two responses and a winner, got: "
+        f"{', '.join(judge.kinds)}; name them with --prompt-column, --chosen-column, "
+        "--rejected-column, --completion-column, --label-column, --winner-column or --score-column"
     )
 
 
-def _value(rows: pa.Table, name: str, kind: str) -> str:
-    """Return what a column of JSON type ``kind`` holds: text, messages or ids."""
-    if kind not in ("ARRAY", "OBJECT"):
-        return "text"
-    values = columns_of(rows, [name])[f"value/{name}"].drop_null().to_pylist()
-    return "ids" if any(NUMBERS.match(value) for value in values) else "messages"
+def _taken(found: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
+    return {part: found[part] for part in parts}
+
+
+def _value(name: str, judge: _Judge) -> str:
+    held = judge.holds(name)
+    if held in ("text", "messages", "ids"):
+        return held
+    what = {"texts": "lists of texts", "objects": "lists of objects", "object": "objects"}
+    raise SourceError(
+        f"{name}: expected texts, messages or token ids, got {what.get(held, 'something else')}"
+    )
+
+
+def _pairs(found: Mapping[str, str], prompt: str | None, judge: _Judge) -> Form:
+    held = judge.holds(found["chosen"]), judge.holds(found["rejected"])
+    if prompt and held == ("texts", "texts"):
+        columns = _taken(found, (prompt, "chosen", "rejected"))
+        return Form(name="grid", value="text", columns=columns)
+    value = _value(found["chosen"], judge)
+    if prompt == "prompt" and value == "messages" and judge.holds(found["prompt"]) == "text":
+        begins = [_first_role(each) for each in judge.first(found["chosen"])]
+        if begins and begins.count("assistant") <= len(begins) // 2:
+            prompt = None  # the lists hold the whole conversations, the prompt among them
+    if prompt is None:
+        columns = _taken(found, ("chosen", "rejected"))
+        return Form(name="implicit pairs", value=value, columns=columns)
+    columns = _taken(found, (prompt, "chosen", "rejected"))
+    return Form(name="pairs", value=value, columns=columns)
+
+
+def _first_role(value: object) -> str:
+    found = messages_in(value) if isinstance(value, str) else value
+    first = found[0] if isinstance(found, list) and found else found
+    if not isinstance(first, dict):
+        return "assistant"
+    role = str(first.get("role", first.get("from", "")))
+    return "assistant" if role in ("assistant", "gpt") else role
+
+
+def _compared(found: dict[str, str], first: str, second: str, judge: _Judge) -> Form:
+    if "winner" not in found:
+        raise SourceError(
+            f"{first} and {second}: expected a column that says which is better; name it with "
+            f"--winner-column, the source has: {', '.join(judge.kinds)}"
+        )
+    columns = {"chosen": first, "rejected": second, "winner": found["winner"]}
+    value = _value(first, judge)
+    prompt = "prompt" if "prompt" in found else "conversation" if "conversation" in found else None
+    if value == "messages" and (prompt is None or first.startswith("conversation")):
+        return Form(name="implicit compared pairs", value=value, columns=columns)
+    if prompt is None:
+        raise SourceError(f"expected a column with the prompt of {first} and {second}")
+    columns = {prompt: found[prompt], **columns}
+    return Form(name="compared pairs", value=value, columns=columns)
+
+
+def _lists(found: Mapping[str, str], prompt: str, judge: _Judge) -> Form:
+    columns = {prompt: found[prompt], "completions": found["completions"]}
+    held = judge.holds(found["completions"])
+    named = found.get("score")
+    if held == "objects":
+        member = _member(judge.first(found["completions"]), named)
+        if member is None:
+            raise SourceError(
+                f"{found['completions']}: expected objects with a text, called one of "
+                f"{', '.join(MEMBER_TEXTS)}"
+            )
+        text, score = member
+        if score is not None:
+            return Form(name="lists", value="text", columns=columns, member=(text, score))
+        member = (text, None)
+    else:
+        member = None
+    scores = [named] if named else [name for name in SCORES if name in judge.kinds]
+    if not scores:
+        raise SourceError(
+            f"{found['completions']}: expected scores or ranks of the completions; name their "
+            f"column with --score-column, the source has: {', '.join(judge.kinds)}"
+        )
+    columns["score"] = scores[0]
+    value = "messages" if held == "dialogues" else "text"
+    return Form(name="lists", value=value, columns=columns, member=member)
+
+
+def _member(values: Sequence[object], named: str | None) -> tuple[str, str | None] | None:
+    """Return how objects name their text and their score; None if they have no text."""
+    members = [each for value in values if isinstance(value, list) for each in value]
+    known = {name for each in members if isinstance(each, dict) for name in each}
+    text = next((name for name in MEMBER_TEXTS if name in known), None)
+    wanted = (named,) if named else MEMBER_SCORES
+    score = next((name for name in wanted if name in known), None)
+    return None if text is None else (text, score)
+
+
+def _check_used(named: Mapping[str, str], used: Mapping[str, str], form: Form) -> None:
+    """Check that every column that the user named is used."""
+    in_members = form.member[1] if form.member else None
+    for part, name in named.items():
+        if part not in used and name not in (*used.values(), in_members):
+            if part == "score" and name not in used.values():
+                raise SourceError(f"expected scores called {name!r}, found none in the first rows")
+            hint = "; --winner-column says which of two is better" if part == "label" else ""
+            raise SourceError(f"--{part}-column {name} has no effect on {form.name}{hint}")
+
+
+def unsettled(form: Form, rows: pa.Table) -> list[str]:
+    """Return the columns of which the rows hold no value, and that decide what rows mean."""
+    kinds = row_names(rows)
+    decisive = [name for part, name in form.columns.items() if part not in ALONGSIDE]
+    return [name for name in decisive if kinds.get(name, "NULL") == "NULL"]
 
 
 def widened(form: Form, rows: pa.Table) -> Form:
@@ -147,195 +335,15 @@ def widened(form: Form, rows: pa.Table) -> Form:
         raise SourceError(
             f"expected a label in every row or in none, got the first ones after row {first}"
         )
-    if "weight" in form.columns or "weight" not in kinds:
+    new = {
+        part: name
+        for part in OPTIONAL_LATER
+        if part not in form.columns
+        for name in SPELLINGS[part]
+        if name in kinds and name not in form.columns.values()
+    }
+    kept = tuple(n for n in dict.fromkeys([*form.kept, *kinds]) if n not in new.values())
+    kept = tuple(name for name in kept if name not in form.columns.values())
+    if not new and kept == form.kept:
         return form
-    return replace(form, columns={**form.columns, "weight": "weight"})
-
-
-def read_examples(rows: pa.Table, form: Form) -> Examples:
-    """Return the rows split into parts, each with the problem that makes it unusable, if any.
-
-    Args:
-        rows: As `stores.sources.read_rows` yields them.
-        form: As `find_form` found it.
-    """
-    taken = columns_of(rows, list(form.columns.values()))
-    problem = rows["problem"].to_pylist()
-    parts = {part: _part(taken, part, name, form, problem) for part, name in form.columns.items()}
-    prompt, chosen, rejected = _assign(parts, form, problem, len(problem))
-    splits = parts.get("split", [None] * len(problem))
-    return Examples(
-        source_row=rows["source_row"].to_pylist(),
-        row=rows["row"].to_pylist(),
-        rest=taken["rest"].to_pylist(),
-        problem=problem,
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        split=["train" if name is None else str(name) for name in splits],
-        weight=_weights(parts.get("weight"), problem),
-        form=form,
-    )
-
-
-def _part(
-    taken: pa.Table, part: str, name: str, form: Form, problem: list[str | None]
-) -> list[object]:
-    """Return one part of every row; if it is not as expected, describe that in ``problem``."""
-    values = taken[f"value/{name}"]
-    kinds = taken[f"type/{name}"].to_pylist()
-    if part in ("label", "split", "weight"):
-        return list(values.to_pylist())
-    if form.value == "ids":
-        lists = id_lists(values).to_pylist()
-        for i, ids in enumerate(lists):
-            if ids is None and problem[i] is None:
-                problem[i] = f"{part}: expected a list of token ids, got {_kind(kinds[i])}"
-        return list(lists)
-    texts: list[object] = list(values.to_pylist())
-    for i, kind in enumerate(kinds):
-        if problem[i] is not None:
-            continue
-        if form.value == "messages":
-            try:
-                texts[i] = _messages(texts[i], kind, part)
-            except ValueError as error:
-                problem[i] = str(error)
-        elif kind != "VARCHAR":
-            problem[i] = f"{part}: expected text, got {_kind(kind)}"
-    return texts
-
-
-def _kind(kind: str | None) -> str:
-    """Return the everyday name of a JSON type."""
-    if kind is None:
-        return "nothing"
-    known = {"BOOLEAN": "a boolean", "ARRAY": "a list", "OBJECT": "an object", "NULL": "null"}
-    return known.get(kind, "text" if kind == "VARCHAR" else "a number")
-
-
-def _messages(text: object, kind: str | None, part: str) -> Messages:
-    """Return a list of messages in the form that transformers' chat templates expect."""
-    if kind == "VARCHAR":  # one turn, written as a text
-        return [{"role": "user" if part == "prompt" else "assistant", "content": text}]
-    if kind not in ("ARRAY", "OBJECT"):
-        raise ValueError(f"{part}: expected messages, got {_kind(kind)}")
-    found = json.loads(str(text))
-    messages = []
-    for message in found if isinstance(found, list) else [found]:
-        if not isinstance(message, dict):
-            raise ValueError(f"{part}: expected messages, got a list of something else")
-        if "from" in message and "value" in message:
-            role = str(message["from"])
-            message = {"role": ROLES.get(role, role), "content": message["value"]}
-        if not isinstance(message.get("role"), str) or "content" not in message:
-            raise ValueError(f"{part}: expected messages with role and content")
-        if not isinstance(message["content"], str):
-            raise ValueError(f"{part}: expected messages whose content is text")
-        messages.append(message)
-    return messages
-
-
-def _assign(
-    parts: Mapping[str, list[object]], form: Form, problem: list[str | None], num_rows: int
-) -> tuple[list[object], list[object], list[object]]:
-    """Return prompts, chosen and rejected completions; None if a row lacks that side."""
-    empty: list[object] = [None] * num_rows
-    if form.name == "pairs":
-        prompts = parts["prompt"] if "prompt" in parts else parts["conversation"]
-        return prompts, parts["chosen"], parts["rejected"]
-    if form.name == "implicit pairs":
-        return _shared_prompts(parts["chosen"], parts["rejected"], form, problem)
-    prompts, completions = _demonstrations(parts, problem)
-    if form.name == "demonstrations":
-        return prompts, completions, empty
-    chosen, rejected = list(empty), list(empty)
-    for i, label in enumerate(parts["label"]):
-        if (word := str(label).strip().lower()) in TRUE:
-            chosen[i] = completions[i]
-        elif word in FALSE:
-            rejected[i] = completions[i]
-        elif problem[i] is None:
-            problem[i] = "label: expected true or false"
-    return prompts, chosen, rejected
-
-
-def _demonstrations(
-    parts: Mapping[str, list[object]], problem: list[str | None]
-) -> tuple[list[object], list[object]]:
-    """Return prompts and completions; a single conversation is split before its last turn."""
-    if "completion" in parts:
-        return parts.get("prompt", parts.get("conversation", [])), parts["completion"]
-    prompts: list[object] = []
-    completions: list[object] = []
-    for i, messages in enumerate(parts["conversation"]):
-        turns = messages if isinstance(messages, list) else []
-        if problem[i] is None and (len(turns) < 2 or turns[-1]["role"] != "assistant"):
-            problem[i] = "messages: expected a conversation that ends with the assistant's turn"
-        prompts.append(turns[:-1])
-        completions.append(turns[-1:])
-    return prompts, completions
-
-
-def _shared_prompts(
-    chosen: Iterable[object], rejected: Iterable[object], form: Form, problem: list[str | None]
-) -> tuple[list[object], list[object], list[object]]:
-    """Split each two dialogues before their last assistant turn, the only turn that may differ.
-
-    A common prefix of characters would split a completion wherever both happen to begin alike;
-    the two dialogues share whole turns.
-    """
-    prompts: list[object] = []
-    chosen_ends: list[object] = []
-    rejected_ends: list[object] = []
-    for i, (one, other) in enumerate(zip(chosen, rejected, strict=True)):
-        if problem[i] is not None:
-            halves: tuple[object, object, object] = (None, None, None)
-        elif form.value == "text":
-            halves = _shared_text(str(one), str(other))
-        elif form.value == "messages" and isinstance(one, list) and isinstance(other, list):
-            halves = _shared_messages(one, other)
-        else:
-            raise SourceError("expected a prompt column beside tokenised chosen and rejected")
-        if halves[0] is None and problem[i] is None:
-            problem[i] = "chosen and rejected do not share the dialogue before the last turn"
-        prompts.append(halves[0])
-        chosen_ends.append(halves[1])
-        rejected_ends.append(halves[2])
-    return prompts, chosen_ends, rejected_ends
-
-
-def _shared_text(one: str, other: str) -> tuple[str | None, str, str]:
-    prompt, turn, completion = one.rpartition(LAST_TURN)
-    other_prompt, _, other_completion = other.rpartition(LAST_TURN)
-    if not turn or prompt != other_prompt or LAST_TURN not in other:
-        return None, one, other
-    return prompt + turn, completion, other_completion
-
-
-def _shared_messages(one: Messages, other: Messages) -> tuple[object, Messages, Messages]:
-    if one[:-1] != other[:-1] or not one[:-1]:
-        return None, one, other
-    if one[-1]["role"] != "assistant" or other[-1]["role"] != "assistant":
-        return None, one, other
-    return one[:-1], one[-1:], other[-1:]
-
-
-def _weights(values: list[object] | None, problem: list[str | None]) -> list[float]:
-    weights = [1.0] * len(problem)
-    for i, value in enumerate(values or []):
-        if value is None:
-            continue
-        try:
-            weights[i] = float(str(value))
-        except ValueError:
-            weights[i] = -1.0
-        if not 0 <= weights[i] < float("inf"):
-            weights[i] = 0.0
-            problem[i] = problem[i] or "weight: expected a number of at least 0"
-    return weights
-
-
-def as_text(value: object) -> str:
-    """Return a prompt or completion as the ``texts`` table keeps it: text, or messages as JSON."""
-    return value if isinstance(value, str) else canonical_json(value)
+    return replace(form, columns={**form.columns, **new}, kept=kept)

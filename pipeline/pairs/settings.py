@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from offpref.pipeline.settings import SHARE_BELOW_ONE, Range, check_settings, setting
+from offpref.pipeline.tokenization.chat_templates import read_arguments
 
 TRUNCATIONS = ("drop", "keep-start")
-PARTS = ("prompt", "chosen", "rejected", "completion", "label", "weight")
+FIRST, SECOND, TIE = "first", "second", "tie"
+TIES = ("drop", "keep")
+PARTS = (
+    "prompt", "chosen", "rejected", "completion", "label", "winner", "score", "system", "input",
+    "weight",
+)  # fmt: skip
 """The parts of a row of data; the split has a setting of another kind."""
 
 
@@ -20,7 +26,9 @@ def _column(part: str) -> Any:  # as `setting`
 class AddSettings:
     """What a pair set is made from, and how."""
 
-    data: tuple[str, ...] = setting("File, folder or address; may be repeated.")
+    data: tuple[str, ...] = setting(
+        "File, folder or address; may be repeated. NAME=0.7 and NAME=5000, for each, mix pair sets."
+    )
     pair_set: str = setting("Name for the pair set.")
     tokenizer: Path = setting("Folder with the tokenizer, such as a model's folder.")
     split_column: str | None = setting("Column that names the split of each row.", default=None)
@@ -42,11 +50,41 @@ class AddSettings:
         "Date given to the chat template, if it asks.", default=None, metavar="YYYY-MM-DD",
         shown="that of the existing versions, else today",
     )  # fmt: skip
+    chat_template: str | None = setting(
+        "File with a chat template, or the name of one of the tokenizer's.", default=None,
+        shown="the tokenizer's own",
+    )  # fmt: skip
+    chat_template_kwargs: str | None = setting(
+        "Arguments for the chat template, as a JSON object; a row's own ones win.", default=None,
+        metavar="JSON",
+    )  # fmt: skip
+    apply_chat_template: bool = setting(
+        "Take texts as turns of a conversation, and write them with the chat template.",
+        default=False,
+    )
+    trajectory: bool = setting(
+        "Take everything after a conversation's first prompt as its completion.", default=False
+    )
+    winner_values: str | None = setting(
+        "Which completion the values of the winner's column name: 0=first,1=second,2=tie.",
+        default=None, metavar="VALUE=first|second|tie,...",
+    )  # fmt: skip
+    ties: str = setting(
+        "Whether to drop a tie or to keep it, as two pairs of half the weight.", default="drop",
+        choices=TIES,
+    )  # fmt: skip
+    mixture_seed: int = setting(
+        "Seed by which the rows of a mixture are drawn.", default=0, range=Range(least=0)
+    )
     prompt_column: str | None = _column("prompt")
     chosen_column: str | None = _column("chosen")
     rejected_column: str | None = _column("rejected")
     completion_column: str | None = _column("completion")
     label_column: str | None = _column("label")
+    winner_column: str | None = _column("winner")
+    score_column: str | None = _column("score")
+    system_column: str | None = _column("system")
+    input_column: str | None = _column("input")
     weight_column: str | None = _column("weight")
 
     def __post_init__(self) -> None:
@@ -57,9 +95,38 @@ class AddSettings:
             raise ValueError("two parts cannot come from one column; name another for one of them")
         if self.eval_fraction and self.split_column:
             raise ValueError("eval_fraction has no effect with split_column; give one of them")
+        if self.chat_template_kwargs is not None:
+            read_arguments(self.chat_template_kwargs)
+        read_winners(self.winner_values)
 
     @property
     def columns(self) -> dict[str, str]:
         """The columns that are named, by part."""
         named = {part: getattr(self, f"{part}_column") for part in PARTS}
         return {part: column for part, column in named.items() if column}
+
+    @property
+    def template_arguments(self) -> dict[str, object]:
+        """The arguments for the template of every conversation."""
+        return read_arguments(self.chat_template_kwargs) if self.chat_template_kwargs else {}
+
+
+def read_winners(text: str | None) -> dict[str, str]:
+    """Return which completion each value of a winner's column names; none for None.
+
+    Raises:
+        ValueError: If the text has not the form ``VALUE=first,VALUE=second,VALUE=tie``.
+
+    >>> read_winners("0=first,1=second")
+    {'0': 'first', '1': 'second'}
+    """
+    found: dict[str, str] = {}
+    for each in (text or "").split(","):
+        value, equals, name = each.rpartition("=")
+        if text is not None and (not equals or name not in (FIRST, SECOND, TIE)):
+            raise ValueError(
+                f"winner_values must be VALUE=first,VALUE=second,VALUE=tie, got {text!r}"
+            )
+        if equals:
+            found[value.strip()] = name
+    return found

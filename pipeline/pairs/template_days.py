@@ -1,4 +1,4 @@
-"""The date given to a chat template, and what else names a version of a pair set.
+"""The date given to a chat template, which names a version of a pair set.
 
 Templates of Llama 3.2 and others write the date. It is part of such a version's spec: the date
 asked for, or that of the existing versions, so that adding on another day finds the known version
@@ -6,29 +6,33 @@ and gives old rows their old ids. The first version has the date on which it is 
 """
 
 import json
-from collections.abc import Callable, Mapping
-from datetime import date
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.notices import say_once
-from offpref.stores.keys import fingerprint
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from offpref.pipeline.tokenization.tokenizer import Tokenizer
+from offpref.stores.key_index import to_keys
+from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
-from .former_pair_sets import found_day, ids_are_right
-from .pair_sets import PairSet, pair_sets
+from .completions import load_texts, template_inputs
+from .pair_sets import PairSet, pair_rows, pair_sets
 from .settings import AddSettings
-from .tokenization import TokenizerSpec
 
 DAY = "template_date"
-AGAIN = {"ids": "with options of the tokenizer"}
-"""Marks a version that replaces a former one with ids that its tokenizer does not give."""
+_NO_DAY = "wrong"
 
 
 def settled_spec(
     store: Store,
     spec: Mapping[str, Any],
     settings: AddSettings,
-    tokenizer: TokenizerSpec,
+    *,
+    is_dated: bool,
     has_messages: Callable[[], bool],
 ) -> dict[str, Any]:
     """Return a pair set's spec with the date given to its template, if that asks for one.
@@ -37,7 +41,7 @@ def settled_spec(
         store: Holds the versions that were made before.
         spec: All else that names the version.
         settings: The settings of the new version.
-        tokenizer: The spec of its tokenizer.
+        is_dated: Whether its template asks for the date.
         has_messages: Whether the data holds messages; called only if nothing else decides.
 
     Raises:
@@ -46,25 +50,21 @@ def settled_spec(
     known = [each for each in pair_sets(store) if each.name == spec["name"]]
     same = [each for each in known if _without_day(each) == spec]
     is_text = bool(same) and not any(each.has_messages for each in same)
-    if settings.template_date and (
-        not tokenizer.is_dated or is_text or (not same and not has_messages())
-    ):
+    takes_day = is_dated and not is_text and (bool(same) or has_messages())
+    if settings.template_date and not takes_day:
         raise ValueError(
             "template_date has no effect: expected messages and a chat template that asks for the "
             f"day, {settings.tokenizer} and the data are not both so"
         )
-    if not tokenizer.is_dated or is_text:
-        return _made_right(store, spec, same, settings)
+    if not takes_day:
+        return dict(spec)
+    if settings.template_date is not None:
+        return {**spec, DAY: settings.template_date.isoformat()}
     like = [each for each in known if each.has_messages and _is_alike(each, spec)]
     for each in [*reversed(same), *reversed(like)]:
-        day = _day(store, each, settings)
-        if day is None or settings.template_date not in (None, day):
-            continue
-        is_former = each in same and DAY not in json.loads(each.settings)
-        return dict(spec) if is_former else {**spec, DAY: day.isoformat()}
-    if settings.template_date is None and not like and not has_messages():
-        return dict(spec)
-    return {**spec, DAY: (settings.template_date or date.today()).isoformat()}
+        if (day := _day(store, each, settings.tokenizer)) is not None:
+            return {**spec, DAY: day.isoformat()}
+    return {**spec, DAY: date.today().isoformat()}
 
 
 def template_day(found: PairSet) -> date:
@@ -83,31 +83,46 @@ def _is_alike(found: PairSet, spec: Mapping[str, Any]) -> bool:
     return all(settings.get(name) == spec[name] for name in ("tokenizer", "template"))
 
 
-def _day(store: Store, found: PairSet, settings: AddSettings) -> date | None:
-    """Return the date that a version was made with; None if unknown, which is said once."""
+def _day(store: Store, found: PairSet, folder: Path) -> date | None:
+    """Return the date that a version was made with; None if no near date gives its prompts.
+
+    Versions of a former rule did not keep it. Dates are tried around the day on which such a
+    version was made, in any time zone, so that its scores stay in use.
+    """
     kept = json.loads(found.settings).get(DAY)
     if kept is not None:
         return date.fromisoformat(kept)
-    day = found_day(store, found, settings.tokenizer)
-    if day is None:
-        say_once(
-            store, found.fingerprint,
-            f"pair set {found} was made by a rule that did not keep the day that its chat template "
-            "wrote: it is kept, and made again where it is asked for",
-        )  # fmt: skip
-    return day
+    identity = {"pair_set": found.fingerprint, "created_at": found.created_at.isoformat()}
+    known = store.recall_identity("template day", identity)
+    if known is None:
+        days = [found.created_at.date() + timedelta(days=days) for days in (0, 1, -1)]
+        tokenizers = {day: Tokenizer(folder, day) for day in days}
+        for ids, prompt in _prompts(store, found):
+            tokenizers = {day: each for day, each in tokenizers.items() if _fits(each, ids, prompt)}
+        known = next((day.isoformat() for day in days if day in tokenizers), _NO_DAY)
+        store.remember_identity("template day", identity, known)
+    return None if known == _NO_DAY else date.fromisoformat(known)
 
 
-def _made_right(
-    store: Store, spec: Mapping[str, Any], same: list[PairSet], settings: AddSettings
-) -> dict[str, Any]:
-    """Return the spec, marked if the existing version of that name has wrong ids."""
-    former = [each for each in same if each.fingerprint == fingerprint(spec)]
-    if not former or ids_are_right(store, former[0], settings.tokenizer):
-        return dict(spec)
-    say_once(
-        store, former[0].fingerprint,
-        f"pair set {former[0]} was made by a rule that did not tell whether special tokens in a "
-        "text are split: its ids are not this tokenizer's, it is kept and made again",
-    )  # fmt: skip
-    return {**spec, **AGAIN}
+def _prompts(store: Store, found: PairSet) -> Iterator[tuple[list[int], Any]]:
+    """Yield the ids of the prompts of a version's sequences, and their messages."""
+    pairs = pair_rows(store, found, ["chosen_key", "rejected_key"])
+    chunks = pairs["chosen_key"].chunks + pairs["rejected_key"].chunks
+    wanted = pc.unique(pa.chunked_array(chunks, pa.binary(16))).drop_null()
+    rows = store.read(
+        SEQUENCES.name, found.tokenizer, ["sequence_key", "text_key", "num_prompt_tokens", "ids"]
+    )
+    rows = rows.filter(pc.is_in(rows["sequence_key"], value_set=wanted))
+    rows = rows.filter(pc.is_valid(rows["text_key"]))
+    prompts, _ = load_texts(store, to_keys(rows["text_key"]))
+    for row, prompt in zip(rows.to_pylist(), prompts, strict=True):
+        yield row["ids"][: row["num_prompt_tokens"]], prompt
+
+
+def _fits(tokenizer: Tokenizer, ids: list[int], prompt: Any) -> bool:
+    messages, inputs = template_inputs(prompt)
+    try:
+        written = tokenizer.template.text(messages, inputs, prompts=True)
+    except ValueError:
+        return False
+    return tokenizer.rendered_prompt_ids([written])[0] == ids

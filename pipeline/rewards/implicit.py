@@ -14,9 +14,9 @@ from offpref.pipeline.models.fingerprints import (
 from offpref.pipeline.models.folders import read_run
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.splits import key_array
-from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.stored_logps import summed_logps
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.key_index import Keys
 from offpref.stores.schema import LOGPS, RUNS

@@ -28,9 +28,9 @@ from offpref.pipeline.models.out_of_memory import clear_memory_errors
 from offpref.pipeline.pairs.completions import load_texts
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.template_days import template_day
-from offpref.pipeline.pairs.tokenization import tokenizer_spec
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.settings import REWARD_BATCH_TOKENS
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.key_index import Keys, lookup
 from offpref.stores.store import Store

@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor
 
 from offpref.pipeline.models.model_files import quiet_transformers
-from offpref.pipeline.pairs.tokenization import file_states, template_on
+from offpref.pipeline.tokenization.chat_templates import template_on
+from offpref.pipeline.tokenization.specs import file_states
 from offpref.stores.errors import ModelError
 from offpref.stores.keys import canonical_json, fingerprint
 from offpref.stores.store import Store

@@ -17,13 +17,9 @@ from offpref.pipeline.models.fingerprints import (
     scorer_spec,
 )
 from offpref.pipeline.pairs.pair_sets import PairSet
-from offpref.pipeline.pairs.tokenization import (
-    TokenizerSpec,
-    check_tokenizer,
-    tokenizer_files,
-    tokenizer_spec,
-)
 from offpref.pipeline.progress import Progress
+from offpref.pipeline.tokenization.specs import TokenizerSpec, check_tokenizer, tokenizer_files
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
 

@@ -19,7 +19,6 @@ from offpref.pipeline.pairs.mismatched import find_kl_keys
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
 from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs
 from offpref.pipeline.pairs.step_order import epoch_steps
-from offpref.pipeline.pairs.tokenization import check_tokenizer, tokenizer_spec
 from offpref.pipeline.rewards.margins import load_margins
 from offpref.pipeline.scores.kl_sources import find_kl_source
 from offpref.pipeline.scores.references import (
@@ -29,6 +28,8 @@ from offpref.pipeline.scores.references import (
     reference_digest,
 )
 from offpref.pipeline.scores.tiers import KL_TIERS, KlSource
+from offpref.pipeline.tokenization.specs import check_tokenizer
+from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.keys import fingerprint
 from offpref.stores.store import Store

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.pairs.forms import find_form, read_examples
+from offpref.pipeline.pairs.reading import read_sources
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.stores.errors import ModelError, SourceError
 from offpref.stores.files.placing import whole_folder, write_synced
 from offpref.stores.keys import canonical_json
-from offpref.stores.sources import read_rows, source_files, source_hash
+from offpref.stores.sources import source_files, source_hash
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 MADE_OF = "scratch.json"
@@ -85,24 +85,18 @@ def _configuration(path: Path) -> dict[str, Any]:
 def _texts(data: AddSettings) -> Iterator[str]:
     """Yield every prompt and completion of the data."""
     is_empty = True
-    for address in data.data:
-        for file in source_files(address):
-            form = None
-            for rows in read_rows(file):
-                if not rows.num_rows:
-                    continue
-                form = form or find_form(rows, data.columns)
-                if form.value != "text":
-                    raise SourceError(
-                        f"{file.address}: expected prompts and completions as text, found "
-                        f"{form.value}: a model from scratch has no template"
-                    )
-                found = read_examples(rows, form)
-                for side in (found.prompt, found.chosen, found.rejected):
-                    for text in side:
-                        if isinstance(text, str):
-                            is_empty = False
-                            yield text
+    files = [file for address in data.data for file in source_files(address)]
+    for found, number in read_sources(files, data):
+        if found.form.value != "text":
+            raise SourceError(
+                f"{files[number].address}: expected prompts and completions as text, found "
+                f"{found.form.value}: a model from scratch has no template"
+            )
+        for side in (found.prompt, found.chosen, found.rejected):
+            for text in side:
+                if isinstance(text, str):
+                    is_empty = False
+                    yield text
     if is_empty:
         raise SourceError(f"{', '.join(data.data)}: expected rows of text, found none")
 

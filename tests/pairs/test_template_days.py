@@ -13,8 +13,8 @@ from offpref.pipeline.commands.main import main
 from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.settings import AddSettings
-from offpref.pipeline.pairs.tokenization import Tokenizer
 from offpref.pipeline.small_world import write_tokenizer
+from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
 

@@ -21,6 +21,7 @@ RANKS: Mapping[str, int] = {
     "pipeline": 1,
     "pipeline/models": 2,
     "pipeline/losses": 2,
+    "pipeline/tokenization": 2,
     "pipeline/pairs": 3,
     "pipeline/scores": 4,
     "pipeline/rewards": 5,
@@ -47,7 +48,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("kernels/", "pipeline/"),
     "triton": ("kernels/",),
     "transformers": (
-        "pipeline/models/", "pipeline/pairs/tokenization.py", "pipeline/rewards/",
+        "pipeline/models/", "pipeline/tokenization/", "pipeline/rewards/",
         "pipeline/training/", "pipeline/evaluation/sampling.py",
         "pipeline/evaluation/end_tokens.py", "pipeline/small_world.py",
     ),

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 import offpref.pipeline.pairs.add as pairs
 from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.settings import AddSettings
-from offpref.pipeline.pairs.tokenization import Tokenizer, tokenizer_spec
+from offpref.pipeline.tokenization.tokenizer import Tokenizer, tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
 

@@ -1,0 +1,89 @@
+"""Read sources as examples: the form of each file is told first, then its rows come in chunks."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from offpref.stores.errors import SourceError
+from offpref.stores.sources import SourceFile, columns_of, read_rows
+
+from .examples import Examples, ReadOptions, read_examples
+from .forms import Form, find_form, unsettled, widened
+from .settings import AddSettings, read_winners
+
+CHUNK_ROWS = 1024
+MAX_SEARCHED_BATCHES = 64
+"""Batches of rows in which the form of a file is looked for."""
+NUM_SAMPLE_ROWS = 64
+
+
+def read_sources(
+    files: Sequence[SourceFile], settings: AddSettings
+) -> Iterator[tuple[Examples, int]]:
+    """Yield the sources' rows in chunks, with the number of the file each came from.
+
+    Raises:
+        SourceError: If a file cannot be read as a whole, or its columns have no known form.
+    """
+    options = ReadOptions(
+        winners=read_winners(settings.winner_values),
+        keeps_ties=settings.ties == "keep",
+        is_trajectory=settings.trajectory,
+    )
+    # The form of every file is known before a row of the first one is kept.
+    forms = [form_of(file, settings) for file in files]
+    for number, (file, form) in enumerate(zip(files, forms, strict=True)):
+        for rows in read_rows(file):
+            if not rows.num_rows:
+                continue
+            form = widened(form, rows)
+            for start in range(0, rows.num_rows, CHUNK_ROWS):
+                yield read_examples(rows.slice(start, CHUNK_ROWS), form, options), number
+
+
+def form_of(file: SourceFile, settings: AddSettings) -> Form:
+    """Return the form of a file, told from rows that hold values.
+
+    Rows whose columns are empty tell nothing: a file may begin with thousands of them.
+
+    Raises:
+        SourceError: If its columns have no known form; the message names the file.
+    """
+    named = _named_columns(settings)
+    sample: pa.Table | None = None
+    form: Form | None = None
+    problem: SourceError | None = None
+    for number, rows in enumerate(read_rows(file)):
+        if number == MAX_SEARCHED_BATCHES:
+            break
+        if not rows.num_rows:
+            continue
+        new = rows if form is None else _telling(rows, unsettled(form, sample))
+        sample = (
+            rows if sample is None else pa.concat_tables([sample, new.slice(0, NUM_SAMPLE_ROWS)])
+        )
+        try:
+            form = find_form(sample, named, as_messages=settings.apply_chat_template)
+        except SourceError as error:
+            problem = error
+            continue
+        if not unsettled(form, sample):
+            break
+    if form is not None:
+        return form
+    if problem is not None:
+        raise SourceError(f"{file.address}: {problem}") from problem
+    raise SourceError(f"{file.address}: expected rows of data, found none")
+
+
+def _telling(rows: pa.Table, names: list[str]) -> pa.Table:
+    """Return the rows that hold a value in one of some columns."""
+    taken = columns_of(rows, names)
+    kinds = [taken[f"type/{name}"].to_pylist() for name in names]
+    mask = [any(kind not in (None, "NULL") for kind in row) for row in zip(*kinds, strict=True)]
+    return rows.filter(pa.array(mask, pa.bool_()))
+
+
+def _named_columns(settings: AddSettings) -> dict[str, str]:
+    split = {"split": settings.split_column} if settings.split_column else {}
+    return {**settings.columns, **split}

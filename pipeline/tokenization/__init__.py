@@ -1,0 +1,1 @@
+"""Texts and messages become token ids, and ids become texts."""
