@@ -4,7 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from offpref.pipeline.pairs.pair_sets import PairSet, pair_sets, reject_counts
+from offpref.pipeline.pairs.pair_sets import (
+    PairSet,
+    is_of_former_rule,
+    other_counts,
+    pair_sets,
+    reject_counts,
+)
 from offpref.stores.store import Store
 
 if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
@@ -37,9 +43,11 @@ def version_lines(store: Store, found: PairSet) -> Iterator[str]:
 def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
     """Yield what a version holds, and what of its data could not be used."""
     yield f"form       {found.form}"
-    yield (
-        f"rows       {found.num_rows:,}: {found.num_pairs:,} pairs, {found.num_rejects:,} rejected"
-    )
+    counts = other_counts(store, found)
+    num_lists = counts.pop("lists", 0)
+    made = f"{found.num_pairs:,} pairs" if found.num_pairs or not num_lists else ""
+    made += f"{', ' if made and num_lists else ''}{f'{num_lists:,} lists' if num_lists else ''}"
+    yield f"rows       {found.num_rows:,}: {made}, {found.num_rejects:,} rejected"
     for reason, number in reject_counts(store, found).items():
         yield f"  rejected {number:,}: {reason}"
     if found.num_eos_lost:
@@ -49,6 +57,8 @@ def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
             f"boundary   {found.num_merges:,} completions would begin with another token if "
             "tokenised together with their prompt"
         )
+    for what, number in counts.items():
+        yield f"counted    {number:,} {what}"
 
 
 def _difference_lines(store: Store, found: PairSet) -> Iterator[str]:
@@ -61,11 +71,14 @@ def _difference_lines(store: Store, found: PairSet) -> Iterator[str]:
         return
     before = others[-1]
     old, new = json.loads(before.settings), json.loads(found.settings)
+    named = ("sources", "tokenizer", "template", "tokenization")
     differing = [
         f"{name} was {old.get(name)!r}"
-        for name in new
-        if old.get(name) != new[name] and name not in ("sources", "tokenizer", "template")
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name) and name not in named
     ]
+    if is_of_former_rule(before):
+        differing.append("made by an older rule of tokenisation")
     differing += [f"other {name}" for name in ("sources", "tokenizer", "template")
                   if old.get(name) != new.get(name)]  # fmt: skip
     yield (

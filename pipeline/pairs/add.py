@@ -16,8 +16,8 @@ from pathlib import Path
 from offpref.pipeline.models.fingerprints import default_max_length
 from offpref.pipeline.read_ahead import read_ahead
 from offpref.pipeline.tokenization.chat_templates import find_template
-from offpref.pipeline.tokenization.specs import TokenizerSpec, hash_of, tokenizer_files
-from offpref.pipeline.tokenization.tokenizer import RULE, Tokenizer, tokenizer_spec
+from offpref.pipeline.tokenization.specs import RULE, TokenizerSpec, hash_of, tokenizer_files
+from offpref.pipeline.tokenization.tokenizer import Tokenizer, tokenizer_spec
 from offpref.stores import keys
 from offpref.stores.sources import (
     SourceFile,

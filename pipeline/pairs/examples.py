@@ -7,25 +7,16 @@ a tie that is kept two. Each has the number of its row, and the reason where it 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 import pyarrow as pa
 
 from offpref.pipeline.tokenization.chat_templates import TemplateInputs
 from offpref.stores.keys import canonical_json
-from offpref.stores.sources import columns_of, id_lists
 
 from .forms import Form
-from .messages import (
-    Messages,
-    after_first_prompt,
-    kind_name,
-    parted,
-    read_inputs,
-    read_messages,
-    with_system,
-)
+from .messages import Messages, after_first_prompt, kind_name, parted, read_messages
+from .row_parts import RowParts, number_of
 from .settings import FIRST, SECOND, TIE
 
 LAST_TURN = "\n\nAssistant:"
@@ -107,26 +98,22 @@ def prompt_text(examples: Examples, i: int) -> str:
     return canonical_json(whole)
 
 
-class _Reader:
+class _Reader(RowParts):
     """Reads one table of rows."""
 
     def __init__(self, rows: pa.Table, form: Form, options: ReadOptions) -> None:
-        self._form, self._options = form, options
-        self._rows = rows
-        self._taken = columns_of(rows, list(form.columns.values()))
-        self._problem: list[str | None] = rows["problem"].to_pylist()
-        self._num_rows = rows.num_rows
-        self._columns: dict[str, list[Any]] = {}
+        super().__init__(rows, form)
+        self._options = options
         self._is_tied: list[bool] = []
 
     def read(self) -> Examples:
-        form = self._form
+        form = self.form
         if form.is_list:
             return self._lists()
         if form.name == "grid":
             return self._grid()
-        inputs = self._inputs()
-        weights = self._weights()
+        inputs = self.inputs()
+        weights = self.weights()
         if "compared" in form.name:
             prompts, chosen, rejected = self._compared()
         else:
@@ -142,163 +129,65 @@ class _Reader:
         weights: list[float],
         inputs: list[TemplateInputs | None],
     ) -> Examples:
-        splits = self._raw("split")
+        splits = self.raw("split")
         return Examples(
-            source_row=self._rows["source_row"].to_pylist(),
-            row=self._rows["row"].to_pylist(),
-            rest=self._taken["rest"].to_pylist(),
-            problem=self._problem,
+            source_row=self.rows["source_row"].to_pylist(),
+            row=self.rows["row"].to_pylist(),
+            rest=self.taken["rest"].to_pylist(),
+            problem=self.problem,
             prompt=prompts,
             chosen=chosen,
             rejected=rejected,
             split=[None if name is None else str(name) for name in splits],
             weight=weights,
-            form=self._form,
+            form=self.form,
             inputs=inputs,
         )
-
-    # Parts, one value for each row.
-
-    def _raw(self, part: str) -> list[Any]:
-        """Return a part as it stands there, as text; nulls where there is no such column."""
-        name = self._form.columns.get(part)
-        return [None] * self._num_rows if name is None else self._column(f"value/{name}")
-
-    def _kinds(self, part: str) -> list[Any]:
-        return self._column(f"type/{self._form.columns[part]}")
-
-    def _column(self, name: str) -> list[Any]:
-        if name not in self._columns:
-            self._columns[name] = self._taken[name].to_pylist()
-        return self._columns[name]
-
-    def _set_problem(self, i: int, problem: str) -> None:
-        if self._problem[i] is None:
-            self._problem[i] = problem
-
-    def _part(self, part: str) -> list[object]:
-        """Return a part of every row as text, messages or ids."""
-        value = self._form.value
-        if value == "ids":
-            return self._id_part(part)
-        texts: list[object] = list(self._raw(part))
-        kinds = self._kinds(part)
-        for i, kind in enumerate(kinds):
-            if self._problem[i] is not None:
-                continue
-            if value == "messages":
-                try:
-                    texts[i] = read_messages(texts[i], kind, part)
-                except ValueError as error:
-                    self._problem[i] = str(error)
-            elif kind != "VARCHAR":
-                if part == "prompt" and kind == "OBJECT" and (text := _only_text(texts[i])):
-                    texts[i] = text
-                else:
-                    self._problem[i] = f"{part}: expected text, got {kind_name(kind)}"
-        return texts
-
-    def _id_part(self, part: str) -> list[object]:
-        name = self._form.columns[part]
-        lists: list[object] = id_lists(self._taken[f"value/{name}"]).to_pylist()
-        for i, ids in enumerate(lists):
-            if ids is None:
-                kind = kind_name(self._kinds(part)[i])
-                self._set_problem(i, f"{part}: expected a list of token ids, got {kind}")
-        return lists
-
-    def _prompts(self) -> list[object]:
-        """Return the prompts, with what other columns add to them."""
-        part = "prompt" if "prompt" in self._form.columns else "conversation"
-        prompts = self._part(part)
-        return self._extended(prompts)
-
-    def _extended(self, prompts: list[object]) -> list[object]:
-        """Return prompts with their system turn, their input and the turns before them."""
-        if not {"system", "input", "history"} & self._form.columns.keys():
-            return prompts
-        added = zip(self._raw("system"), self._raw("input"), self._raw("history"), strict=True)
-        for i, (system, text, history) in enumerate(added):
-            if self._problem[i] is not None:
-                continue
-            try:
-                prompts[i] = _extended(prompts[i], system, text, history)
-            except ValueError as error:
-                self._problem[i] = str(error)
-        return prompts
-
-    def _inputs(self) -> list[TemplateInputs | None]:
-        found: list[TemplateInputs | None] = [None] * self._num_rows
-        if self._form.value != "messages":
-            return found
-        if not {"tools", "chat_template_kwargs"} & self._form.columns.keys():
-            return found
-        given = zip(self._raw("tools"), self._raw("chat_template_kwargs"), strict=True)
-        for i, (tools, arguments) in enumerate(given):
-            try:
-                found[i] = read_inputs(tools, arguments)
-            except ValueError as error:
-                self._set_problem(i, str(error))
-        return found
-
-    def _weights(self) -> list[float]:
-        weights = [1.0] * self._num_rows
-        for i, value in enumerate(self._raw("weight")):
-            if value is None:
-                continue
-            try:
-                weights[i] = float(str(value))
-            except ValueError:
-                weights[i] = -1.0
-            if not 0 <= weights[i] < float("inf"):
-                weights[i] = 0.0
-                self._set_problem(i, "weight: expected a number of at least 0")
-        return weights
 
     # Forms of pairs.
 
     def _sides(self) -> tuple[list[object], list[object], list[object]]:
         """Return prompts, chosen and rejected completions; None if a row lacks that side."""
-        name = self._form.name
+        name = self.form.name
         if name == "pairs":
-            return self._prompts(), self._part("chosen"), self._part("rejected")
+            return self.prompts(), self.part("chosen"), self.part("rejected")
         if name == "implicit pairs":
-            prompts, chosen, rejected = self._shared(self._part("chosen"), self._part("rejected"))
-            return self._extended(prompts), chosen, rejected
-        empty: list[object] = [None] * self._num_rows
+            prompts, chosen, rejected = self._shared(self.part("chosen"), self.part("rejected"))
+            return self.extended(prompts), chosen, rejected
+        empty: list[object] = [None] * self.num_rows
         prompts, completions = self._demonstrations()
         if name == "demonstrations":
             return prompts, completions, empty
         chosen, rejected = list(empty), list(empty)
-        for i, label in enumerate(self._raw("label")):
+        for i, label in enumerate(self.raw("label")):
             if (word := str(label).strip().lower()) in TRUE:
                 chosen[i] = completions[i]
             elif word in FALSE:
                 rejected[i] = completions[i]
             else:
-                self._set_problem(i, "label: expected true or false")
+                self.set_problem(i, "label: expected true or false")
         return prompts, chosen, rejected
 
     def _demonstrations(self) -> tuple[list[object], list[object]]:
         """Return prompts and completions; a single conversation is split before its last turn."""
-        if "completion" in self._form.columns:
-            return self._prompts(), self._part("completion")
+        if "completion" in self.form.columns:
+            return self.prompts(), self.part("completion")
         prompts: list[object] = []
         completions: list[object] = []
-        for i, messages in enumerate(self._part("conversation")):
+        for i, messages in enumerate(self.part("conversation")):
             turns: Messages = messages if isinstance(messages, list) else []
             if len(turns) < 2 or turns[-1]["role"] != "assistant":
-                self._set_problem(
+                self.set_problem(
                     i, "messages: expected a conversation that ends with the assistant's turn"
                 )
             halves = (turns[:-1], turns[-1:])
             if self._options.is_trajectory:
                 halves = after_first_prompt(turns)
                 if not halves[0]:
-                    self._set_problem(i, "messages: expected a prompt before the assistant's turn")
+                    self.set_problem(i, "messages: expected a prompt before the assistant's turn")
             prompts.append(halves[0])
             completions.append(halves[1])
-        return self._extended(prompts), completions
+        return self.extended(prompts), completions
 
     def _shared(
         self, chosen: list[object], rejected: list[object]
@@ -314,12 +203,13 @@ class _Reader:
             elif isinstance(one, list) and isinstance(other, list) and one and other:
                 halves = _parted_early(one, other) if self._options.is_trajectory else None
                 halves = halves or parted(one, other)
-            elif self._form.value == "ids":
-                self._set_problem(
+            elif self.form.value == "ids":
+                self.set_problem(
                     i, "chosen and rejected: expected a prompt column beside token ids"
                 )
             if halves is None:
-                self._set_problem(i, "chosen and rejected do not share a prompt")
+                what = "the dialogue before the last turn" if isinstance(one, str) else "a prompt"
+                self.set_problem(i, f"chosen and rejected do not share {what}")
             prompt, first, second = halves or (None, one, other)
             prompts.append(prompt)
             chosen_ends.append(first)
@@ -328,24 +218,24 @@ class _Reader:
 
     def _compared(self) -> tuple[list[object], list[object], list[object]]:
         """Return prompts and both completions, the better one first; ties as they stand there."""
-        first, second = self._part("chosen"), self._part("rejected")
+        first, second = self.part("chosen"), self.part("rejected")
         winners = self._winners()
-        if self._form.name == "compared pairs":
-            prompts = self._prompts()
+        if self.form.name == "compared pairs":
+            prompts = self.prompts()
         else:
             prompts, first, second = self._shared(first, second)
         for i, winner in enumerate(winners):
             if winner == SECOND:
                 first[i], second[i] = second[i], first[i]
             elif winner == TIE and not self._options.keeps_ties:
-                self._set_problem(i, TIED)
+                self.set_problem(i, TIED)
         self._is_tied = [winner == TIE for winner in winners]
         return prompts, first, second
 
     def _winners(self) -> list[str | None]:
         """Return which completion of each row is the better one; None if its value is unknown."""
         known = dict(self._options.winners) or WINNERS
-        values = [None if v is None else str(v).strip() for v in self._raw("winner")]
+        values = [None if v is None else str(v).strip() for v in self.raw("winner")]
         is_signed = not self._options.winners and any(v and v.startswith("-") for v in values)
         found: list[str | None] = []
         for i, value in enumerate(values):
@@ -354,7 +244,7 @@ class _Reader:
                 winner = _sign(value)
             if winner is None:
                 names = ", ".join(known) if self._options.winners else "model_a, model_b, tie, ..."
-                self._set_problem(
+                self.set_problem(
                     i, f"winner: expected one of {names}, got {value!r}; --winner-values names them"
                 )
             found.append(winner)
@@ -362,8 +252,8 @@ class _Reader:
 
     def _with_ties(self, found: Examples) -> Examples:
         """Return the examples with each tie twice, the other way round and of half the weight."""
-        order = [i for i in range(self._num_rows) for _ in range(1 + self._is_tied[i])]
-        if len(order) == self._num_rows:
+        order = [i for i in range(self.num_rows) for _ in range(1 + self._is_tied[i])]
+        if len(order) == self.num_rows:
             return found
         again = _repeated(found, order)
         for place, i in enumerate(order):
@@ -376,15 +266,15 @@ class _Reader:
 
     def _grid(self) -> Examples:
         """Return each pair of each row's chosen with its rejected completions."""
-        weights = self._weights()
-        prompts = self._prompts()
+        weights = self.weights()
+        prompts = self.prompts()
         chosen, rejected = self._text_lists("chosen"), self._text_lists("rejected")
         found = self._examples(
-            prompts, list(chosen), list(rejected), weights, [None] * self._num_rows
+            prompts, list(chosen), list(rejected), weights, [None] * self.num_rows
         )
         places = [
             (i, one, other)
-            for i in range(self._num_rows)
+            for i in range(self.num_rows)
             for one in range(max(1, len(chosen[i])))
             for other in range(max(1, len(rejected[i])))
         ]
@@ -398,36 +288,36 @@ class _Reader:
     def _text_lists(self, part: str) -> list[list[object]]:
         """Return a part that is a list of texts."""
         found: list[list[object]] = []
-        for i, (text, kind) in enumerate(zip(self._raw(part), self._kinds(part), strict=True)):
+        for i, (text, kind) in enumerate(zip(self.raw(part), self.kinds(part), strict=True)):
             values = json.loads(text) if kind == "ARRAY" else []
             if not values or not all(isinstance(each, str) for each in values):
-                self._set_problem(i, f"{part}: expected a list of texts, got {kind_name(kind)}")
+                self.set_problem(i, f"{part}: expected a list of texts, got {kind_name(kind)}")
                 values = []
             found.append(values)
         return found
 
     def _turn(self, text: object) -> object:
         """Return a completion that is a text, as a turn where texts are turns."""
-        if self._form.value != "messages":
+        if self.form.value != "messages":
             return text
         return [{"role": "assistant", "content": text}] if isinstance(text, str) else text
 
     # Lists.
 
     def _lists(self) -> Examples:
-        weights, inputs = self._weights(), self._inputs()
-        prompts = self._prompts()
-        empty: list[object] = [None] * self._num_rows
-        if self._form.name == "scored rows":
-            found = self._examples(prompts, self._part("completion"), empty, weights, inputs)
-            found.score = [_number(value) for value in self._raw("score")]
+        weights, inputs = self.weights(), self.inputs()
+        prompts = self.prompts()
+        empty: list[object] = [None] * self.num_rows
+        if self.form.name == "scored rows":
+            found = self._examples(prompts, self.part("completion"), empty, weights, inputs)
+            found.score = [number_of(value) for value in self.raw("score")]
             found.begins_list = [
                 i == 0 or prompt != prompts[i - 1] for i, prompt in enumerate(prompts)
             ]
             return found
-        members = [self._members(i) for i in range(self._num_rows)]
+        members = [self._members(i) for i in range(self.num_rows)]
         found = self._examples(prompts, list(empty), empty, weights, inputs)
-        order = [i for i in range(self._num_rows) for _ in range(max(1, len(members[i])))]
+        order = [i for i in range(self.num_rows) for _ in range(max(1, len(members[i])))]
         again = _repeated(found, order)
         again.score, again.begins_list = [], []
         number = 0
@@ -442,32 +332,32 @@ class _Reader:
 
     def _members(self, i: int) -> list[tuple[object, float | None]]:
         """Return completions and scores of a row that is a list; none where it cannot be used."""
-        if self._problem[i] is not None:
+        if self.problem[i] is not None:
             return []
-        kind = self._kinds("completions")[i]
-        values = json.loads(self._raw("completions")[i]) if kind == "ARRAY" else None
+        kind = self.kinds("completions")[i]
+        values = json.loads(self.raw("completions")[i]) if kind == "ARRAY" else None
         if not isinstance(values, list) or not values:
-            self._set_problem(i, f"completions: expected a list, got {kind_name(kind)}")
+            self.set_problem(i, f"completions: expected a list, got {kind_name(kind)}")
             return []
-        text, score = self._form.member or (None, None)
+        text, score = self.form.member or (None, None)
         if score is not None:
             scores = [each.get(score) if isinstance(each, dict) else None for each in values]
         else:
-            found = self._raw("score")[i]
-            given = json.loads(found) if self._kinds("score")[i] == "ARRAY" else None
+            found = self.raw("score")[i]
+            given = json.loads(found) if self.kinds("score")[i] == "ARRAY" else None
             if not isinstance(given, list) or len(given) > len(values):
-                self._set_problem(i, "score: expected a list with a score for each completion")
+                self.set_problem(i, "score: expected a list with a score for each completion")
                 return []
             scores = [*given, *[None] * (len(values) - len(given))]  # the first ones have scores
         sign = -1.0 if self._is_rank(score) else 1.0
-        numbers = [None if (n := _number(each)) is None else sign * n for each in scores]
+        numbers = [None if (n := number_of(each)) is None else sign * n for each in scores]
         try:
             return [
                 (self._completion(each, text), number)
                 for each, number in zip(values, numbers, strict=True)
             ]
         except ValueError as error:
-            self._set_problem(i, str(error))
+            self.set_problem(i, str(error))
             return []
 
     def _completion(self, value: object, text: str | None) -> object:
@@ -476,7 +366,7 @@ class _Reader:
             value = value.get(text) if isinstance(value, dict) else None
         if value is None:
             return None
-        if self._form.value == "messages":
+        if self.form.value == "messages":
             if isinstance(value, str):
                 return self._turn(value)
             return read_messages(canonical_json(value), "ARRAY", "completions")
@@ -485,7 +375,7 @@ class _Reader:
         return value
 
     def _is_rank(self, member: str | None) -> bool:
-        name = member or self._form.columns.get("score", "")
+        name = member or self.form.columns.get("score", "")
         return name in ("rank", "ranks")
 
 
@@ -503,59 +393,11 @@ def _repeated(found: Examples, order: Sequence[int]) -> Examples:
     )  # fmt: skip
 
 
-def _only_text(value: object) -> str | None:
-    """Return the text of an object that holds one, such as WebGPT's questions."""
-    found = json.loads(str(value))
-    texts = [found[name] for name in ("full_text", "text", "content") if name in found]
-    return texts[0] if texts and isinstance(texts[0], str) else None
-
-
-def _extended(prompt: object, system: Any, text: Any, history: Any) -> object:
-    """Return a prompt, text or messages, with a system turn, an input and the turns before it.
-
-    Raises:
-        ValueError: If there are turns before a text.
-    """
-    words, before = str(text or "").strip(), str(system or "").strip()
-    turns = _history(history)
-    if isinstance(prompt, list):
-        if words and prompt and isinstance(prompt[-1].get("content"), str):
-            last = {**prompt[-1], "content": f"{prompt[-1]['content']}\n{text}"}
-            prompt = [*prompt[:-1], last]
-        return with_system([*turns, *prompt], str(system) if before else None)
-    if turns:
-        raise ValueError("history: turns before a text need --apply-chat-template")
-    whole = f"{prompt}\n{text}" if words else prompt
-    return f"{system}\n\n{whole}" if before else whole
-
-
-def _history(value: Any) -> Messages:
-    """Return the turns of a column of pairs, a question and an answer each."""
-    found = json.loads(value) if value and str(value).lstrip()[:1] == "[" else []
-    turns: Messages = []
-    for each in found:
-        if not isinstance(each, list) or len(each) != 2:
-            raise ValueError("history: expected pairs of a question and an answer")
-        turns += [{"role": "user", "content": each[0]}, {"role": "assistant", "content": each[1]}]
-    return turns
-
-
 def _sign(value: str) -> str | None:
-    number = _number(value)
+    number = number_of(value)
     if number is None:
         return None
     return TIE if number == 0 else FIRST if number < 0 else SECOND
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number; None for anything else, "N/A" among them."""
-    if value is None or isinstance(value, bool):
-        return None
-    try:
-        number = float(str(value))
-    except ValueError:
-        return None
-    return number if isfinite(number) else None
 
 
 def _shared_text(one: str, other: str) -> tuple[str, str, str] | None:

@@ -3,6 +3,7 @@
 ``NAME`` means the newest version of a pair set, ``NAME@FINGERPRINT`` a given one.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from types import NoneType
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.tokenization.specs import RULE
 from offpref.stores.errors import PairSetError, StoreFormatError
 from offpref.stores.files.regular import parse_object
-from offpref.stores.schema import PAIR_SETS, PAIRS, REJECTS
+from offpref.stores.schema import PAIR_SET_COUNTS, PAIR_SETS, PAIRS, REJECTS
 from offpref.stores.store import Store
 
 
@@ -70,6 +72,7 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
     "template_date": (str, NoneType),
     "template": (str, NoneType),
     "eval_fraction": (int, float, NoneType),
+    "tokenization": (int, NoneType),
 }
 
 
@@ -134,6 +137,22 @@ def version_rows(
     if split is not None:
         is_own &= pc.field("split") == split
     return store.read(PAIRS.name, tokenizer, list(columns), is_own)
+
+
+def is_of_former_rule(found: PairSet) -> bool:
+    """Whether a version was made from data by an older rule of tokenisation than the present one.
+
+    Its ids are what they are, and stay in use; adding its data again makes a new version.
+    """
+    settings = json.loads(found.settings)
+    return settings.get("kind") == "pair_set" and int(settings.get("tokenization", 1)) < RULE
+
+
+def other_counts(store: Store, found: PairSet) -> dict[str, int]:
+    """Return what else was counted while a version was added, most frequent first."""
+    is_own = pc.field("pair_set_fingerprint") == found.fingerprint
+    rows = store.read(PAIR_SET_COUNTS.name, found.tokenizer, ["what", "number"], is_own).to_pylist()
+    return {each["what"]: each["number"] for each in sorted(rows, key=lambda r: -r["number"])}
 
 
 def reject_counts(store: Store, pair_set: PairSet) -> dict[str, int]:

@@ -74,7 +74,9 @@ class Wanted:
             return spec.without_template(), None
         settings = self._store.read_spec(self.version)
         is_messages = "(messages)" in self.pair_set().form
-        template = settings.get("template") if is_messages else None
+        # A template that the user gave is no model's own.
+        is_own = is_messages and "chat_template" not in settings
+        template = settings.get("template") if is_own else None
         return self._store.read_spec(self.tokenizer), str(template) if template else None
 
     def begin(self) -> None:

@@ -12,6 +12,9 @@ from blake3 import blake3
 from offpref.stores.errors import ModelError
 from offpref.stores.keys import KEY_BYTES, canonical_json, fingerprint
 
+RULE = 2
+"""Version of the rule by which texts are tokenised, part of every pair set's fingerprint. Rule 1
+encoded a completion as if it began a text."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",

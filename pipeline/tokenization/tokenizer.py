@@ -36,9 +36,6 @@ from .token_bytes import TokenBytes
 if TYPE_CHECKING:
     from offpref.stores.store import Store
 
-RULE = 2
-"""Version of the rule by which this module tokenises, part of every pair set's fingerprint. Rule 1
-encoded a completion as if it began a text."""
 MERGE_WINDOW = 32  # characters looked at on each side of the boundary
 
 

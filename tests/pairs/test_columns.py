@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from offpref.pipeline.pairs.forms import Examples, find_form, read_examples
+from offpref.pipeline.pairs.examples import Examples, read_examples
+from offpref.pipeline.pairs.forms import find_form
 from offpref.stores.errors import SourceError
 from offpref.stores.sources import read_rows, source_files
 
@@ -106,7 +107,7 @@ def test_label_that_is_no_label_is_a_reason(write_rows: Write) -> None:
     ("messages", "reason"),
     [
         ([{"role": "user"}], "prompt: expected messages with role and content"),
-        ([{"role": "user", "content": None}], "prompt: expected messages whose content is text"),
+        ([{"role": "user", "content": None}], "prompt: expected messages with role and content"),
         (["hi"], "prompt: expected messages, got a list of something else"),
         (7, "prompt: expected messages, got a number"),
     ],
@@ -129,7 +130,7 @@ def test_columns_can_be_named_and_the_others_are_kept(write_rows: Write) -> None
 
 
 def test_unknown_columns_are_listed(write_rows: Write) -> None:
-    with pytest.raises(SourceError, match="got: answer, question"):
-        examples(write_rows([{"question": "q", "answer": "a"}]))
+    with pytest.raises(SourceError, match="got: a, q"):
+        examples(write_rows([{"q": "q", "a": "a"}]))
     with pytest.raises(SourceError, match="expected a column called 'good'"):
         examples(write_rows([{"prompt": "p"}]), {"chosen": "good"})

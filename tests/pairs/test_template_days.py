@@ -14,6 +14,7 @@ from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.small_world import write_tokenizer
+from offpref.pipeline.tokenization.chat_templates import NO_INPUTS
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
@@ -103,8 +104,11 @@ def test_another_pair_set_is_of_its_own_day(
     at(1)
     second, _ = add(store, data, dated, name="q")
 
-    monday, tuesday = (Tokenizer(dated, DAYS[number]).render(
-        rows(1)[0]["prompt"], rows(1)[0]["chosen"])[0] for number in (0, 1))  # type: ignore[arg-type]  # fmt: skip
+    prompt: list[dict[str, object]] = rows(1)[0]["prompt"]  # type: ignore[assignment]
+    monday, tuesday = (
+        Tokenizer(dated, DAYS[number]).template.text(prompt, NO_INPUTS, prompts=True)
+        for number in (0, 1)
+    )
     ids = [row["ids"] for row in store.read("sequences", first.tokenizer).to_pylist()]
     heads = {tuple(each[:1]) for each in ids}
     expected = Tokenizer(dated).rendered_prompt_ids([monday, tuesday])
@@ -127,46 +131,45 @@ def test_a_day_that_is_asked_for_is_a_version_of_its_own(
     assert other.fingerprint != first.fingerprint == back.fingerprint
 
 
-def test_a_former_version_is_known_if_its_day_can_be_told(
-    store: Store, dated: Path, write_rows: Write
-) -> None:
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [(date.today(), date.today()), (date(2020, 1, 6), DAYS[1])],
+    ids=["its day can be told", "its day is unknown"],
+)
+def test_a_version_of_a_former_rule_is_kept_and_its_day_used_where_it_can_be_told(
+    store: Store, dated: Path, write_rows: Write, at: Callable[[int], None],
+    made: date, expected: date,
+) -> None:  # fmt: skip
     data = write_rows(rows(2))
-    former = make_former(store, data, dated, date.today())
-
-    again, is_new = add(store, data, dated)
-    other, _ = add(store, write_rows(rows(3), "more.jsonl"), dated)
-
-    assert (again.fingerprint, is_new) == (former, False)
-    assert json.loads(other.settings)["template_date"] == date.today().isoformat()
-
-
-def test_a_former_version_of_an_unknown_day_is_made_again_and_kept(
-    store: Store, dated: Path, write_rows: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_rows(rows(2))
-    former = make_former(store, data, dated, date(2020, 1, 7))
+    former = make_former(store, data, dated, made)
+    num_before = store.read("sequences").num_rows
+    at(1)
 
     found = [add(store, data, dated) for _ in range(2)]
 
     assert [is_new for _, is_new in found] == [True, False]
-    assert found[0][0].fingerprint != former
-    assert capsys.readouterr().err.count("did not keep the day") == 1
-    fingerprints = store.read("pair_sets")["pair_set_fingerprint"].to_pylist()
-    assert former in fingerprints
+    assert json.loads(found[0][0].settings)["template_date"] == expected.isoformat()
+    assert former in store.read("pair_sets")["pair_set_fingerprint"].to_pylist()
+    has_same_ids = store.read("sequences").num_rows == num_before
+    assert has_same_ids == (made == expected)
 
 
 def make_former(store: Store, data: Path, folder: Path, day: date) -> str:
-    """Add like the former version, whose spec has no day; returns the version's fingerprint."""
+    """Add like a former version, whose spec has no day; returns the version's fingerprint."""
     import offpref.pipeline.pairs.add as pairs
 
+    def without_day(
+        store: Store, spec: dict[str, object], *others: object, **more: object
+    ) -> object:
+        return {name: value for name, value in spec.items() if name != "tokenization"}
+
     class OnThatDay(Tokenizer):
-        def __init__(self, folder: Path, given: date | None = None) -> None:
-            super().__init__(folder, given or day)
+        def __init__(self, folder: Path, given: date | None = None, **more: object) -> None:
+            super().__init__(folder, given or day, **more)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "settled_spec", lambda store, spec, *others, **more: spec)
+        patch.setattr(pairs, "settled_spec", without_day)
         patch.setattr(pairs, "Tokenizer", OnThatDay)
-        patch.setattr(pairs, "remember_right", lambda store, found: None)
         return add(store, data, folder)[0].fingerprint
 
 
@@ -200,4 +203,6 @@ def test_a_form_that_is_not_written_out_is_an_error(dated: Path, tmp_path: Path)
     (tmp_path / "chat_template.jinja").write_text("{% set f = '%A' %}{{ strftime_now(f) }}")
 
     with pytest.raises(ModelError, match="a form that is not written out"):
-        Tokenizer(tmp_path).render(rows(1)[0]["prompt"], [])  # type: ignore[arg-type]
+        Tokenizer(tmp_path).template.text(
+            [{"role": "user", "content": "a"}], NO_INPUTS, prompts=False
+        )

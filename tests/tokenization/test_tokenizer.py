@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer
 
-import offpref.pipeline.pairs.add as pairs
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.tokenization.chat_templates import NO_INPUTS
 from offpref.pipeline.tokenization.tokenizer import Tokenizer, tokenizer_spec
 from offpref.stores.errors import ModelError
 from offpref.stores.store import Store
@@ -30,11 +28,10 @@ def test_prompts_begin_with_bos_where_the_tokenizer_adds_it(name: str, shared: P
     ours = Tokenizer(shared / "models" / name)
     theirs = AutoTokenizer.from_pretrained(shared / "models" / name)
 
-    prompts, completions = ours.prompt_ids(TEXTS), ours.completion_ids(TEXTS)
+    prompts = ours.prompt_ids(TEXTS)
 
     assert prompts == [theirs(text).input_ids for text in TEXTS]
     assert prompts[2] == [1]
-    assert completions == [[*theirs(t, add_special_tokens=False).input_ids, 2] for t in TEXTS]
 
 
 def test_prompt_without_ids_gets_the_token_that_begins_a_text(gpt2_dir: Path) -> None:
@@ -55,29 +52,11 @@ def test_gpt2_agrees_with_golden_tokenisations(gpt2_dir: Path, shared: Path) -> 
     assert ids == [[int(i) for i in line.split()] for line in golden]
 
 
-def test_messages_are_rendered_with_the_generation_prompt_in_the_prompt(chat_dir: Path) -> None:
-    prompt = [{"role": "user", "content": "how was the film ?"}]
-    completion = [{"role": "assistant", "content": "good"}]
-
-    rendered = Tokenizer(chat_dir).render(prompt, completion)
-
-    assert rendered == ("<s> user how was the film ? </s><s> assistant ", "good </s>")
-
-
-def test_template_that_rewrites_the_prompt_is_refused(chat_dir: Path, tmp_path: Path) -> None:
-    for path in chat_dir.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "chat_template.jinja").write_text("{{ messages | length }} {{ messages[-1].role }}")
-
-    with pytest.raises(ValueError, match="reads otherwise"):
-        Tokenizer(tmp_path).render(
-            [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
-        )
-
-
 def test_messages_without_a_template_are_a_clear_error(model_dir: Path) -> None:
     with pytest.raises(ModelError, match=r"no chat template; add one .* chat_template\.jinja"):
-        Tokenizer(model_dir).render([{"role": "user", "content": "a"}], [])
+        Tokenizer(model_dir).template.text(
+            [{"role": "user", "content": "a"}], NO_INPUTS, prompts=True
+        )
 
 
 @pytest.mark.parametrize("name", ["stories260k", "gpt2"])
@@ -96,16 +75,13 @@ def test_merges_are_those_of_joint_tokenisation(
 
     merged = tokenizer.merges(prompts, completions)
 
-    apart = [
-        joint(p, add_special_tokens=False).input_ids + joint(c, add_special_tokens=False).input_ids
-        for p, c in zip(prompts, completions, strict=True)
-    ]
+    apart = [joint(p, add_special_tokens=False).input_ids for p in prompts]
     both = [
         joint(p + c, add_special_tokens=False).input_ids
         for p, c in zip(prompts, completions, strict=True)
     ]
-    assert merged == [x != y for x, y in zip(both, apart, strict=True)]
-    assert merged == ([True, False, True] if name == "gpt2" else [True, True, True])
+    assert merged == [x[: len(y)] != y for x, y in zip(both, apart, strict=True)]
+    assert merged == [True, False, True]
 
 
 def test_saving_a_tokenizer_again_keeps_its_fingerprint(model_dir: Path, tmp_path: Path) -> None:
@@ -200,43 +176,3 @@ def test_a_token_that_the_template_writes_by_name_counts(
     change_config(other, pad_token="book")
 
     assert tokenizer_spec(copy, store).template != tokenizer_spec(other, store).template
-
-
-def test_a_former_pair_set_whose_special_tokens_were_split_is_made_again(
-    chat_dir: Path, tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The former version gave both tokenizers one fingerprint, so either may have made it."""
-    data = tmp_path / "data.jsonl"
-    rows = [{"prompt": "how ?", "chosen": "good</s> good", "rejected": "bad"}]
-    data.write_text(json.dumps(rows[0]))
-    split = Path(shutil.copytree(chat_dir, tmp_path / "split"))
-    change_config(split, split_special_tokens=True)
-    settings = AddSettings(data=(str(data),), pair_set="p", tokenizer=chat_dir)
-    planned = plan_add(store, settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "remember_right", lambda store, found: None)
-        patch.setattr(pairs, "Tokenizer", lambda folder, day: Tokenizer(split))
-        former, _ = add_pairs(store, planned)
-    store.refresh()
-
-    found = [add_pairs(store, plan_add(store, settings)) for _ in range(2)]
-
-    assert [is_new for _, is_new in found] == [True, False]
-    assert found[0][0].fingerprint == found[1][0].fingerprint != former.fingerprint
-    assert capsys.readouterr().err.count("whether special tokens in a text are split") == 1
-
-
-def test_a_former_pair_set_is_known_where_its_ids_are_right(
-    chat_dir: Path, tmp_path: Path, store: Store
-) -> None:
-    data = tmp_path / "data.jsonl"
-    data.write_text(json.dumps({"prompt": "how ?", "chosen": "good</s> good", "rejected": "bad"}))
-    settings = AddSettings(data=(str(data),), pair_set="p", tokenizer=chat_dir)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "remember_right", lambda store, found: None)
-        former, _ = add_pairs(store, plan_add(store, settings))
-    store.refresh()
-
-    found, is_new = add_pairs(store, plan_add(store, settings))
-
-    assert (found.fingerprint, is_new) == (former.fingerprint, False)
