@@ -11,10 +11,9 @@ and the samples are the same as without the interruption.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -180,7 +179,7 @@ def _draw(
     sampler = Sampler(use.folder, settings, limit=limit, device=use.device, precision=use.precision)
     for rows in missing:
         prompts = [drawn.prompts[row // settings.num_samples].ids for row in rows]
-        drawn.keep(rows, sampler.draw(prompts, batch=rows[0]), sampler.tokenizer)
+        drawn.keep(rows, sampler.draw(prompts, batch=rows[0]), sampler.texts_of)
         use.progress.advance(len(rows), total)
     drawn.commit()
     return total
@@ -226,15 +225,14 @@ class _SampleRows:
             if start not in there:  # a batch is committed whole
                 yield range(start, min(start + size, num_rows))
 
-    def keep(self, rows: range, samples: list[tuple[Ids, bool]], tokenizer: Any) -> None:
+    def keep(
+        self,
+        rows: range,
+        samples: list[tuple[Ids, bool]],
+        texts_of: Callable[[list[Ids]], list[str]],
+    ) -> None:
         """Take a batch: each row's completion ids, and whether it ended with an end token."""
-        # Spaces are never cleaned up, so that the text shows the ids whatever the tokenizer's
-        # options.
-        texts = tokenizer.batch_decode(
-            [ids for ids, _ in samples],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        texts = texts_of([ids for ids, _ in samples])
         for row, (ids, has_ended), text in zip(rows, samples, texts, strict=True):
             prompt = self.prompts[row // self._settings.num_samples]
             sequence = _sequence(prompt, ids, text, has_ended=has_ended)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offpref.pipeline.pairs.encoding import Ids
+from offpref.pipeline.tokenization.completion_texts import CompletionTexts
 
 from .end_tokens import end_tokens
 from .settings import SampleSettings
@@ -45,6 +46,8 @@ class Sampler:
 
         tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         self.tokenizer = tokenizer
+        self.texts_of = CompletionTexts(tokenizer)
+        """Turns the ids of completions into texts."""
         self._settings, self._limit, self._precision = settings, limit, precision
         self._device = default_device(device)
         loaded = load_scoring_model(
@@ -102,7 +105,7 @@ class Sampler:
                     repeated[start : start + size], self._settings.max_new_tokens
                 )
                 cut = [self._cut(completion)[0] for completion in drawn]
-                texts += self.tokenizer.batch_decode(cut, skip_special_tokens=True)
+                texts += self.texts_of(cut)
         return [texts[i : i + each] for i in range(0, len(texts), each)]
 
     def _generate(self, prompts: Sequence[NDArray[np.int32]], room: int) -> NDArray[np.int64]:

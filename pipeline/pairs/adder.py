@@ -274,7 +274,7 @@ class Adder:
 
     def _is_of_member(self, examples: Examples, i: int) -> bool:
         """Whether a problem is one completion's, so that others of its list are still of use."""
-        return str(examples.problem[i]).startswith(("chosen:", "completions:"))
+        return str(examples.problem[i]).startswith("chosen:")
 
     def _close_list(self) -> None:
         """Queue the list that was open, if it can be used."""

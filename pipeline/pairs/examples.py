@@ -337,7 +337,7 @@ class _Reader(RowParts):
         kind = self.kinds("completions")[i]
         values = json.loads(self.raw("completions")[i]) if kind == "ARRAY" else None
         if not isinstance(values, list) or not values:
-            self.set_problem(i, f"completions: expected a list, got {kind_name(kind)}")
+            self.set_problem(i, f"list: expected a list of completions, got {kind_name(kind)}")
             return []
         text, score = self.form.member or (None, None)
         if score is not None:
@@ -369,9 +369,9 @@ class _Reader(RowParts):
         if self.form.value == "messages":
             if isinstance(value, str):
                 return self._turn(value)
-            return read_messages(canonical_json(value), "ARRAY", "completions")
+            return read_messages(canonical_json(value), "ARRAY", "list")
         if not isinstance(value, str):
-            raise ValueError("completions: expected texts")
+            raise ValueError("list: expected completions that are texts")
         return value
 
     def _is_rank(self, member: str | None) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offpref.pipeline.own_code import imported_files, load_function
-from offpref.pipeline.pairs.completions import load_texts
+from offpref.pipeline.pairs.completions import load_texts, template_inputs
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import SourceError
@@ -50,8 +50,9 @@ class FunctionRewards(TextRewards):
         for start in range(0, len(keys), BATCH_TEXTS):
             part = keys[start : start + BATCH_TEXTS]
             prompts, completions = load_texts(self.store, part)
+            given = [p if isinstance(p, str) else template_inputs(p)[0] for p in prompts]
             values = _checked(
-                self._function(prompts, completions), len(part), str(self.settings.function)
+                self._function(given, completions), len(part), str(self.settings.function)
             )
             if bad := int((~np.isfinite(values)).sum()):
                 self.reasons["the function gave no finite number"] = (

@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor
 
 from offpref.pipeline.models.model_files import quiet_transformers
-from offpref.pipeline.tokenization.chat_templates import template_on
+from offpref.pipeline.pairs.completions import template_inputs
+from offpref.pipeline.tokenization.chat_templates import ChatTemplate
 from offpref.pipeline.tokenization.specs import file_states
 from offpref.stores.errors import ModelError
 from offpref.stores.keys import canonical_json, fingerprint
@@ -109,16 +110,14 @@ class TextReader:
         return [self._ids(p, c) for p, c in zip(prompts, completions, strict=True)]
 
     def _ids(self, prompt: Any, completion: Any) -> list[int]:
-        if isinstance(prompt, list):
+        if not isinstance(prompt, str):
+            messages, inputs = template_inputs(prompt)
             if self._tokenizer.chat_template is None:
                 raise ModelError(
                     f"{self.folder}: expected a chat template for messages, its tokenizer has none"
                 )
-            whole = self._tokenizer.apply_chat_template(
-                prompt + completion,
-                tokenize=False,
-                chat_template=template_on(self._tokenizer, self._day),
-            )
+            template = ChatTemplate(self._tokenizer, day=self._day)
+            whole = template.text(messages + completion, inputs, prompts=False)
             return list(self._tokenizer(whole, add_special_tokens=False)["input_ids"])
         ids = list(self._tokenizer(prompt + completion)["input_ids"])
         eos = self._tokenizer.eos_token_id

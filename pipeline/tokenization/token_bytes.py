@@ -68,6 +68,8 @@ class TokenBytes:
         found, wanted = self.spelled(ids), text.encode("utf-8", "replace")
         if found == wanted or (may_begin_with_space and found == b" " + wanted):
             return None
+        if text == self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False):
+            return None  # it puts words together in a way of its own
         if self._unknown_id is not None and self._unknown_id in ids:
             return UNKNOWN
         if b"".join(found.split()) == b"".join(wanted.split()):

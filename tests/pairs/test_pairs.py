@@ -134,7 +134,8 @@ def test_completions_equal_after_truncation_are_a_reject(
     store: Store, model_dir: Path, write_rows: Write
 ) -> None:
     row = {"prompt": PROMPT, "chosen": "the film was good", "rejected": "the film was bad"}
-    found, _ = add(store, write_rows([row]), model_dir, max_length=8, truncation="keep-start")
+    good = row | {"rejected": "bad"}
+    found, _ = add(store, write_rows([row, good]), model_dir, max_length=8, truncation="keep-start")
     assert reject_counts(store, found) == {"chosen equals rejected": 1}
 
 
