@@ -166,6 +166,19 @@ LISTS = TableSchema(
     rows_per_group=1024,
 )
 
+MIXTURES = TableSchema(
+    name="mixtures",
+    row="a pair of another pair set that belongs to a mixture; view pairs shows it",
+    partition="tokenizer fingerprint",
+    columns=(
+        column("pair_set_fingerprint", STRING, "version of the mixture"),
+        column("pair_key", UUID, "the pair"),
+        column("part", STRING, "version of the pair set that it stands in"),
+    ),
+    key=("pair_set_fingerprint", "pair_key"),
+    order=("pair_set_fingerprint", "pair_key"),
+)
+
 KL_PAIRS = TableSchema(
     name="kl_pairs",
     row="the mismatched sequence of a pair: its prompt with the completion of another prompt",
@@ -303,7 +316,7 @@ REWARDS = TableSchema(
 TABLES: dict[str, TableSchema] = {
     table.name: table
     for table in (
-        TEXTS, VOCABULARY, SEQUENCES, SPANS, PAIRS, LISTS, KL_PAIRS,
+        TEXTS, VOCABULARY, SEQUENCES, SPANS, PAIRS, LISTS, MIXTURES, KL_PAIRS,
         PAIR_SETS, PAIR_SET_COUNTS, REJECTS,
         LOGPS, TOPK, HIDDEN, REWARDS,
         RUNS, RUN_EVENTS, STEPS, EXAMPLES, TOKENS, MASKS, EVALUATIONS, GENERATIONS,

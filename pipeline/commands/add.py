@@ -1,8 +1,8 @@
 """The command ``add``: data becomes a pair set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -10,13 +10,29 @@ from click.core import ParameterSource
 from offpref.pipeline.pairs.settings import AddSettings
 
 from .options import command, options_of, settings_from, usage_errors
-from .terminal import say_lines
+from .terminal import say, say_lines, say_styled
+
+if TYPE_CHECKING:
+    from offpref.pipeline.pairs.preview import PreviewedPart
 
 
-@command(options_of(AddSettings), name="add", takes_config=True)
-def add(store: Path, **options: Any) -> None:
-    """Put pairs, prompts with completions, or unpaired labels into STORE."""
-    add_data(store, settings_from(AddSettings, options))
+PREVIEW = click.Option(
+    ["--preview"], type=click.IntRange(min=1), metavar="N",
+    help="Show N rows as they would be scored, token by token, and write nothing.",
+)  # fmt: skip
+COLOURS = {"prompt": "blue", "chosen": "green", "rejected": "red"}
+OTHERS_COLOUR = "bright_black"
+"""Of tokens that are not the assistant's own."""
+
+
+@command(options_of(AddSettings), [PREVIEW], name="add", takes_config=True)
+def add(store: Path, preview: int | None, **options: Any) -> None:
+    """Put pairs, prompts with completions, lists, or unpaired labels into STORE."""
+    settings = settings_from(AddSettings, options)
+    if preview is None:
+        add_data(store, settings)
+    else:
+        _show(settings, preview)
 
 
 def add_data(store: Path, settings: AddSettings) -> None:
@@ -34,6 +50,38 @@ def add_data(store: Path, settings: AddSettings) -> None:
     with RowBar("add") as bar:
         found, is_new = add_pairs(opened, planned, bar.advance)
     say_lines(pair_set_lines(opened, found, is_new=is_new))
+
+
+def _show(settings: AddSettings, num_rows: int) -> None:
+    """Print the first rows of the data; colours only on a terminal that wants them."""
+    from offpref.pipeline.pairs.add import check_sources
+    from offpref.pipeline.pairs.preview import preview_rows
+
+    settings = with_length(settings)
+    check_sources(settings)
+    form = None
+    for row in preview_rows(settings, num_rows):
+        if row.form != form:
+            form = row.form
+            say(f"form       {form}")
+        say(f"row        {row.row:,} of {row.file}" + (f": {row.problem}" if row.problem else ""))
+        for part in row.parts:
+            say_styled(f"  {part.name:<9}{len(part.tokens):>5} tokens  ", *_pieces(part))
+        for finding in row.findings:
+            say(f"  counted    {finding}")
+
+
+def _pieces(part: "PreviewedPart") -> Iterator[tuple[str, str | None]]:
+    """Yield the tokens of a part, each with its colour; a turn of another begins with its role."""
+    role: str | None = "assistant"
+    colour = COLOURS.get(part.name, COLOURS["chosen"])
+    for token in part.tokens:
+        is_others = part.name != "prompt" and token.role != "assistant"
+        if part.name != "prompt" and token.role != role:
+            yield f"|({token.role or 'template'})", OTHERS_COLOUR
+            role = token.role
+        yield f"|{token.text}", OTHERS_COLOUR if is_others else colour
+    yield "|", None
 
 
 def with_length(settings: AddSettings) -> AddSettings:

@@ -16,6 +16,7 @@ from .query import query
 from .report import report
 from .reward import reward
 from .score import score
+from .select import select
 from .sft import sft
 from .soup import soup
 from .store import store_group
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 for each in (
-    add, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate, export,
+    add, select, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate, export,
     query, report, store_group,
 ):  # fmt: skip
     main.add_command(each)

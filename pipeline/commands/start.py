@@ -16,7 +16,7 @@ from .group import INTERRUPTED, StageGroup, Terminated, unwritable
 from .terminal import open_closed_streams
 
 VERBS = (
-    "add", "score", "reward", "train", "train-reward", "sweep", "soup", "losses", "sft",
+    "add", "select", "score", "reward", "train", "train-reward", "sweep", "soup", "losses", "sft",
     "evaluate", "export", "query", "report", "store",
 )  # fmt: skip
 """Commands that need no other one; `demo` runs them all."""

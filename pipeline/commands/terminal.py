@@ -29,6 +29,16 @@ def say_lines(lines: Iterable[str]) -> None:
         say(line)
 
 
+def say_styled(start: str, *pieces: tuple[str, str | None]) -> None:
+    """Print a line of pieces, each with its colour; without colours where none are wanted."""
+    has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    shown = [
+        click.style(text, fg=colour) if has_colours and colour else text
+        for text, colour in ((printable(text), colour) for text, colour in pieces)
+    ]
+    click.echo(printable(start, _LINES) + "".join(shown), color=has_colours)
+
+
 class Escaped(io.TextIOBase):
     """A stream that spells out control characters on their way to another one."""
 

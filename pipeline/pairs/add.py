@@ -7,6 +7,7 @@ on the first one. The row of ``pair_sets`` comes with the last chunk, and withou
 incomplete.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from offpref.pipeline.tokenization.chat_templates import find_template
 from offpref.pipeline.tokenization.specs import RULE, TokenizerSpec, hash_of, tokenizer_files
 from offpref.pipeline.tokenization.tokenizer import Tokenizer, tokenizer_spec
 from offpref.stores import keys
+from offpref.stores.errors import PairSetError
 from offpref.stores.sources import (
     SourceFile,
     identity,
@@ -29,7 +31,8 @@ from offpref.stores.store import Store
 
 from .adder import Adder, Chunk
 from .encoding import Encoder
-from .pair_sets import PairSet, pair_sets
+from .mixtures import Share, add_mixture, mixture_spec, read_shares
+from .pair_sets import PairSet, find_pair_set, pair_sets
 from .reading import form_of, read_sources
 from .settings import AddSettings, read_winners
 from .template_days import DAY, settled_spec
@@ -47,6 +50,8 @@ class PlannedAdd:
     tokenizer: TokenizerSpec
     spec: Mapping[str, object]
     fingerprint: str
+    parts: "tuple[tuple[Share, PairSet | PlannedAdd], ...]" = ()
+    """What a mixture is made of; empty for data."""
 
     @property
     def day(self) -> date | None:
@@ -71,7 +76,9 @@ def check_sources(settings: AddSettings) -> None:
         SourceError: If a source does not exist.
         ModelError: If the tokenizer or the chat template does not exist.
     """
-    for address in settings.data:
+    shares = read_shares(settings.data)
+    sources = settings.data if shares is None else [s.name for s in shares if _is_source(s)]
+    for address in sources:
         source_files(address)
     tokenizer_files(settings.tokenizer)
     if settings.chat_template is not None:
@@ -97,6 +104,10 @@ def plan_add(store: Store, settings: AddSettings) -> PlannedAdd:
         ModelError: If the tokenizer does not exist.
         ValueError: If a date is given that the chat template does not ask for.
     """
+    if (shares := read_shares(settings.data)) is not None:
+        return _plan_mixture(store, settings, shares)
+    if settings.mixture_seed:
+        raise ValueError("mixture_seed has no effect without a mixture: --data NAME=0.7")
     files = tuple(file for address in settings.data for file in source_files(address))
     tokenizer = tokenizer_spec(settings.tokenizer, store)
     template, is_dated = _template(settings, tokenizer)
@@ -147,6 +158,9 @@ def add_pairs(
     for known in pair_sets(store):
         if known.fingerprint == planned.fingerprint:
             return known, False
+    if planned.parts:
+        parts = [(share, _added(store, part, on_rows)) for share, part in planned.parts]
+        return add_mixture(store, planned.spec, parts)
     tokenizer = planned.load_tokenizer()
     store.write_spec(dict(planned.spec))
     keep_vocabulary(store, tokenizer)
@@ -173,6 +187,44 @@ def encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[Chunk]:
         chosen = encoder.sequences(examples, "chosen")
         rejected = encoder.sequences(examples, "rejected")
         yield Chunk(examples=examples, source=number, chosen=chosen, rejected=rejected)
+
+
+def _is_source(share: Share) -> bool:
+    """Whether a part of a mixture is data, and no pair set of the store."""
+    return Path(share.name).exists()
+
+
+def _plan_mixture(store: Store, settings: AddSettings, shares: list[Share]) -> PlannedAdd:
+    """Return a mixture of pair sets; data among them becomes a pair set named after its file."""
+    parts: list[tuple[Share, PairSet | PlannedAdd]] = []
+    for share in shares:
+        if not _is_source(share):
+            parts.append((share, find_pair_set(store, share.name)))
+            continue
+        name = Path(share.name).name.split(".")[0]
+        own = replace(settings, data=(share.name,), pair_set=name, mixture_seed=0)
+        parts.append((share, plan_add(store, own)))
+    first = parts[0][1]
+    spec = mixture_spec(
+        settings.pair_set, [(share, part.fingerprint) for share, part in parts],
+        seed=settings.mixture_seed,
+        settings=first.spec if isinstance(first, PlannedAdd) else json.loads(first.settings),
+    )  # fmt: skip
+    tokenizer = tokenizer_spec(settings.tokenizer, store)
+    for _, part in parts:
+        if isinstance(part, PairSet) and part.tokenizer != tokenizer.fingerprint:
+            raise PairSetError(
+                f"{part} was made with another tokenizer than {settings.tokenizer}; a mixture has "
+                "that of its pair sets"
+            )
+    return PlannedAdd(
+        settings=settings, files=(), tokenizer=tokenizer, spec=spec,
+        fingerprint=keys.fingerprint(spec), parts=tuple(parts),
+    )  # fmt: skip
+
+
+def _added(store: Store, part: "PairSet | PlannedAdd", on_rows: Callable[[int], None]) -> PairSet:
+    return part if isinstance(part, PairSet) else add_pairs(store, part, on_rows)[0]
 
 
 def _template(settings: AddSettings, tokenizer: TokenizerSpec) -> tuple[str | None, bool]:

@@ -68,6 +68,13 @@ class Examples:
     def __post_init__(self) -> None:
         self.text_form = "messages" if self.form.value == "messages" else "text"
 
+    def first(self, number: int) -> "Examples":
+        """Return the first examples."""
+        kept = range(min(number, len(self.problem)))
+        found = _repeated(self, kept)
+        found.score, found.begins_list = self.score[:number], self.begins_list[:number]
+        return found
+
 
 def read_examples(rows: pa.Table, form: Form, options: ReadOptions = ReadOptions()) -> Examples:
     """Return the rows split into parts, each with the problem that makes it unusable, if any.

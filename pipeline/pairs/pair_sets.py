@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from offpref.pipeline.tokenization.specs import RULE
 from offpref.stores.errors import PairSetError, StoreFormatError
 from offpref.stores.files.regular import parse_object
-from offpref.stores.schema import PAIR_SET_COUNTS, PAIR_SETS, PAIRS, REJECTS
+from offpref.stores.schema import MIXTURES, PAIR_SET_COUNTS, PAIR_SETS, PAIRS, REJECTS
 from offpref.stores.store import Store
 
 
@@ -136,7 +136,23 @@ def version_rows(
     is_own = pc.field("pair_set_fingerprint") == version
     if split is not None:
         is_own &= pc.field("split") == split
-    return store.read(PAIRS.name, tokenizer, list(columns), is_own)
+    rows = store.read(PAIRS.name, tokenizer, list(columns), is_own)
+    return rows if rows.num_rows else _mixed_rows(store, version, columns, tokenizer, split)
+
+
+def _mixed_rows(
+    store: Store, version: str, columns: Sequence[str], tokenizer: str, split: str | None
+) -> pa.Table:
+    """Return the same of a mixture: rows of the pair sets that it refers to."""
+    is_own = pc.field("pair_set_fingerprint") == version
+    members = store.read(MIXTURES.name, tokenizer, ["pair_key", "part"], is_own)
+    found = [store.read(PAIRS.name, tokenizer, list(columns), pc.scalar(False))]
+    for part in pc.unique(members["part"]).to_pylist():
+        names = list(dict.fromkeys([*columns, "pair_key"]))
+        rows = version_rows(store, part, names, tokenizer=tokenizer, split=split)
+        own = members.filter(pc.equal(members["part"], part))["pair_key"].combine_chunks()
+        found.append(rows.filter(pc.is_in(rows["pair_key"], value_set=own)).select(list(columns)))
+    return pa.concat_tables(found)
 
 
 def is_of_former_rule(found: PairSet) -> bool:

@@ -111,6 +111,36 @@ class AddSettings:
         return read_arguments(self.chat_template_kwargs) if self.chat_template_kwargs else {}
 
 
+FROM_LISTS = ("best-worst", "adjacent", "all", "random")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectSettings:
+    """Which pairs are made of a pair set's lists."""
+
+    pair_set: str = setting("Pair set with lists: NAME or NAME@FINGERPRINT.")
+    from_lists: str = setting(
+        "Which two completions of a list make a pair: its best and worst, neighbours, all, or one"
+        " pair drawn at random.",
+        choices=FROM_LISTS,
+    )
+    name: str | None = setting(
+        "Name for the new pair set.", default=None, shown="PAIR_SET-FROM_LISTS"
+    )
+    min_gap: float | None = setting(
+        "Smallest difference of scores that makes a pair.", default=None, range=Range(least=0),
+        shown="any above 0",
+    )  # fmt: skip
+    seed: int = setting("Seed for drawing at random.", default=0, range=Range(least=0))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.name is not None and (not self.name or "@" in self.name):
+            raise ValueError(f"name must be a name without @, got {self.name!r}")
+        if self.seed and self.from_lists != "random":
+            raise ValueError("seed has no effect without from_lists random")
+
+
 def read_winners(text: str | None) -> dict[str, str]:
     """Return which completion each value of a winner's column names; none for None.
 

@@ -104,7 +104,10 @@ def view_sql(store: LiveStore, name: str, find_spans: FindSpans, find_places: Fi
             repeated = _overlapping(repeated, find_spans(paths, _ORDERS[table]))
         places = find_places(repeated, TABLES[table]) if repeated else ()
         sql = _table_sql(shards, repeated, TABLES[table], places)
-        return _complete_sql(sql) if table in OF_PAIR_SETS and shards else sql
+        if table not in OF_PAIR_SETS or not shards:
+            return sql
+        has_mixtures = table == "pairs" and bool(store.shards("mixtures"))
+        return _complete_sql(sql) + (_mixed_sql(sql) if has_mixtures else "")
     if table in OF_STEPS:
         return _newest_attempts_sql(table)
     if name in _OF_THE_STORE:
@@ -149,7 +152,7 @@ def _needed() -> dict[str, tuple[str, ...]]:
             needed[f"{table}_of_all_attempts"] = ()
         elif table not in OF_PAIR_SETS:
             needed[table] = ()
-    needed |= dict.fromkeys(OF_PAIR_SETS, ("pair_sets",))
+    needed |= dict.fromkeys(OF_PAIR_SETS, ("pair_sets",)) | {"pairs": ("pair_sets", "mixtures")}
     for table in OF_STEPS:
         needed[table] = tuple(sorted({f"{table}_of_all_attempts", "steps_of_all_attempts"}))
     kept = {path.stem.removeprefix("view_"): path for path in sorted(SQL.glob("view_*.sql"))}
@@ -248,6 +251,19 @@ def _complete_sql(sql: str) -> str:
     """SQL for the rows whose version of a pair set is complete: an add was not killed, or runs."""
     complete = "select pair_set_fingerprint from pair_sets"
     return f"select * from ({sql}) where pair_set_fingerprint in ({complete})"
+
+
+def _mixed_sql(sql: str) -> str:
+    """SQL for the pairs of mixtures: rows of the pair sets that they refer to, under their name."""
+    return (
+        " union all select row.* replace (of_mixture.pair_set as pair_set,"
+        " of_mixture.pair_set_fingerprint as pair_set_fingerprint)"
+        f" from ({sql}) as row join mixtures on mixtures.part = row.pair_set_fingerprint"
+        " and mixtures.pair_key = row.pair_key and mixtures.tokenizer = row.tokenizer"
+        " join pair_sets as of_mixture"
+        " on of_mixture.pair_set_fingerprint = mixtures.pair_set_fingerprint"
+        " and of_mixture.tokenizer = mixtures.tokenizer"
+    )
 
 
 def _newest_attempts_sql(table: str) -> str:
