@@ -105,7 +105,7 @@ class Batch:
                 heads=frozenset(heads),
                 provenance=dict(self._provenance),
                 removes=frozenset(self._removed),
-            ),  # fmt: skip
+            ),
             self._root,
         )
         self.num_rows = sum(shard.num_rows for shard in shards)

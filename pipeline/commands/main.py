@@ -32,7 +32,7 @@ def main() -> None:
 
 
 for each in (
-    add, select, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate, export,
-    query, report, store_group,
+    add, select, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate,
+    export, query, report, store_group,
 ):  # fmt: skip
     main.add_command(each)

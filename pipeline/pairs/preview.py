@@ -84,7 +84,8 @@ def _row(
     chosen: dict[int, Sequence],
     rejected: dict[int, Sequence],
 ) -> PreviewedRow:
-    parts, findings = [], dict[str, None]()
+    parts: list[PreviewedPart] = []
+    findings: dict[str, None] = {}
     problem = examples.problem[i]
     sides = {"chosen": chosen.get(i), "rejected": rejected.get(i)}
     if examples.form.is_list:
