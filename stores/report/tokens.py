@@ -109,7 +109,7 @@ def _counted(
     return {
         (row["run_id"], row["pair_key"], row["sequence_key"]): [
             [start, min(end, MAX_TOKENS)]
-            for start, end in zip(row["starts"], row["ends"], strict=True)
+            for start, end in zip(row["starts"], row["ends"], strict=False)  # of a strange store
             if start < MAX_TOKENS
         ]
         for row in rows

@@ -520,6 +520,36 @@ def test_the_command_says_how_much_counts(scored: Store, train_settings: Setting
     ]
 
 
+def test_a_sweep_takes_masks(turns: Store, models: tuple[Path, Path], tmp_path: Path) -> None:
+    query = "sql:select sequence_key, 0 as position from sequences where text_key is not null"
+    (tmp_path / "sweep.toml").write_text(
+        f'[base]\npair_set = "reviews"\nmodel = "{models[0]}"\noutput_dir = "{tmp_path / "runs"}"\n'
+        f'reference = "{models[1]}"\nprecision = "float64"\npairs_per_step = 8\nmax_steps = 1\n'
+        f'[grid]\nmask = ["all", "diff", "{query}"]\n'
+    )
+
+    done = CliRunner().invoke(main, ["sweep", str(turns.path), str(tmp_path / "sweep.toml")])
+
+    assert done.exit_code == 0, done.output
+    turns.refresh()
+    configs = [json.loads(row["config"]) for row in turns.read("runs").to_pylist()]
+    assert {each.get("mask") for each in configs} == {None, "diff", query}
+    losses = {row["loss"] for row in turns.read("steps").to_pylist()}
+    assert len(losses) == 3
+
+
+def test_sft_takes_a_mask(turns: Store, models: tuple[Path, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main,
+        ["sft", str(turns.path), "--pair-set", "reviews", "--model", str(models[0]), "--mask",
+         "assistant", "--output-dir", str(tmp_path / "sft"), "--max-steps", "1",
+         "--pairs-per-step", "8"],
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    assert "mask       assistant: " in done.stdout
+
+
 def test_diff_has_no_effect_on_one_completion(scored: Store, train_settings: Settings) -> None:
     with pytest.raises(ValueError, match="mask diff has no effect on sft"):
         plan_training(scored, train_settings(mask="diff", loss_type="sft"))
