@@ -77,9 +77,9 @@ class Small:
 
 @pytest.fixture
 def small(store: Store, model_dir: Path, write_rows: Callable[..., Path]) -> Callable[..., Small]:
-    def make(rows: Sequence[dict[str, object]], sides: str = "both") -> Small:
+    def make(rows: Sequence[dict[str, object]], sides: str = "both", max_length: int = 64) -> Small:
         data = AddSettings(
-            data=(str(write_rows(rows)),), pair_set="p", tokenizer=model_dir, max_length=64
+            data=(str(write_rows(rows)),), pair_set="p", tokenizer=model_dir, max_length=max_length
         )
         add_pairs(store, plan_add(store, data))
         store.refresh()
@@ -382,6 +382,25 @@ def test_a_mismatched_sequence_counts_as_the_completion_it_took(
         places = [list(array) for array in masked.counted.mismatched.of(number)]
         assert places in sides[ids]
     assert masked.counted.mismatched.counts.all()
+
+
+def test_a_mismatched_sequence_that_is_cut_counts_what_is_left(small, store: Store) -> None:
+    long_prompt = "the film the film the film the film"
+    found = small([pair("the", "good " * 8 + ".", "bad " * 8 + "."),
+                   pair(long_prompt, "good .", "bad .")], max_length=12)  # fmt: skip
+    fix_kl_pairs(store, found.pair_set)
+    store.refresh()
+    keys, num_tokens = find_kl_keys(store, found.pair_set, found.pairs)
+    found.pairs = replace(found.pairs, kl_keys=keys, num_kl_tokens=num_tokens)
+
+    masked = found.masked("sql:select sequence_key, unnest(range(num_completion_tokens)) as"
+                          " position from sequences where text_key is not null")  # fmt: skip
+
+    assert masked.counted is not None
+    assert masked.counted.mismatched is not None
+    lengths = found.pairs.num_chosen_tokens
+    assert min(num_tokens) < max(lengths)  # one was cut, and would be longer
+    assert masked.counted.mismatched.counts.tolist() == num_tokens.tolist()
 
 
 def test_stretches_are_cut_joined_and_counted() -> None:
