@@ -115,7 +115,7 @@ def _of_roles(
     if not has_spans.any():
         raise ValueError(
             f"mask {mask} has no effect: the store does not say whose turn a token is of any "
-            f"completion of {pair_set}; it does of messages, which `offpref add` takes"
+            f"completion of {pair_set}; it does of messages, not of text or ids"
         )
     turns = _turns(spans.take(pa.array(rows[has_spans])), keys[has_spans], lengths[has_spans], mask)
     # Completions without spans come after those that have some; one more that has no token is last.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -518,6 +519,23 @@ def test_the_command_says_how_much_counts(scored: Store, train_settings: Setting
     assert f"mask       sql:{query}: {2 * len(plan.pairs):,} of {num_tokens:,} tokens count" in [
         line.split(" (")[0] for line in lines
     ]
+
+
+def test_the_documented_query_names_what_it_says(
+    turns: Store, exact: Settings, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```sql\n(-- unsure\.sql.*?)```", page, re.DOTALL)
+    (tmp_path / "unsure.sql").write_text(text)
+
+    pairs = plan_training(turns, exact(mask=f"sql:{tmp_path / 'unsure.sql'}")).pairs
+
+    logps = {row["sequence_key"]: row["token_logps"] for row in turns.read("logps").to_pylist()}
+    for number, sequence in enumerate(pairs.rejected_keys):
+        values = np.array(logps[key(sequence)])
+        starts, ends = pairs.counted.rejected.of(number)
+        counted = [any((starts <= at) & (at < ends)) for at in range(len(values))]
+        assert counted == (values < math.log(0.5)).tolist()
 
 
 def test_a_sweep_takes_masks(turns: Store, models: tuple[Path, Path], tmp_path: Path) -> None:
