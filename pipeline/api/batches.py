@@ -71,6 +71,14 @@ class PairBatch:
         return self._microbatch.batch.labels
 
     @property
+    def is_counted(self) -> Tensor | None:  # [T]
+        """Whether each completion token counts, bool; None where all do.
+
+        `pair_scores` sums over those that count.
+        """
+        return self._microbatch.is_counted
+
+    @property
     def weights(self) -> Tensor:  # [n]
         """Weight of each pair, float64."""
         return self._microbatch.weights

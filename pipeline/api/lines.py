@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from offpref.pipeline.pairs.mask_names import shown_mask
 from offpref.pipeline.pairs.pair_sets import (
     PairSet,
     is_of_former_rule,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from offpref.pipeline.scores.score import ScoreSummary
     from offpref.pipeline.training.export_settings import ExportSettings
     from offpref.pipeline.training.measurements import StepMeasurement
-    from offpref.pipeline.training.train import TrainSummary
+    from offpref.pipeline.training.train import MaskSummary, TrainSummary
     from offpref.stores.report.html import ReportSummary
 
 
@@ -155,6 +156,8 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
     yield f"reference  {summary.reference or 'none'}"
     if summary.kl_source is not None:
         yield f"KLs        from tier {summary.kl_source}"
+    if summary.mask is not None:
+        yield f"mask       {_mask(summary.mask)}"
     resumed = f", {summary.num_resumed:,} of them before" if summary.num_resumed else ""
     if summary.num_resumed == summary.num_steps:
         resumed = ": finished before, nothing was done"
@@ -183,6 +186,19 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             f"{summary.data_wait_seconds / summary.seconds:.1%} waiting for data"
         )
     yield f"policy     {summary.output_dir}"
+
+
+def _mask(mask: "MaskSummary") -> str:
+    """Return how much a mask counts, and which pairs it leaves nothing of."""
+    share = mask.num_counted / mask.num_tokens
+    text = (
+        f"{shown_mask(mask.mask)}: {mask.num_counted:,} of {mask.num_tokens:,} tokens count "
+        f"({share:.0%})"
+    )
+    for num_pairs, split in ((mask.num_left_out, ""), (mask.num_eval_left_out, " held out")):
+        if num_pairs:
+            text += f", {num_pairs:,} pairs{split} left out"
+    return text
 
 
 def _held_out(found: Sequence["StepMeasurement"]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .pair_scores import PairScores, present
+from .pair_scores import PairScores, present, token_means
 
 MIN_LOG1MEXP = 1e-7
 """Log-probs nearer to 0 than this count as this: 1 - p would be 0, and its logarithm infinite."""
@@ -29,7 +29,8 @@ def ipo(scores: PairScores, *, beta: float, ipo_reduction: str) -> Tensor:  # [N
     """IPO (Eq. 17 of arXiv:2310.12036): (h - 1 / 2b)^2, h from means over tokens or from sums."""
     chosen, rejected = scores.chosen_scores, scores.rejected_scores
     if ipo_reduction == "mean":
-        chosen, rejected = chosen / scores.num_chosen_tokens, rejected / scores.num_rejected_tokens
+        chosen = token_means(chosen, scores.num_chosen_tokens)
+        rejected = token_means(rejected, scores.num_rejected_tokens)
     elif scores.objective_weights:
         return (_margins(scores, beta) / beta - 1 / (2 * beta)) ** 2
     return (chosen - rejected - 1 / (2 * beta)) ** 2
@@ -122,8 +123,8 @@ def sigmoid_norm(scores: PairScores, *, beta: float) -> Tensor:  # [N]
 
     As in TRL; what a token is worth does not depend on how long the completion is.
     """
-    chosen = scores.chosen_scores / scores.num_chosen_tokens
-    rejected = scores.rejected_scores / scores.num_rejected_tokens
+    chosen = token_means(scores.chosen_scores, scores.num_chosen_tokens)
+    rejected = token_means(scores.rejected_scores, scores.num_rejected_tokens)
     return -logsigmoid(beta * (chosen - rejected))
 
 

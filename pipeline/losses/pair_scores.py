@@ -28,9 +28,9 @@ class PairScores:
     policy_rejected_logps: Tensor  # [N]
     """The same of the rejected completion."""
     num_chosen_tokens: Tensor  # [N]
-    """Tokens of the chosen completion; 0 where there is none."""
+    """Tokens of the chosen completion that count; 0 where none does, or there is none."""
     num_rejected_tokens: Tensor  # [N]
-    """Tokens of the rejected completion; 0 where there is none."""
+    """The same of the rejected completion."""
     ref_chosen_logps: Tensor | None = None  # [N]
     """As for the policy; None where the loss needs no reference."""
     ref_rejected_logps: Tensor | None = None  # [N]
@@ -97,12 +97,12 @@ class PairScores:
     @property
     def chosen_mean_logps(self) -> Tensor:  # [N]
         """Log-prob per token of the chosen completion, policy."""
-        return self.policy_chosen_logps / self.num_chosen_tokens
+        return token_means(self.policy_chosen_logps, self.num_chosen_tokens)
 
     @property
     def rejected_mean_logps(self) -> Tensor:  # [N]
         """Log-prob per token of the rejected completion, policy."""
-        return self.policy_rejected_logps / self.num_rejected_tokens
+        return token_means(self.policy_rejected_logps, self.num_rejected_tokens)
 
     def with_divergence(self, kind: str, coef: float) -> "PairScores":
         """Return the scores under an f-divergence: f'(exp Delta) takes Delta's place.
@@ -157,6 +157,11 @@ class PairScores:
     def _weighed(self, rewards: Tensor | None) -> Tensor:  # [N, K] -> [N]
         rewards = present(rewards)
         return rewards @ rewards.new_tensor(self.objective_weights)
+
+
+def token_means(sums: Tensor, num_tokens: Tensor) -> Tensor:  # [N], [N] -> [N]
+    """Return the mean per token of each completion, given the sum; 0 where no token counts."""
+    return sums / num_tokens.clamp(min=1)
 
 
 def divergence_scores(logratios: Tensor, kind: str, coef: float) -> Tensor:  # [N] -> [N]

@@ -19,7 +19,7 @@ from offpref.pipeline.settings import nearest
 
 from .names import Sides
 from .own import as_option, check_losses, find_loss, is_own, source_of
-from .pair_scores import PairScores, present
+from .pair_scores import PairScores, present, token_means
 from .registry import LOSSES, OPTION_NAMES, Loss, Option, implicit_rewards, loss_options
 from .settings import LossSettings
 
@@ -213,7 +213,8 @@ def weighting(scores: PairScores) -> Tensor:  # [N]
     """
     chosen = scores.policy_chosen_logps - present(scores.chosen_log_sum_sq)
     rejected = scores.policy_rejected_logps - present(scores.rejected_log_sum_sq)
-    means = chosen / scores.num_chosen_tokens + rejected / scores.num_rejected_tokens
+    means = token_means(chosen, scores.num_chosen_tokens)
+    means = means + token_means(rejected, scores.num_rejected_tokens)
     return torch.exp(means.detach())
 
 

@@ -93,6 +93,32 @@ def find_kl_keys(store: Store, pair_set: PairSet, pairs: TrainingPairs) -> tuple
     return keys, np.asarray(described["num_completion_tokens"])[found].astype(np.int64)
 
 
+def taken_completions(
+    store: Store, pair_set: PairSet, pairs: TrainingPairs
+) -> tuple[Indices, NDArray[np.bool_]]:  # [P], [P]
+    """Return the number of the pair whose completion each pair takes, and if it is the chosen one.
+
+    Both are empty if none can.
+
+    Args:
+        store: The store.
+        pair_set: The version of the pair set.
+        pairs: All pairs of a split.
+    """
+    has_chosen, has_rejected = pairs.num_chosen_tokens > 0, pairs.num_rejected_tokens > 0
+    other = next_prompts(_prompt_keys(store, pair_set, _own_keys(pairs)), pairs.keys)
+    if not len(other):
+        return other, np.empty(0, np.bool_)
+    # If there are two completions, half of the pairs take the chosen one, by a bit of their keys.
+    is_even = np.ascontiguousarray(pairs.keys).view(np.uint8).reshape(-1, 16)[:, 0] % 2 == 0
+    return other, has_chosen[other] & (is_even | ~has_rejected[other])
+
+
+def _own_keys(pairs: TrainingPairs) -> Keys:
+    """Return a sequence of each pair, which has its prompt."""
+    return np.where(pairs.num_chosen_tokens > 0, pairs.chosen_keys, pairs.rejected_keys)
+
+
 def next_prompts(prompt_keys: Keys, pair_keys: Keys) -> Indices:  # [P], [P] -> [P]
     """Return for each pair the number of the pair whose completion it takes; empty if none can.
 
@@ -122,15 +148,10 @@ def _matches(store: Store, pair_set: PairSet) -> Iterator[tuple[Keys, Keys, Keys
     splits = pair_rows(store, pair_set, ["split"])["split"]
     for split in sorted(pc.unique(splits).to_pylist()):
         pairs = load_pairs(store, pair_set, split=split, sides="any")
-        has_chosen, has_rejected = pairs.num_chosen_tokens > 0, pairs.num_rejected_tokens > 0
-        own = np.where(has_chosen, pairs.chosen_keys, pairs.rejected_keys)
-        other = next_prompts(_prompt_keys(store, pair_set, own), pairs.keys)
+        other, takes_chosen = taken_completions(store, pair_set, pairs)
         if not len(other):
             continue
-        # If there are two completions, half of the pairs take the chosen one, by a bit of their
-        # keys.
-        is_even = np.ascontiguousarray(pairs.keys).view(np.uint8).reshape(-1, 16)[:, 0] % 2 == 0
-        takes_chosen = has_chosen[other] & (is_even | ~has_rejected[other])
+        own = _own_keys(pairs)
         taken = np.where(takes_chosen, pairs.chosen_keys[other], pairs.rejected_keys[other])
         for start in range(0, len(pairs), CHUNK_PAIRS):
             part = slice(start, start + CHUNK_PAIRS)

@@ -5,7 +5,9 @@ depends on how they are stored. Cost: some 100 bytes per pair. Nothing here impo
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from offpref.pipeline.losses.names import Sides
 from offpref.pipeline.models.packing import Indices
 from offpref.stores.errors import PairSetError
-from offpref.stores.key_index import Keys, lookup, to_keys
+from offpref.stores.key_index import Keys, find_keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
 from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
 from .pair_sets import PairSet, pair_rows
+from .stretches import CountedTokens, Stretches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,10 @@ class TrainingPairs:
     """Rewards of the chosen completion for the other objectives; None without objectives."""
     rejected_margin_rewards: NDArray[np.float64] | None = None  # [P, K]
     """The same of the rejected completion."""
+    counted: CountedTokens | None = None
+    """Which tokens count; None where all do."""
+    num_uncounted: int = 0
+    """Pairs that are left out because no token of them counts."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -54,6 +61,15 @@ class TrainingPairs:
     def num_tokens(self) -> Indices:  # [P]
         """Length of each pair's packed row."""
         return self.num_prompt_tokens + self.num_chosen_tokens + self.num_rejected_tokens
+
+    def take(self, numbers: Indices) -> "TrainingPairs":
+        """Return some of the pairs; ``numbers`` must be in order."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays: dict[str, Any] = {
+            name: each[numbers] for name, each in own.items() if isinstance(each, np.ndarray)
+        }
+        counted = None if self.counted is None else self.counted.take(numbers)
+        return replace(self, counted=counted, **arrays)
 
     def sequence_keys(self, numbers: Indices | slice = slice(None)) -> Keys:
         """Return the keys of the sequences of some pairs, of all by default, each once, sorted."""
@@ -126,6 +142,33 @@ def key_array(keys: Keys) -> pa.Array:
     """Return keys as an Arrow array, ``fixed_size_binary(16)`` [N]."""
     buffer = pa.py_buffer(np.ascontiguousarray(keys))
     return pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer])
+
+
+def completion_keys(found: Iterable[TrainingPairs]) -> Keys:
+    """Return the keys of both completions of all pairs of some splits, each once, sorted."""
+    keys = [np.empty(0, "S16")]
+    for pairs in found:
+        keys.append(pairs.chosen_keys[pairs.num_chosen_tokens > 0])
+        keys.append(pairs.rejected_keys[pairs.num_rejected_tokens > 0])
+    return np.unique(np.concatenate(keys))
+
+
+def sides_of(pairs: TrainingPairs, keys: Keys, every: Stretches) -> CountedTokens:
+    """Return which tokens count of both sides of pairs.
+
+    Args:
+        pairs: The pairs.
+        keys: Keys of the completions, as `completion_keys` returns them, [R].
+        every: Which tokens of them count, and after the last one a completion without any, [R + 1].
+    """
+    chosen, rejected = (
+        every.take(np.where(counts > 0, find_keys(side_keys, keys)[0], len(keys)))
+        for side_keys, counts in (
+            (pairs.chosen_keys, pairs.num_chosen_tokens),
+            (pairs.rejected_keys, pairs.num_rejected_tokens),
+        )
+    )
+    return CountedTokens(chosen=chosen, rejected=rejected)
 
 
 def sequence_places(keys: Keys, known: Keys, pair_set: PairSet) -> Indices:

@@ -8,6 +8,7 @@ from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.fingerprints import model_config
 from offpref.pipeline.models.folders import read_run, write_run
 from offpref.pipeline.models.relevant_config import are_same_model
+from offpref.pipeline.pairs.mask_names import ALL
 from offpref.stores.errors import TrainingError
 from offpref.stores.files.placing import clear_write_errors
 
@@ -26,7 +27,19 @@ def begin_run(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
     if processes.is_first:
         has_run = plan.settings.resume and read_run(plan.settings.output_dir) is not None
         run = resumed_run(plan) if has_run else _fresh(plan)
-    return dict(processes.gather(run)[0])
+    every = processes.gather((run, _counted(plan)))
+    if any(counted != every[0][1] for _, counted in every):
+        raise TrainingError(
+            "the mask's query names other tokens each time it is asked; give it an order, and "
+            "nothing random"
+        )
+    return dict(every[0][0])
+
+
+def _counted(plan: TrainingPlan) -> list[str]:
+    """Return hashes of which tokens count, of held-out pairs too."""
+    splits = (plan.pairs, plan.eval_pairs)
+    return [each.counted.digest() for each in splits if each and each.counted is not None]
 
 
 def write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> None:
@@ -83,11 +96,11 @@ def rounding_changes(plan: TrainingPlan) -> list[str]:
 
 def _changes(plan: TrainingPlan, run: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return what the run depends on and what has changed: its name, before and now."""
-    before = dict(run["depends_on"])
+    before = {"mask": ALL, **run["depends_on"]}  # a run whose mask is `all` does not name it
     before.setdefault(POLICY_CONFIG, _former_policy_config(plan))
     return [
         (name, before.get(name), value)
-        for name, value in plan.depends_on.items()
+        for name, value in {"mask": plan.settings.mask, **plan.depends_on}.items()
         if before.get(name) != value
     ]
 

@@ -18,6 +18,7 @@ from offpref.pipeline.models.batches import PackedBatch, separate_rows
 from offpref.pipeline.models.packing import Indices, PackedRow
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.pairs.splits import TrainingPairs
+from offpref.pipeline.pairs.stretches import joined
 from offpref.pipeline.scores.hidden_states import HiddenReader
 from offpref.pipeline.scores.tiers import KlSource
 from offpref.pipeline.scores.top_rows import TopReader, TopRows, lists
@@ -143,6 +144,7 @@ class MicrobatchReader:
             reference=self._reference(sequences, batch, rows, model),
             chosen_margin_rewards=rewards[0],
             rejected_margin_rewards=rewards[1],
+            is_counted=_is_counted(table, pairs, places, batch),
             mismatched=self._mismatched(pairs, rows, model),
         )
 
@@ -172,10 +174,17 @@ class MicrobatchReader:
         batch = model.collate(packed)
         ref_token_logps = rows.token_logps(sequences)
         assert ref_token_logps is not None  # a loss that estimates a KL has a reference
+        lengths = np.array(batch.num_completion_tokens, np.int64)
+        counted = self._pairs.counted
+        is_counted = None
+        if counted is not None and counted.mismatched is not None:
+            own = counted.mismatched.take(pairs)
+            is_counted = torch.from_numpy(own.is_counted(lengths))
         return Mismatched(
             batch=batch,
-            lengths=torch.tensor(batch.num_completion_tokens),
+            lengths=torch.from_numpy(lengths),
             ref_token_logps=ref_token_logps,
+            is_counted=is_counted,
         )
 
 
@@ -186,6 +195,30 @@ def _is_mixed(row: PackedRow, model: ScoringModel) -> bool:
         return False
     lengths = np.array([len(row.prompt) + len(each) for each in row.completions])
     return len(set(switch.classes(lengths).tolist())) > 1
+
+
+def _is_counted(
+    table: TrainingPairs,
+    pairs: Indices,  # [n]
+    places: Indices,  # [2, n]
+    batch: PackedBatch,
+) -> Tensor | None:  # [T]
+    """Return whether each completion token of a batch counts; None where all do.
+
+    Args:
+        table: The pairs of the split.
+        pairs: Numbers of the batch's pairs.
+        places: The sequence of either side of each; below 0 where there is none.
+        batch: What is computed.
+    """
+    if table.counted is None:
+        return None
+    lengths = np.array(batch.num_completion_tokens, np.int64)
+    both = joined([table.counted.chosen.take(pairs), table.counted.rejected.take(pairs)])
+    is_there = places.reshape(-1) >= 0
+    side_of = np.empty(len(lengths), np.int64)  # two equal completions of a pair count alike
+    side_of[places.reshape(-1)[is_there]] = np.flatnonzero(is_there)
+    return torch.from_numpy(both.take(side_of).is_counted(lengths))
 
 
 class _Rows:

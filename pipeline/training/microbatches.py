@@ -69,10 +69,12 @@ class Mismatched:
     """Tokens of each completion, [n] int64."""
     ref_token_logps: Tensor
     """The reference's log-probs of them, float32, in the order of the batch's tokens."""
+    is_counted: Tensor | None = None
+    """Whether each of these tokens counts, bool; None where all do."""
 
     def logratios(self, token_logps: Tensor) -> Tensor:  # -> [n]
         """Return Delta of each, given the policy's token log-probs."""
-        return _sums(token_logps - self.ref_token_logps, self.lengths)
+        return _sums(_counted(token_logps - self.ref_token_logps, self.is_counted), self.lengths)
 
     def changed(self, function: Callable[[Tensor], Tensor], batch: PackedBatch) -> "Mismatched":
         """Return the same with other tensors: on another device, or in other memory."""
@@ -80,6 +82,7 @@ class Mismatched:
             batch=batch,
             lengths=function(self.lengths),
             ref_token_logps=function(self.ref_token_logps),
+            is_counted=None if self.is_counted is None else function(self.is_counted),
         )
 
 
@@ -103,6 +106,8 @@ class Microbatch:
     """Weight of each pair, [n] float64; 0 if spare."""
     reference: StoredReference | None
     """What the stored scores say of each completion token; None without reference."""
+    is_counted: Tensor | None = None
+    """Whether each completion token counts, [T] bool, in the batch's order; None where all do."""
     chosen_margin_rewards: Tensor | None = None
     """Rewards of the chosen completions for other objectives, [n, K] float64."""
     rejected_margin_rewards: Tensor | None = None
@@ -140,9 +145,9 @@ class Microbatch:
             forward_kl: KL(reference || policy) at each position; None where it is not known.
             log_sum_sq: log sum_v q(v)^2 at each position, q the policy; None as well.
         """
+        counts = torch.nn.functional.pad(self._counts().double(), (0, 1))
         weights = None if ld_alpha is None else self._ld_weights(ld_alpha)
         sums = self.sums(token_logps, weights)
-        counts = torch.nn.functional.pad(self.lengths.double(), (0, 1))
         stored = self.reference
         ref = None if stored is None else self.sums(stored.token_logps, weights)
         kl = None if forward_kl is None else self.sums(forward_kl)
@@ -163,28 +168,40 @@ class Microbatch:
         )
 
     def sums(self, token_values: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the sum of each sequence, and a 0 for the completion that is not there, [s + 1].
+        """Return the sum of each sequence over the tokens that count, [s + 1].
+
+        A 0 stands at the end, for the completion that is not there.
 
         Args:
             token_values: One number per token, [T].
             weights: What each is multiplied by, [T]; None for 1.
         """
-        values = token_values.double()
+        values = _counted(token_values.double(), self.is_counted)
         sums = _sums(values if weights is None else values * weights, self.lengths)
         return torch.nn.functional.pad(sums, (0, 1))
+
+    def _counts(self) -> Tensor:  # [s]
+        """Return the number of tokens that count of each sequence."""
+        if self.is_counted is None:
+            return self.lengths
+        return _sums(self.is_counted, self.lengths).long()
 
     def _ld_weights(self, alpha: float) -> Tensor:  # [T]
         """Return 1 up to the length of the shorter completion of each token's pair, alpha beyond.
 
-        Each sequence belongs to one pair.
+        Each sequence belongs to one pair. Lengths and places are those among tokens that count.
         """
-        lengths = torch.nn.functional.pad(self.lengths, (0, 1))
+        counts = self._counts()
+        lengths = torch.nn.functional.pad(counts, (0, 1))
         shorter = torch.minimum(lengths[self.chosen], lengths[self.rejected])
         limits = torch.zeros_like(lengths)
         limits[self.chosen], limits[self.rejected] = shorter, shorter
-        starts = self.lengths.cumsum(0) - self.lengths
         sequence = self.batch.sequence_index
-        place = torch.arange(len(sequence), device=sequence.device) - starts[sequence]
+        if self.is_counted is None:
+            place = torch.arange(len(sequence), device=sequence.device)
+        else:
+            place = self.is_counted.long().cumsum(0) - 1  # of a token that does not count: anything
+        place = place - (counts.cumsum(0) - counts)[sequence]
         return torch.where(place < limits[sequence], 1.0, alpha).double()
 
     def _changed(
@@ -207,6 +224,11 @@ class Microbatch:
             mismatched=other,
             **tensors,
         )
+
+
+def _counted(values: Tensor, is_counted: Tensor | None) -> Tensor:  # [T], [T] -> [T]
+    """Return 0 in place of what does not count: not times 0, which an infinite value survives."""
+    return values if is_counted is None else torch.where(is_counted, values, 0.0)
 
 
 def _sums(values: Tensor, lengths: Tensor) -> Tensor:  # [T], [s] -> [s]

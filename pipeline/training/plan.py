@@ -15,6 +15,8 @@ from offpref.pipeline.losses.training_loss import TrainingLoss, training_loss
 from offpref.pipeline.models.fingerprints import max_positions, model_config, weights_hash
 from offpref.pipeline.models.packing import Indices
 from offpref.pipeline.models.relevant_config import relevant_config
+from offpref.pipeline.pairs.mask_names import DIFF
+from offpref.pipeline.pairs.masks import with_mask
 from offpref.pipeline.pairs.mismatched import find_kl_keys
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
 from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs
@@ -37,6 +39,8 @@ from offpref.stores.store import Store
 from .boards import check_tensorboard
 from .settings import ROUNDING_ONLY, TrainSettings
 
+COUNTED_TOKENS = "tokens that count"
+"""Name of which tokens a mask counts, among what a run depends on."""
 POLICY_CONFIG = "policy configuration"
 """Name of what a forward pass of the policy depends on beside its weights."""
 
@@ -121,10 +125,13 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         raise ValueError(f"reference has no effect on {loss.name}, which needs none")
     if settings.kl_tier is not None and not takes_kl:
         raise ValueError(f"kl_tier has no effect on {loss.name} without kl_metrics")
+    if settings.mask == DIFF and loss.sides == "chosen":
+        raise ValueError(f"mask {DIFF} has no effect on {loss.name}, which takes one completion")
     pair_set = find_pair_set(store, settings.pair_set)
     _check_tokenizer(store, settings.model, pair_set)
     splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
     found = [_load(store, pair_set, split, loss) for split in splits]
+    found = with_mask(store, pair_set, found, settings.mask)
     _check_lengths(settings.model, pair_set, found)
     reference = kl = None
     if loss.needs_reference or takes_kl:
@@ -207,6 +214,7 @@ def _digests(
         )
     return {
         **({} if margins is None else {"margin rewards": margins}),
+        **({} if pairs.counted is None else {COUNTED_TOKENS: pairs.counted.digest()}),
         **kl_scores,
         "pairs": pairs.digest(),
         "policy": weights_hash(settings.model, store),

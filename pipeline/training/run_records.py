@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from offpref.pipeline.models.packing import Indices
 from offpref.pipeline.pairs.splits import TrainingPairs, key_array
+from offpref.pipeline.pairs.stretches import CountedTokens
 from offpref.stores.files.duplicates import to_arrow
-from offpref.stores.schema import EXAMPLES, RUN_EVENTS, RUNS, STEPS, TABLES, TOKENS
+from offpref.stores.schema import EXAMPLES, MASKS, RUN_EVENTS, RUNS, STEPS, TABLES, TOKENS
 from offpref.stores.store import Store
 
 from .boards import Board
@@ -68,6 +70,7 @@ class RunRecords:
         self._provenance = dict(provenance)
         self._flush_seconds = flush_seconds
         self._pending: list[tuple[str, Mapping[str, Any], int]] = []
+        self._masked = set[tuple[bytes, bytes]]()  # pair and sequence whose mask is written
         self._step = 0
         self._last_event = datetime.min.replace(tzinfo=UTC)
         self._error: BaseException | None = None
@@ -129,6 +132,33 @@ class RunRecords:
         if rows and rows[0][2].forward_kl is not None:
             columns["forward_kl"] = [row[2].forward_kl for row in rows]
         self._add(TOKENS.name, columns, len(rows))
+        if pairs.counted is not None:
+            self._add_masks(pairs, numbers, pairs.counted)
+
+    def _add_masks(
+        self, pairs: TrainingPairs, numbers: NDArray[np.int64], counted: CountedTokens
+    ) -> None:
+        """Add which tokens count of some pairs' completions, each once."""
+        rows: list[tuple[bytes, bytes, tuple[Indices, Indices]]] = []
+        sides = (
+            (pairs.chosen_keys, pairs.num_chosen_tokens, counted.chosen),
+            (pairs.rejected_keys, pairs.num_rejected_tokens, counted.rejected),
+        )
+        for number in numbers.tolist():
+            pair = _key(pairs.keys[number])
+            for keys, counts, stretches in sides:
+                name = (pair, _key(keys[number]))
+                if counts[number] and name not in self._masked:
+                    self._masked.add(name)
+                    rows.append((*name, stretches.of(number)))
+        if rows:
+            columns = {
+                "pair_key": [row[0] for row in rows],
+                "sequence_key": [row[1] for row in rows],
+                "starts": [row[2][0] for row in rows],
+                "ends": [row[2][1] for row in rows],
+            }
+            self._add(MASKS.name, columns, len(rows))
 
     def flush(self) -> None:
         """Wait until everything added so far is committed.
@@ -238,7 +268,8 @@ def _table(name: str, columns: Mapping[str, Any], num_rows: int) -> pa.Table:
 def _list_array(lists: list[NDArray[Any]], kind: pa.DataType) -> pa.Array:
     offsets = np.zeros(len(lists) + 1, np.int32)
     np.cumsum([len(each) for each in lists], out=offsets[1:])
-    values = np.concatenate([np.empty(0, np.float32), *lists]).astype(np.float32)
+    number = kind.value_type.to_pandas_dtype()
+    values = np.concatenate([np.empty(0, number), *lists]).astype(number)
     return pa.ListArray.from_arrays(to_arrow(offsets), to_arrow(values), type=kind)
 
 

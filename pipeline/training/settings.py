@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from offpref.pipeline.losses.settings import LOSS_SETTINGS, LossSettings
+from offpref.pipeline.pairs.mask_names import ALL, SHOWN_MASKS, check_mask
 from offpref.pipeline.settings import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
@@ -36,8 +37,9 @@ ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing", "kernels")
 NOT_OF_SFT = (*LOSS_SETTINGS, "reference", "kl_tier", "kl_metrics")
 """Settings that sft does not take: its loss has neither options nor a reference."""
 READ_SETTINGS = (
-    *LOSS_SETTINGS, "pair_set", "model", "reference", "kl_tier", "kl_metrics", "train_split",
-    "pairs_per_step", "num_epochs", "max_steps", "seed", "precision", "max_batch_tokens",
+    *LOSS_SETTINGS, "pair_set", "model", "reference", "kl_tier", "kl_metrics", "mask",
+    "train_split", "pairs_per_step", "num_epochs", "max_steps", "seed", "precision",
+    "max_batch_tokens",
 )  # fmt: skip
 """Settings that say what is read for training, and in which order."""
 
@@ -63,6 +65,11 @@ class TrainSettings(LossSettings):
     kl_metrics: bool = setting(
         "Measure KLs to the reference and entropy at every step, for any loss; the reference must "
         "have scored tier hidden or topk.", default=False,
+    )  # fmt: skip
+    mask: str = setting(
+        "Completion tokens that count: all, the assistant's own, those of its last turn, only what "
+        "differs between chosen and rejected, or those that a query names (sql:FILE.sql too).",
+        default=ALL, check=check_mask, metavar=SHOWN_MASKS,
     )  # fmt: skip
     train_split: str = setting("Split that is trained on.", default="train")
     eval_split: str = setting("Split that is held out.", default="eval")
@@ -176,8 +183,13 @@ class TrainSettings(LossSettings):
             raise ValueError("train_split and eval_split are the same; hold another one out")
 
     def described(self) -> dict[str, Any]:
-        """Return all settings as JSON knows them; several losses as one name."""
+        """Return all settings as JSON knows them; several losses as one name.
+
+        A mask is one of them where it is not ``all``.
+        """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.mask == ALL:
+            del values["mask"]
         values["loss_type"] = "+".join(self.loss_type)
         return {
             name: str(value)

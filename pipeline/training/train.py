@@ -26,6 +26,7 @@ from offpref.pipeline.models.out_of_memory import (
 )
 from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.tensor_files import tensor_errors
+from offpref.pipeline.pairs.mask_names import shown_mask
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import OffprefError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
@@ -51,6 +52,21 @@ PARTIAL = ".partial-policy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MaskSummary:
+    """What a mask did to the pairs that are trained on, and to those held out."""
+
+    mask: str
+    num_tokens: int
+    """Completion tokens of the pairs that are trained on."""
+    num_counted: int
+    """Those of them that count."""
+    num_left_out: int
+    """Pairs that are left out because no token of them counts."""
+    num_eval_left_out: int
+    """The same of held-out pairs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSummary:
     """What a run did."""
 
@@ -62,6 +78,8 @@ class TrainSummary:
     """Whether the policy starts from the reference's weights."""
     kl_source: str | None
     """What KLs were taken against, None for no KLs: the tier, and what that makes them."""
+    mask: MaskSummary | None
+    """Which tokens counted; None where all did."""
     num_resumed: int
     """Steps that an earlier attempt had done."""
     num_steps: int
@@ -254,6 +272,12 @@ def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
             f"{plan.pairs.num_left_out:,} pairs of split {plan.pairs.split} are left out: they "
             "have no chosen completion"
         )
+    for pairs in (plan.pairs, plan.eval_pairs):
+        if pairs is not None and pairs.num_uncounted:
+            progress.note(
+                f"{pairs.num_uncounted:,} pairs of split {pairs.split} are left out: no token of "
+                f"them counts under mask {shown_mask(plan.settings.mask)}"
+            )
 
 
 def is_trained(plan: TrainingPlan) -> bool:
@@ -282,6 +306,7 @@ def _summary(
         reference=str(plan.reference) if plan.reference else None,
         is_own_reference=plan.reference is not None and plan.reference.is_policy,
         kl_source=str(plan.kl) if plan.kl else None,
+        mask=_mask_summary(plan),
         num_resumed=num_resumed,
         num_steps=plan.num_steps,
         first=steps[0] if steps else None,
@@ -293,6 +318,20 @@ def _summary(
         data_wait_seconds=0.0 if trainer is None else trainer.data_wait_seconds,
         output_dir=plan.settings.output_dir,
         is_first=processes.is_first,
+    )
+
+
+def _mask_summary(plan: TrainingPlan) -> MaskSummary | None:
+    pairs, held_out = plan.pairs, plan.eval_pairs
+    if pairs.counted is None:
+        return None
+    num_counted = pairs.counted.chosen.counts.sum() + pairs.counted.rejected.counts.sum()
+    return MaskSummary(
+        mask=plan.settings.mask,
+        num_tokens=int(pairs.num_chosen_tokens.sum() + pairs.num_rejected_tokens.sum()),
+        num_counted=int(num_counted),
+        num_left_out=pairs.num_uncounted,
+        num_eval_left_out=0 if held_out is None else held_out.num_uncounted,
     )
 
 

@@ -3,7 +3,8 @@
 A block is gzip in base64. Inside: the length of a header (4 bytes, little end first), the header
 as JSON, and whole numbers that `quantised` made. The header names, for a pair's place and its
 side, the tokens' places in the page's vocabulary and where in the numbers the arrays lie, as
-``[first, count, scale]``.
+``[first, count, scale]``. Where a run has a mask, ``counted`` has the stretches of tokens that
+count, each as ``[first, end]``.
 
 Where a run has a reference whose log-probs are there, the policy's are kept as log-ratios.
 """
@@ -46,7 +47,7 @@ class ShownTokens:
     """By reference and sequence key: log-probs, [T]."""
     measured: Mapping[tuple[str, str, str], Mapping[str, Any]]
     """By run, pair and sequence key: ``token_logps``, ``forward_kl``, ``entropy`` as [T] or None,
-    and ``step``, ``split`` and ``kl_source``."""
+    ``step``, ``split`` and ``kl_source``, and ``counted`` where the run has a mask."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +84,7 @@ def read_token_values(
         if name[0] in references and values is not None
     }
     measured: dict[tuple[str, str, str], dict[str, Any]] = {}
+    counted = _counted(catalog, runs, pair_keys)
     store = Store.open(catalog.store.path)
     for run in runs:
         rows = last_token_rows(store, run.run_id, pair_keys)
@@ -93,7 +95,25 @@ def read_token_values(
             name = (run.run_id, str(UUID(bytes=pair)), str(UUID(bytes=sequence)))
             cut = [None if each is None else each[:MAX_TOKENS].copy() for each in arrays]
             measured[name] = {**other, **dict(zip(_LISTS, cut, strict=True))}
+            if name in counted:
+                measured[name]["counted"] = counted[name]
     return ShownTokens(logps=logps, measured=measured)
+
+
+def _counted(
+    catalog: Catalog, runs: Sequence[ReportRun], pair_keys: Sequence[str]
+) -> dict[tuple[str, str, str], list[list[int]]]:
+    """By run, pair and sequence key: the stretches of tokens that count, cut after MAX_TOKENS."""
+    run_ids = [run.run_id for run in runs]
+    rows = page_rows(catalog, "masks", run_ids=run_ids, pair_keys=pair_keys).to_pylist()
+    return {
+        (row["run_id"], row["pair_key"], row["sequence_key"]): [
+            [start, min(end, MAX_TOKENS)]
+            for start, end in zip(row["starts"], row["ends"], strict=False)  # of a strange store
+            if start < MAX_TOKENS
+        ]
+        for row in rows
+    }
 
 
 def token_blocks(
@@ -214,6 +234,8 @@ def _arrays_of_run(
         arrays["logratios"] = measured["token_logps"] - by_reference[number]
     else:
         arrays["logps"] = measured["token_logps"]
+    if "counted" in measured:
+        arrays["counted"] = measured["counted"]
     for name in ("forward_kl", "entropy"):
         if measured[name] is not None and len(measured[name]) == num_tokens:
             arrays[name] = measured[name]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from mask_cases import put_some_spans
 from safetensors.torch import load_file
 
 import offpref
@@ -79,6 +80,26 @@ def test_batches_take_a_function_as_train_does(scored: Any, model_dir: Path, pol
     torch.testing.assert_close(
         batches.plan.loss.losses(pairs), -torch.nn.functional.logsigmoid(0.5 * margins)
     )
+
+
+def test_batches_say_which_tokens_count_and_sum_over_them(
+    scored: Any, model_dir: Path, policy: Any
+) -> None:
+    put_some_spans(scored)
+    with offpref.open(scored.path) as store:
+        asked = {"model": model_dir, "policy": policy, "max_steps": 1, "pairs_per_step": 8}
+        ((masked, *_),) = store.batches("reviews", mask="last-turn", **asked)
+        ((whole, *_),) = store.batches("reviews", **asked)
+    some = torch.arange(len(masked.labels)).double()
+
+    pairs = masked.pair_scores(some)
+
+    assert whole.is_counted is None
+    assert 0 < masked.is_counted.sum() < len(masked.labels)
+    both = pairs.policy_chosen_logps + pairs.policy_rejected_logps
+    assert float(both.sum()) == float(some[masked.is_counted].sum())
+    counts = pairs.num_chosen_tokens + pairs.num_rejected_tokens
+    assert int(counts.sum()) == int(masked.is_counted.sum())
 
 
 def test_batches_give_what_weights_need(scored: Any, model_dir: Path, policy: Any) -> None:

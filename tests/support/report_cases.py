@@ -275,7 +275,7 @@ class Page:
         largest = 2 ** (bits - 1) - 1
 
         def unpack(value: Any, field: str) -> Any:
-            if isinstance(value, list) and field != "ids":
+            if isinstance(value, list) and field not in ("ids", "counted"):
                 first, count, scale = value
                 whole = numbers[first : first + count].astype(float)
                 return (np.sign(whole) * (whole / largest) ** 2 * scale).tolist()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mask_cases import put_some_spans
 from safetensors.torch import load_file
 
 from offpref.pipeline.scores.score import score
@@ -96,6 +97,48 @@ def test_two_processes_share_losses_that_couple_pairs(
     weights = [load_file(path / "model.safetensors") for path in (one, two)]
     for key in weights[0]:
         torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=3e-5)
+
+
+def test_two_processes_count_the_tokens_of_one(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    put_some_spans(scored)
+    score(scored, ScoreSettings(model=model_dir, pair_set="reviews", kl_pairs=True))
+    one, two = tmp_path / "one", tmp_path / "two"
+    losses = [word for loss in ("kto", "sigmoid_norm") for word in ("--loss-type", loss)]
+    more = [*losses, "--beta", "1", "--mask", "last-turn", "--learning-rate", "3e-3"]
+    for number, output in ((1, one), (2, two)):
+        done = run(number, tmp_path / "go.py", *arguments(scored, model_dir, output, *more))
+        assert done.returncode == 0, done.stderr
+        assert "mask       last-turn: " in done.stdout
+
+    first, second = recorded(scored, one, "steps"), recorded(scored, two, "steps")
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+        assert a["num_tokens"] == b["num_tokens"]
+        metrics = dict(b["metrics"])
+        for name, value in dict(a["metrics"]).items():
+            assert value == pytest.approx(metrics[name], rel=1e-3, abs=1e-4)
+    masks = [
+        [{**row, "run_id": None} for row in recorded(scored, path, "masks")] for path in (one, two)
+    ]
+    assert masks[0] == masks[1] != []
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    for key in weights[0]:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=3e-5)
+
+
+def test_processes_that_count_other_tokens_say_so(
+    scored: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    query = "sql:select sequence_key, 0 as position from sequences where random() < 0.5"
+
+    done = run(2, tmp_path / "go.py", *arguments(scored, model_dir, tmp_path / "out", "--mask",
+                                                 query))  # fmt: skip
+
+    assert done.returncode != 0
+    assert "the mask's query names other tokens each time it is asked" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_two_processes_train_the_adapter_of_one(

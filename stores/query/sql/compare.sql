@@ -92,7 +92,7 @@ losses as (
     'ipo_reduction', 'simpo_gamma', 'gamma_beta_ratio', 'link', 'sft_weight', 'tdpo_alpha',
     'rdpo_alpha', 'discopop_tau', 'orpo_lambda', 'cpo_lambda', 'cpo_reduction', 'slic_delta',
     'slic_lambda', 'rrhf_lambda', 'kto_desirable_weight', 'kto_undesirable_weight',
-    'unlikelihood_alpha'
+    'unlikelihood_alpha', 'mask'
   )
   group by run_id
 ),

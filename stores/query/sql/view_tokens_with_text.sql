@@ -6,6 +6,7 @@
 -- column id: the token's id
 -- column token: its text; bytes that are not UTF-8 are shown as \xE2
 -- column is_special: a control token, not part of the text
+-- column counts: whether it counts in the run's loss and metrics; true where the run has no mask
 -- column policy_token_logps: log-prob under the policy, nats
 -- column ref_token_logps: log-prob under the run's reference, nats; null without one
 -- column forward_kl: KL(reference || policy) of the distributions at this token, nats
@@ -22,6 +23,15 @@ with completions as (
     if(tokens.sequence_key = pairs.chosen_key, 'chosen', 'rejected') as side,
     pairs.tokenizer,
     sequences.ids[sequences.num_prompt_tokens + 1:] as ids,
+    list_transform(
+      range(len(tokens.token_logps)),
+      lambda place: masks.starts is null or len(
+        list_filter(
+          masks.starts,
+          lambda start, number: start <= place and place < masks.ends[number]
+        )
+      ) > 0
+    ) as counts,
     tokens.token_logps,
     logps.token_logps as ref_token_logps,
     tokens.forward_kl,
@@ -38,6 +48,10 @@ with completions as (
   left join logps
     on logps.reference = latest_runs.reference
     and logps.sequence_key = tokens.sequence_key
+  left join masks
+    on masks.run_id = tokens.run_id
+    and masks.pair_key = tokens.pair_key
+    and masks.sequence_key = tokens.sequence_key
 ),
 every_token as (
   select
@@ -52,6 +66,7 @@ every_token as (
     tokenizer,
     unnest(range(1, len(token_logps) + 1)) as position,
     unnest(ids) as id,
+    unnest(counts) as counts,
     unnest(token_logps) as policy_token_logps,
     unnest(ref_token_logps) as ref_token_logps,
     unnest(forward_kl) as forward_kl,
@@ -72,6 +87,7 @@ select
   every_token.id,
   coalesce(try(decode(vocabulary.bytes)), vocabulary.bytes::varchar) as token,
   vocabulary.is_special,
+  every_token.counts,
   every_token.policy_token_logps,
   every_token.ref_token_logps,
   every_token.forward_kl,

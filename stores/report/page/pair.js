@@ -84,7 +84,7 @@ async function drawPair(pair, source) {
         el("button", { type: "button", class: "quiet", id: "next", onclick: () => step(1) }, "Next \u2192"))),
     el("p", { class: "label" }, "Prompt"),
     el("div", { class: "prompt", dir: "auto", tabindex: "0", role: "region", "aria-label": "Prompt" }, prompt === null ? NONE : (prompt.left ? `[${prompt.left}] \u2026` : "") + prompt.text.trim()),
-    measures.length ? el("div", { class: "controls" }, measureChoice(measures, redraw), legendOf(measure, scale)) : whyNoTokens(source),
+    measures.length ? el("div", { class: "controls" }, measureChoice(measures, redraw), legendOf(measure, scale, found.some((arrays) => arrays?.uncounted))) : whyNoTokens(source),
     el("div", { class: "sides" }, ["chosen", "rejected"].map((side) => sideBox(side, tokens, source, row, measure, scale))),
     sourceBox(pair));
   body.querySelector(".controls, .note").style.marginTop = "1rem";

@@ -8,6 +8,8 @@ const TOKEN_MEASURES = {
 };
 const STRONGEST = 0.55; // of a colour behind a text: still legible in both themes
 
+const UNCOUNTED = "does not count: left out by the run's mask";
+
 let vocabulary = [];
 
 // The arrays that a source (a run's number, or "reference 0") has of a side's tokens.
@@ -20,7 +22,15 @@ function arraysOf(side, source) {
   if (!run) return null;
   const reference = side.references[values.run_reference[source]]?.logps || null;
   const logps = run.logps || run.logratios.map((ratio, place) => (ratio === null || reference[place] === null ? null : ratio + reference[place]));
-  return { logps, reference, logratios: run.logratios || null, forward_kl: run.forward_kl || null, entropy: run.entropy || null, step: run.step, split: run.split, kl_source: run.kl_source };
+  const uncounted = run.counted ? uncountedOf(side.ids.length, run.counted) : null;
+  return { uncounted, logps, reference, logratios: run.logratios || null, forward_kl: run.forward_kl || null, entropy: run.entropy || null, step: run.step, split: run.split, kl_source: run.kl_source };
+}
+
+// Of each token whether the run's mask leaves it out, given the stretches that count.
+function uncountedOf(length, stretches) {
+  const uncounted = new Array(length).fill(true);
+  for (const [first, end] of stretches) uncounted.fill(false, first, end);
+  return uncounted;
 }
 
 const measuresIn = (found) => Object.keys(TOKEN_MEASURES).filter((name) => found.some((arrays) => arrays && arrays[name]));
@@ -30,7 +40,7 @@ const strength = (measure, value) => (measure === "logps" ? -value : value);
 
 // The colours' range: the 98th percentile, so that one odd token does not pale the others.
 function scaleOf(measure, found) {
-  const sizes = found.flatMap((arrays) => (arrays && arrays[measure]) || []).filter((value) => value !== null)
+  const sizes = found.flatMap((arrays) => ((arrays && arrays[measure]) || []).filter((value, place) => value !== null && !arrays.uncounted?.[place]))
     .map((value) => Math.abs(strength(measure, value))).sort((a, b) => a - b);
   if (!sizes.length) return 1;
   return sizes[Math.min(sizes.length - 1, Math.floor(sizes.length * 0.98))] || sizes.at(-1) || 1;
@@ -43,13 +53,14 @@ function shade(measure, value, scale) {
   return `rgba(var(${size < 0 ? "--low" : "--high"}), ${alpha})`;
 }
 
-function legendOf(measure, scale) {
+function legendOf(measure, scale, hasMask) {
   const { diverges, label } = TOKEN_MEASURES[measure];
   const ramp = el("span", { class: "ramp", "aria-hidden": "true" });
   const end = `rgba(var(--high), ${STRONGEST})`;
   ramp.style.background = diverges ? `linear-gradient(90deg, rgba(var(--low), ${STRONGEST}), transparent, ${end})` : `linear-gradient(90deg, transparent, ${end})`;
   const ends = measure === "logps" ? ["0", `${short(-scale)} or less`] : diverges ? [`${short(-scale)} or less`, `${short(scale)} or more`] : ["0", `${short(scale)} or more`];
-  return el("div", { class: "legend" }, el("span", {}, `${label} (nats)`), el("span", {}, ends[0]), ramp, el("span", {}, ends[1]));
+  return el("div", { class: "legend" }, el("span", {}, `${label} (nats)`), el("span", {}, ends[0]), ramp, el("span", {}, ends[1]),
+    hasMask ? el("span", {}, el("span", { class: "token uncounted" }, "grey"), ` ${UNCOUNTED}`) : "");
 }
 
 // What each token shows. A token may be a part of a character: it shows its bytes, and the one
@@ -77,10 +88,11 @@ function tokenText(side, text, arrays, measure, scale, label) {
   const box = el("div", { class: "text", role: "group", "aria-label": `${label}, token by token; arrows move` });
   const texts = tokenTexts(side.ids, text);
   texts.forEach((shown, place) => {
-    const token = el("span", { class: "token", tabindex: place ? "-1" : "0", "data-place": place });
+    const isUncounted = arrays.uncounted?.[place];
+    const token = el("span", { class: isUncounted ? "token uncounted" : "token", title: isUncounted ? UNCOUNTED : null, tabindex: place ? "-1" : "0", "data-place": place });
     if (shown.mark !== undefined) token.append(el("span", { class: "mark", title: shown.isPart ? "bytes of a character that the next tokens complete" : null }, shown.mark));
     else token.append(visible(shown.text).replace(/\n/g, "\u21b5\n"));
-    token.style.background = measure && arrays[measure] ? shade(measure, arrays[measure][place], scale) : "transparent";
+    if (!isUncounted) token.style.background = measure && arrays[measure] ? shade(measure, arrays[measure][place], scale) : "transparent";
     box.append(token);
   });
   if (side.num_cut) box.append(el("span", { class: "muted" }, ` \u2026 ${plural(side.num_cut, "more token")}`));
@@ -120,6 +132,7 @@ function showTip(token, shown, side, arrays, place) {
   fill(tip,
     el("div", { class: "head" }, `${head}${isSpecial ? " special token" : shown.isPart ? " part of a character" : ""}`),
     el("dl", {}, rows.flatMap(([name, numbers]) => [el("dt", {}, name), el("dd", {}, short(numbers[place]))])),
+    arrays.uncounted?.[place] ? el("div", {}, UNCOUNTED) : "",
     el("div", {}, `token ${place + 1} of ${side.ids.length + side.num_cut}`));
   tip.hidden = false;
   token.setAttribute("aria-describedby", "tip");

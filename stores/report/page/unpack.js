@@ -49,7 +49,7 @@ async function openBlock(number) {
   const Numbers = values.tokens.num_bits === 8 ? Int8Array : Int16Array;
   const numbers = new Numbers(buffer, 4 + length);
   const unpack = (value, name) => {
-    if (Array.isArray(value)) return name === "ids" ? value : unquantised(numbers, ...value);
+    if (Array.isArray(value)) return name === "ids" || name === "counted" ? value : unquantised(numbers, ...value);
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, unpack(each, key)]));
   };

@@ -124,6 +124,33 @@ def test_tokens_with_text_have_a_row_a_token(measured: Store) -> None:
     ]
 
 
+def test_tokens_with_text_say_which_ones_counted(measured: Store) -> None:
+    question = "select position, counts from tokens_with_text order by position"
+    with Notebook(measured.path) as opened:
+        before = opened.arrow(question).to_pylist()
+    put(measured, "masks", [
+        {"run_id": RUN, "pair_key": key(1), "sequence_key": key(101), "starts": [1], "ends": [2]},
+        {"run_id": OTHER, "pair_key": key(1), "sequence_key": key(101), "starts": [0], "ends": [1]},
+    ])  # fmt: skip
+    with Notebook(measured.path) as opened:
+        after = opened.arrow(question).to_pylist()
+    put(measured, "tokens", [
+        {"run_id": RUN, "step": 1, "split": "train", "pair_key": key(2), "sequence_key": key(102),
+         "token_logps": [-1.5]},
+    ])  # fmt: skip
+    put(measured, "masks", [
+        {"run_id": RUN, "pair_key": key(2), "sequence_key": key(102), "starts": [], "ends": []},
+    ])  # fmt: skip
+    with Notebook(measured.path) as opened:
+        nothing = opened.arrow(question + ", pair_key").to_pylist()
+
+    assert [row["counts"] for row in before] == [True, True]  # without a mask all do
+    assert [row["counts"] for row in after] == [False, True]
+    assert [(row["position"], row["counts"]) for row in nothing] == [
+        (1, False), (1, False), (2, True)
+    ]  # fmt: skip
+
+
 def test_step_metrics_are_the_long_form_of_steps(measured: Store) -> None:
     with Notebook(measured.path) as opened:
         rows = opened.arrow(

@@ -308,6 +308,36 @@ def test_tokens_are_coloured_by_log_ratio_with_values_on_hover(reader: Reader) -
     assert not reader.page.locator("#tip").is_visible()
 
 
+def test_tokens_that_do_not_count_are_grey_and_say_so(open_page: Open, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    attack(store)
+    put(store, "masks", [
+        {"run_id": DPO, "pair_key": key(1), "sequence_key": key(1, 1), "starts": [1], "ends": [3]},
+        {"run_id": DPO, "pair_key": key(1), "sequence_key": key(1, 2), "starts": [], "ends": []},
+    ], DPO.hex())  # fmt: skip
+    store.refresh()
+    write_report(store, tmp_path / "report.html", ReportSettings())
+    reader = open_page(tmp_path / "report.html")
+    assert reader.page.locator("#pair .legend .uncounted").count() == 0  # a pair without a mask
+    reader.page.keyboard.press("j")
+    reader.wait_for(1)
+
+    titles = reader.page.locator("[data-side=chosen] .token").evaluate_all(
+        "all => all.map(each => each.title)"
+    )
+    words = "does not count: left out by the run's mask"
+    assert titles == [words, "", "", words, words]
+    assert reader.page.locator("[data-side=rejected] .token:not(.uncounted)").count() == 0
+    assert words in reader.texts("#pair .legend")[0]
+    grey, *coloured = reader.page.locator("[data-side=chosen] .token").evaluate_all(
+        "all => all.slice(0, 3).map(each => getComputedStyle(each).backgroundColor)"
+    )
+    assert "rgba" not in grey
+    assert all("rgba" in each for each in coloured)
+    reader.page.locator("[data-side=chosen] .token").first.hover()
+    assert words in reader.page.locator("#tip").inner_text()
+
+
 def test_a_character_in_halves_is_shown_where_it_is_complete(reader: Reader) -> None:
     reader.page.keyboard.press("j")
     reader.wait_for(1)

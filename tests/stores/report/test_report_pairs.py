@@ -99,6 +99,25 @@ def test_tokens_of_a_run_without_reference_are_log_probs(page: Page) -> None:
     assert "rejected" not in page.tokens(name(9))
 
 
+def test_tokens_that_do_not_count_are_named_where_a_run_has_a_mask(
+    attacked: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(attacked, "masks", [
+        {"run_id": DPO, "pair_key": key(3), "sequence_key": key(3, 1), "starts": [0, 3],
+         "ends": [1, 5]},
+        {"run_id": DPO, "pair_key": key(3), "sequence_key": key(3, 2), "starts": [], "ends": []},
+    ], DPO.hex())  # fmt: skip
+    whole = report(attacked).tokens(name(3))
+    monkeypatch.setattr(report_tokens, "MAX_TOKENS", 4)
+    cut = report(attacked).tokens(name(3))["chosen"]["runs"]["0"]
+
+    assert whole["chosen"]["runs"]["0"]["counted"] == [[0, 1], [3, 5]]
+    assert whole["rejected"]["runs"]["0"]["counted"] == []
+    assert "counted" not in report(attacked).tokens(name(4))["chosen"]["runs"]["0"]
+    assert cut["counted"] == [[0, 1], [3, 4]]
+    assert len(cut["entropy"]) == 4
+
+
 def test_tokens_survive_duplicates_over_several_shards(attacked: Store) -> None:
     before = report(attacked).tokens(name(2))
     put_tokens(attacked, DPO, range(10), step=2, attempt=1)
