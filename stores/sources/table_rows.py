@@ -20,6 +20,7 @@ from .source_file import SourceFile
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 64 << 20
+SMALL_BYTES = 8 << 20
 FEATHER_1, ARROW_FILE = b"FEA1", b"ARROW1"
 
 
@@ -79,14 +80,14 @@ def _checked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _converted(
     batches: Iterable[pa.RecordBatch], connection: duckdb.DuckDBPyConnection
 ) -> Iterator[pa.Table]:
-    """Yield rows in tables of at least ``BATCH_ROWS``, so that small batches cost no time."""
+    """Yield rows in tables of ``BATCH_ROWS`` or ``SMALL_BYTES`` and more: each costs time."""
     number = 0
     taken: list[pa.Table] = []
     for batch in batches:
         taken.append(numbered(json_rows(connection, batch), number))
         number += batch.num_rows
-        is_full = sum(table.num_rows for table in taken) >= BATCH_ROWS
-        if is_full or sum(table.nbytes for table in taken) >= BATCH_BYTES:
+        num_rows = sum(table.num_rows for table in taken)
+        if num_rows >= BATCH_ROWS or sum(table.nbytes for table in taken) >= SMALL_BYTES:
             yield pa.concat_tables(taken)
             taken = []
     if taken:
