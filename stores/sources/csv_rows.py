@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -26,9 +27,8 @@ def read_csv(
     data = decoded(b"".join(utf8_blocks(file))).encode()
     if not data.strip():
         return
-    header = data.partition(b"\n")[0]
-    delimiter = "\t" if source.ending == ".tsv" else _delimiter(header)
-    names = next(csv.reader(_text_lines(data), delimiter=delimiter), [])
+    delimiter = "\t" if source.ending == ".tsv" else _delimiter(data)
+    names = _names(data, delimiter)
     table, bad = _parsed(data, delimiter, names)
     if table.schema.names != names:  # else a column that was not named would not be text
         table, bad = _parsed(data, delimiter, table.schema.names)
@@ -44,11 +44,20 @@ def read_csv(
     )
 
 
-def _delimiter(header: bytes) -> str:
+def _delimiter(data: bytes) -> str:
     """Return the comma, or what a header without any comma has between its names."""
+    header = re.split(rb"[\r\n]", data.lstrip(b"\r\n"), maxsplit=1)[0]
     if b"," in header:
         return ","
     return next((each for each in (";", "\t") if each.encode() in header), ",")
+
+
+def _names(data: bytes, delimiter: str) -> list[str]:
+    """Return the names in the header as Python reads them; none if it cannot."""
+    try:
+        return next(csv.reader(_text_lines(data), delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _text_lines(data: bytes) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from offpref.stores.errors import SourceError
 
@@ -124,8 +125,9 @@ def _at_url(address: str) -> SourceFile | _Folder:
         if "file" in _protocols(filesystem):  # fsspec would walk in circles along links
             names = sorted(_local_names(address, Path(root)), key=_in_order)
         else:
-            found = (str(each)[len(root) :].lstrip("/") for each in filesystem.find(path))
-            names = sorted(filter(None, found), key=_in_order)
+            names = sorted(
+                (_below(root, str(each)) for each in filesystem.find(path)), key=_in_order
+            )
 
     def join(name: str) -> str:
         return str(filesystem.unstrip_protocol(f"{root}/{name}"))
@@ -135,6 +137,13 @@ def _at_url(address: str) -> SourceFile | _Folder:
             return bytes(same.cat_file(file))
 
     return _Folder(address=address, names=tuple(names), join=join, read=read)
+
+
+def _below(root: str, path: str) -> str:
+    """Return the name of a remote file from the folder ``root`` on."""
+    if not path.startswith(f"{root}/"):  # hf:// quotes the revision that the address may have
+        root, path = unquote(root), unquote(path)
+    return path.removeprefix(f"{root}/")
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -59,14 +59,13 @@ def opened(source: SourceFile) -> Iterator[IO[bytes]]:
     Raises:
         SourceError: If git-lfs has left a pointer in place of the file, or it cannot be reached.
     """
-    with _open_raw(source) as raw:
-        is_pointer = raw.read(len(LFS_POINTER)) == LFS_POINTER
-        raw.seek(0)
-        if is_pointer:
+    with _open_raw(source) as raw:  # to be opened again: what HTTP streams cannot seek
+        if raw.read(len(LFS_POINTER)) == LFS_POINTER:
             raise SourceError(
                 f"{source.address}: expected data, got a pointer of git-lfs to it; "
                 "run `git lfs pull` in its folder"
             )
+    with _open_raw(source) as raw:
         if source.compression is None:
             yield raw
             return
