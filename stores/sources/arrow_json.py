@@ -164,7 +164,7 @@ def _is_plain(array: pa.Array) -> bool:
     kind = array.type
     if pat.is_struct(kind):
         names = [kind.field(i).name for i in range(kind.num_fields)]
-        if not names or "" in names or len({name.lower() for name in names}) < len(names):
+        if not names or "" in names or len(set(names)) < len(names):
             return False
         members = array.drop_null().flatten()
         return all(not each.null_count and _is_plain(each) for each in members)

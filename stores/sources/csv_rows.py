@@ -15,9 +15,9 @@ from .decoding import decoded, utf8_blocks
 from .rows import ROWS
 from .source_file import SourceFile
 
-BATCH_ROWS = 4096
-MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 20, (1 << 31) - 1
-"""A row must fit a block; the largest is what Arrow's parser takes."""
+BATCH_ROWS = 1 << 16
+BLOCK_BYTES, MAX_BLOCK_BYTES = 4 << 20, (1 << 31) - 1
+"""A row must fit a block; the largest is what Arrow's parser takes, and half as fast."""
 
 
 def read_csv(
@@ -69,13 +69,24 @@ def _parsed(
     data: bytes, delimiter: str, names: list[str]
 ) -> tuple[pa.Table, list[tuple[int, str]]]:
     """Return the rows, and the number and text of each with another number of columns."""
+    try:
+        return _parsed_in_blocks(data, delimiter, names, block_bytes=BLOCK_BYTES)
+    except pa.ArrowInvalid:
+        if len(data) <= BLOCK_BYTES:
+            raise
+        whole = min(len(data), MAX_BLOCK_BYTES)  # there may be a row longer than a block
+        return _parsed_in_blocks(data, delimiter, names, block_bytes=whole)
+
+
+def _parsed_in_blocks(
+    data: bytes, delimiter: str, names: list[str], *, block_bytes: int
+) -> tuple[pa.Table, list[tuple[int, str]]]:
     bad: list[tuple[int, str]] = []
 
     def keep(row: pacsv.InvalidRow) -> str:
         bad.append((row.number - 2, row.text))  # the header is row 1
         return "skip"
 
-    block_bytes = min(max(len(data), MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
     table = pacsv.read_csv(
         pa.BufferReader(data),
         read_options=pacsv.ReadOptions(

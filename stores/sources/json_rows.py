@@ -11,6 +11,7 @@ other file an object is a row.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import IO
 
@@ -117,22 +118,34 @@ def _lines_of(data: bytes, first_row: int) -> pa.Table:
 def _document(text: str, source: SourceFile, connection: duckdb.DuckDBPyConnection) -> pa.Table:
     connection.register("document", pa.table({"text": pa.array([text], pa.large_string())}))
     try:
-        (kind,) = connection.sql(
-            "select case when json_valid(text) then json_type(text) end from document"
-        ).fetchall()[0]
-        if kind is None:  # several objects, or what Python takes for JSON and DuckDB does not
-            return numbered(pa.array(_values(text, source), pa.large_string()), 0)
-        path = "$" if kind == "ARRAY" else _container(connection, source)
-        if path is None:
-            return numbered(pa.array([text.strip()], pa.large_string()), 0)
-        rows = connection.sql(
-            "select unnest(from_json(json_extract(text, $path), '[\"json\"]')) as row "
-            "from document",
-            params={"path": path},
-        ).to_arrow_table()["row"]
+        values = None
+        if text.lstrip()[:1] == "[":
+            with suppress(SourceError):  # DuckDB is more lenient, and slower
+                values = _values(text, source)
+        if values is None:
+            values = _values_of_document(text, source, connection)
     finally:
         connection.unregister("document")
-    return numbered(pc.cast(rows.combine_chunks(), pa.large_string()), 0)
+    return numbered(pa.array(values, pa.large_string()), 0)
+
+
+def _values_of_document(
+    text: str, source: SourceFile, connection: duckdb.DuckDBPyConnection
+) -> pa.Array | list[str]:
+    """Return the rows of the registered document as DuckDB takes it, or else as Python does."""
+    (kind,) = connection.sql(
+        "select case when json_valid(text) then json_type(text) end from document"
+    ).fetchall()[0]
+    if kind is None:  # several objects
+        return _values(text, source)
+    path = "$" if kind == "ARRAY" else _container(connection, source)
+    if path is None:
+        return [text.strip()]
+    rows = connection.sql(
+        "select unnest(from_json(json_extract(text, $path), '[\"json\"]')) as row from document",
+        params={"path": path},
+    ).to_arrow_table()
+    return pc.cast(rows["row"].combine_chunks(), pa.large_string())
 
 
 def _container(connection: duckdb.DuckDBPyConnection, source: SourceFile) -> str | None:

@@ -225,6 +225,14 @@ def test_row_with_a_list_of_objects_is_a_row(text: str, tmp_path: Path) -> None:
     assert objects_in(tmp_path / "a.json") == [json.loads(text)]
 
 
+def test_list_with_commas_too_many_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a": 1,}, {"a": 2},]')
+
+    rows = rows_of(tmp_path / "a.json")
+
+    assert [json.loads(str(row["row"])) for row in rows] == [{"a": 1}, {"a": 2}]
+
+
 def test_key_with_rows_is_looked_for_in_a_json_file_with_one_object_only(tmp_path: Path) -> None:
     text = '{"data": [{"a": 1}]}'
     (tmp_path / "a.jsonl").write_text(text)
