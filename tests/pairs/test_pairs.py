@@ -268,7 +268,7 @@ def test_ids_are_taken_as_they_are_and_checked(
 def test_weights_that_begin_late_are_not_lost(
     store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offpref.stores.sources.BLOCK_BYTES", 300)  # a few rows per batch
+    monkeypatch.setattr("offpref.stores.sources.decoding.BLOCK_BYTES", 300)  # a few rows per batch
     rows = [{**ROWS[0], "n": i} for i in range(20)] + [ROWS[1] | {"weight": 0.25}] * 2
 
     found, _ = add(store, write_rows(rows), model_dir)
@@ -280,7 +280,7 @@ def test_weights_that_begin_late_are_not_lost(
 def test_labels_that_begin_late_are_an_error(
     store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offpref.stores.sources.BLOCK_BYTES", 300)
+    monkeypatch.setattr("offpref.stores.sources.decoding.BLOCK_BYTES", 300)
     rows: list[dict[str, object]] = [
         {"prompt": PROMPT, "completion": f"good {i}"} for i in range(20)
     ]

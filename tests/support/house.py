@@ -35,6 +35,7 @@ RANKS: Mapping[str, int] = {
 rooms of its own, `STORE_RANKS`, and is one room to all others."""
 STORE_RANKS: Mapping[str, int] = {
     "stores/files": 1,
+    "stores/sources": 1,
     "stores": 2,
     "stores/query": 3,
     "stores/maintenance": 3,
@@ -54,12 +55,12 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     ),
     "peft": ("pipeline/training/policies.py", "pipeline/models/loading.py"),
     "pyarrow": ("stores/", "pipeline/"),
-    "duckdb": ("stores/query/", "stores/sources.py"),
+    "duckdb": ("stores/query/", "stores/sources/"),
     "pandas": ("stores/query/notebook.py", "stores/query/answer_table.py"),
     "plotly": ("stores/report/template.py",),
     "matplotlib": ("stores/query/plots.py",),
     "tensorboard": ("pipeline/training/boards.py",),
-    "fsspec": ("stores/sources.py",),
+    "fsspec": ("stores/sources/opening.py",),
     "tqdm": ("pipeline/progress.py",),
 }  # fmt: skip
 """Who may import a heavy library, by the beginning of the path."""
