@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.models.fingerprints import scorer_fingerprint, scorer_spec
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.small_world import THINGS, write_model, write_tokenizer
 from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores.schema import LOGPS

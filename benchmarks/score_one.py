@@ -15,7 +15,7 @@ def by_offpref(model: Path, pairs: Path, out: Path) -> tuple[float, dict[str, li
     import pyarrow.compute as pc
     import transformers.generation  # noqa: F401  # imports are timed on neither side
 
-    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.adding.settings import AddSettings
     from offpref.pipeline.scores.score import score
     from offpref.pipeline.scores.settings import ScoreSettings
     from offpref.stores.store import Store

@@ -23,7 +23,7 @@ def prepare(model: Path, pairs: Path, out: Path, num_steps: int) -> dict[str, ob
     """Score every tier and say what each takes."""
     import pyarrow.compute as pc
 
-    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.adding.settings import AddSettings
     from offpref.pipeline.scores.score import score
     from offpref.pipeline.scores.settings import ScoreSettings
     from offpref.stores.store import Store

@@ -17,7 +17,7 @@ CHUNK = 16  # sequences of a forward pass
 
 def trained(model: Path, pairs: Path, out: Path, learning_rate: float) -> Path:
     """Return a policy that has left its reference."""
-    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.adding.settings import AddSettings
     from offpref.pipeline.scores.score import score
     from offpref.pipeline.scores.settings import ScoreSettings
     from offpref.pipeline.training.plan import plan_training

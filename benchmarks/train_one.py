@@ -42,7 +42,7 @@ class Outputs:
 
 def by_offpref(model: Path, pairs: Path, out: Path, num_steps: int) -> dict[str, object]:
     """Train with offpref from scored pairs; scoring is not timed."""
-    from offpref.pipeline.pairs.settings import AddSettings
+    from offpref.pipeline.adding.settings import AddSettings
     from offpref.pipeline.scores.score import score
     from offpref.pipeline.scores.settings import ScoreSettings
     from offpref.pipeline.training.plan import plan_training

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_pairs, write_tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.settings import nearest
 
 from .results import Pairs

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.progress import Progress, RowBar, TokenBar
 from offpref.stores.closing import Closing
 from offpref.stores.query.answer_table import AnswerTable
@@ -93,7 +93,7 @@ class OpenStore(Closing):
             tokenizer: Folder with the tokenizer; a model's folder will do.
             settings: Options of `offpref add`.
         """
-        from offpref.pipeline.pairs.add import add_pairs, check_sources, fitted, plan_add
+        from offpref.pipeline.adding.add import add_pairs, check_sources, fitted, plan_add
 
         given = {**settings, "data": data, "pair_set": pair_set, "tokenizer": tokenizer}
         asked = fitted(settings_of(AddSettings, given))
@@ -104,6 +104,23 @@ class OpenStore(Closing):
             found, is_new = add_pairs(store, planned, bar.advance)
         lines = list(pair_set_lines(store, found, is_new=is_new))
         return Pairs.of(found, lines, is_new=is_new)
+
+    def select(self, pair_set: PairSetName, *, from_lists: str, **settings: Any) -> Pairs:
+        """Make a pair set of the ranked lists of another one, without scoring.
+
+        Args:
+            pair_set: Pairs whose data were lists.
+            from_lists: Which two completions of a list make a pair: ``best-worst``, ``adjacent``,
+                ``all`` or ``random``.
+            settings: Options of `offpref select`.
+        """
+        from offpref.pipeline.adding.select import select_pairs
+        from offpref.pipeline.adding.settings import SelectSettings
+
+        given = {**settings, "pair_set": pair_set, "from_lists": from_lists}
+        store = self._fresh()
+        found, is_new = select_pairs(store, settings_of(SelectSettings, given))
+        return Pairs.of(found, list(pair_set_lines(store, found, is_new=is_new)), is_new=is_new)
 
     def score(self, pair_set: PairSetName, *, model: Folder, **settings: Any) -> Scores:
         """Write the reference's scores of every sequence that lacks them (stage one).

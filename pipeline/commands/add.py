@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.settings import AddSettings
 
 from .options import command, options_of, settings_from, usage_errors
 from .terminal import say, say_lines, say_styled
 
 if TYPE_CHECKING:
-    from offpref.pipeline.pairs.preview import PreviewedPart
+    from offpref.pipeline.adding.preview import PreviewedPart
 
 
 PREVIEW = click.Option(
@@ -37,8 +37,8 @@ def add(store: Path, preview: int | None, **options: Any) -> None:
 
 def add_data(store: Path, settings: AddSettings) -> None:
     """Add a pair set to the store at ``store``, which is made if there is none, and say so."""
+    from offpref.pipeline.adding.add import add_pairs, check_sources, plan_add
     from offpref.pipeline.api.lines import pair_set_lines
-    from offpref.pipeline.pairs.add import add_pairs, check_sources, plan_add
     from offpref.pipeline.progress import RowBar
     from offpref.stores.store import Store
 
@@ -54,8 +54,8 @@ def add_data(store: Path, settings: AddSettings) -> None:
 
 def _show(settings: AddSettings, num_rows: int) -> None:
     """Print the first rows of the data; colours only on a terminal that wants them."""
-    from offpref.pipeline.pairs.add import check_sources
-    from offpref.pipeline.pairs.preview import preview_rows
+    from offpref.pipeline.adding.add import check_sources
+    from offpref.pipeline.adding.preview import preview_rows
 
     settings = with_length(settings)
     check_sources(settings)
@@ -86,7 +86,7 @@ def _pieces(part: "PreviewedPart") -> Iterator[tuple[str, str | None]]:
 
 def with_length(settings: AddSettings) -> AddSettings:
     """Return settings whose longest sequence fits the model in the tokenizer's folder, if any."""
-    from offpref.pipeline.pairs.add import fitted
+    from offpref.pipeline.adding.add import fitted
 
     with usage_errors():  # a model of one position
         return fitted(settings)

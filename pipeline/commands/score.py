@@ -38,9 +38,9 @@ class DryRunSettings:
 )
 def score(store: Path, **options: Any) -> None:
     """Stage one: write the reference's scores of every sequence that lacks them."""
+    from offpref.pipeline.adding.add import check_sources
     from offpref.pipeline.api.lines import dry_run_lines, pair_set_lines, score_lines
     from offpref.pipeline.models.fingerprints import model_config
-    from offpref.pipeline.pairs.add import check_sources
     from offpref.pipeline.progress import TokenBar
     from offpref.pipeline.scores.score import estimate_cost, plan_score, run_score
     from offpref.stores.store import Store

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.settings import setting
 from offpref.pipeline.training.settings import NOT_OF_SFT, TrainSettings
 

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 
 from offpref.pipeline.models.fingerprints import max_positions, model_config
-from offpref.pipeline.pairs.encoding import Ids, Sequence, sequence_table
 from offpref.pipeline.pairs.pair_sets import (
     PairSet,
     pair_rows,
@@ -28,6 +27,7 @@ from offpref.pipeline.pairs.pair_sets import (
     version_rows,
 )
 from offpref.pipeline.pairs.prompts import Prompt, prompts_of
+from offpref.pipeline.pairs.sequences import Ids, Sequence, sequence_table
 from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores import keys
 from offpref.stores.errors import ModelError, PairSetError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offpref.pipeline.pairs.encoding import Ids
+from offpref.pipeline.pairs.sequences import Ids
 from offpref.pipeline.tokenization.completion_texts import CompletionTexts
 
 from .end_tokens import end_tokens

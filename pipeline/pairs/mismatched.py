@@ -23,8 +23,8 @@ from offpref.stores.reader import RowReader
 from offpref.stores.schema import KL_PAIRS, SEQUENCES
 from offpref.stores.store import Store
 
-from .encoding import Sequence, sequence_table
 from .pair_sets import PairSet, pair_rows
+from .sequences import Sequence, sequence_table
 from .splits import TrainingPairs, key_array, load_pairs, sequence_places
 
 CHUNK_PAIRS = 4096

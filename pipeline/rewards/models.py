@@ -16,6 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
+from offpref.pipeline.adding.template_days import template_day
 from offpref.pipeline.models.devices import default_device
 from offpref.pipeline.models.fingerprints import (
     max_positions,
@@ -27,7 +28,6 @@ from offpref.pipeline.models.model_files import check_tensors, language_head, qu
 from offpref.pipeline.models.out_of_memory import clear_memory_errors
 from offpref.pipeline.pairs.completions import load_texts
 from offpref.pipeline.pairs.pair_sets import PairSet
-from offpref.pipeline.pairs.template_days import template_day
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.settings import REWARD_BATCH_TOKENS
 from offpref.pipeline.tokenization.tokenizer import tokenizer_spec

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.settings import (
     AT_LEAST_ONE,
     SCORE_BATCH_TOKENS,

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from offpref.pipeline.pairs.add import PlannedAdd, add_pairs, plan_add
+from offpref.pipeline.adding.add import PlannedAdd, add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.mismatched import fix_kl_pairs, mismatched_keys
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, version_rows
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.stores.store import Store
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.pairs.reading import read_sources
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.reading import read_sources
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.stores.errors import ModelError, SourceError
 from offpref.stores.files.placing import whole_folder, write_synced
 from offpref.stores.keys import canonical_json

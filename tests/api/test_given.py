@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import offpref
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.api.given import settings_of
 from offpref.pipeline.evaluation.settings import EvaluateSettings
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.training.settings import TrainSettings
 
 PLACE = {"pair_set": "reviews", "model": "sft", "output_dir": "out"}

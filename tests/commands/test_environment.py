@@ -14,9 +14,9 @@ import pytest
 from row_store import START, ask, put
 from stopping import send, start_until
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import find_pair_set, pair_sets
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs

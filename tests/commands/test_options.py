@@ -8,12 +8,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands import main as module
 from offpref.pipeline.commands import query
 from offpref.pipeline.commands.options import command, options_of, settings_from
 from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
 from offpref.pipeline.losses.settings import LOSS_SETTINGS
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.rewards.settings import RewardSettings, RewardTrainSettings
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.settings import Range, check_settings, setting

@@ -32,13 +32,14 @@ def paths(scored: Store, model_dir: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 RUNS = {
-    "add": ("add {store} --data {data} --pair-set p --tokenizer {model}", "pairs.add._Adder.add"),
+    "add": ("add {store} --data {data} --pair-set p --tokenizer {model}", "adding.adder.Adder.add"),
     "score": (
         "score {store} --pair-set reviews --model {model} --kl-pairs", "scores.scorer.Scorer.run",
     ),
     "score --dry-run": (
         "score {store} --pair-set reviews --model {model} --dry-run", "scores.score.estimate",
     ),
+    "select": ("select {store} --pair-set reviews --from-lists all", "adding.select._lists"),
     "reward": (
         "reward {store} --pair-set reviews --objective o --from brevity",
         "rewards.sources.BrevityRewards.rewards",
@@ -57,7 +58,7 @@ RUNS = {
     ),
     "sft --data": (
         "sft {store} --pair-set p --data {data} --model {model} --output-dir {out}",
-        "pairs.add._Adder.add",
+        "adding.adder.Adder.add",
     ),
     "sweep": ("sweep {store} {sweep}", "training.sweep._run_all"),
     "soup": ("soup {out} --run {model}=1 --run {model}=2", "models.soup._mean"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs

@@ -11,15 +11,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.losses.pair_scores import PairScores
 from offpref.pipeline.losses.registry import LOSSES, loss_options
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.scoring_model import ScoringModel
-from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.mismatched import find_kl_keys, fix_kl_pairs, next_prompts
 from offpref.pipeline.pairs.pair_sets import find_pair_set
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings

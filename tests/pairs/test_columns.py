@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from offpref.pipeline.pairs.examples import Examples, read_examples
-from offpref.pipeline.pairs.forms import find_form
+from offpref.pipeline.adding.examples import Examples, read_examples
+from offpref.pipeline.adding.forms import find_form
 from offpref.stores.errors import SourceError
 from offpref.stores.sources import read_rows, source_files
 

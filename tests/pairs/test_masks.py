@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from mask_cases import Spans, completion_of, key, put_spans, sequence_rows
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.masks import differing, with_mask
 from offpref.pipeline.pairs.mismatched import find_kl_keys, fix_kl_pairs
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.pairs.splits import TrainingPairs, load_pairs
 from offpref.pipeline.pairs.stretches import Stretches, joined, merged, of_tokens, whole
 from offpref.stores.errors import PairSetError, QueryRefusedError, ShardCorruptError, StoreError

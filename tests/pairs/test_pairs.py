@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, reject_counts
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError, SourceError

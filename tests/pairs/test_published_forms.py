@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.examples import Examples, ReadOptions, read_examples
-from offpref.pipeline.pairs.forms import find_form
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.examples import Examples, ReadOptions, read_examples
+from offpref.pipeline.adding.forms import find_form
+from offpref.pipeline.adding.settings import AddSettings, read_winners
 from offpref.pipeline.pairs.pair_sets import PairSet, other_counts, reject_counts
-from offpref.pipeline.pairs.settings import AddSettings, read_winners
 from offpref.stores.errors import SourceError
 from offpref.stores.sources import read_rows, source_files
 from offpref.stores.store import Store
@@ -206,7 +206,7 @@ def test_rows_of_one_prompt_are_a_list(store: Store, model_dir: Path, write_rows
 def test_a_list_goes_on_in_the_next_chunk(
     store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offpref.pipeline.pairs.reading.CHUNK_ROWS", 2)
+    monkeypatch.setattr("offpref.pipeline.adding.reading.CHUNK_ROWS", 2)
     rows = [
         {"prompt": PROMPT, "response": text, "helpfulness": score}
         for text, score in (("good", 4), ("bad", 1), ("fine", 3))

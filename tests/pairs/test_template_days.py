@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import offpref.pipeline.pairs.template_days as template_days
+import offpref.pipeline.adding.template_days as template_days
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.pair_sets import PairSet
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.small_world import write_tokenizer
 from offpref.pipeline.tokenization.chat_templates import NO_INPUTS
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ def test_a_version_of_a_former_rule_is_kept_and_its_day_used_where_it_can_be_tol
 
 def make_former(store: Store, data: Path, folder: Path, day: date) -> str:
     """Add like a former version, whose spec has no day; returns the version's fingerprint."""
-    import offpref.pipeline.pairs.add as pairs
+    import offpref.pipeline.adding.add as pairs
 
     def without_day(
         store: Store, spec: dict[str, object], *others: object, **more: object

@@ -12,9 +12,9 @@ import pytest
 from tokenizer_kinds import write_kind
 from transformers import AutoTokenizer
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import PairSet, other_counts, reject_counts
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.stores.errors import ModelError, SourceError
 from offpref.stores.store import Store
 

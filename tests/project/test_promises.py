@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_tokenizer

@@ -17,10 +17,10 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.pairs.add import add_pairs, plan_add
 from offpref.pipeline.pairs.pair_sets import find_pair_set
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.rewards.models import ModelRewards
 from offpref.pipeline.rewards.objectives import coverage
 from offpref.pipeline.rewards.reward import RewardSummary, reward

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.rewards.reward import reward
 from offpref.pipeline.rewards.settings import RewardSettings, RewardTrainSettings
 from offpref.pipeline.rewards.train_model import train_reward

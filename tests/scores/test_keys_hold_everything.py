@@ -20,10 +20,10 @@ import pytest
 import torch
 from key_changes import ALWAYS, Measure, broken_keys
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.evaluation.evaluate import evaluate
 from offpref.pipeline.evaluation.settings import EvaluateSettings, SampleSettings
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.rewards.reward import reward
 from offpref.pipeline.rewards.settings import RewardSettings
 from offpref.pipeline.scores.score import score

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from stopping import send, start_until
 from transformers import AutoModelForCausalLM
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.scores.score import ScoreSummary, score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model, write_pairs

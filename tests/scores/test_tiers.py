@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from offpref.kernels.head import OutputHead
 from offpref.kernels.topk import linear_top_tokens
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.models.scoring_model import ScoringModel
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores import tiers
 from offpref.pipeline.scores.deep_verify import verify_hidden
 from offpref.pipeline.scores.hidden_states import from_bytes

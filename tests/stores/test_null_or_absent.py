@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.models.fingerprints import is_ambiguous, scorer_fingerprint, scorer_spec
 from offpref.pipeline.models.relevant_config import former_config, relevant_config
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.scores.stored_logps import summed_logps

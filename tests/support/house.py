@@ -23,13 +23,14 @@ RANKS: Mapping[str, int] = {
     "pipeline/losses": 2,
     "pipeline/tokenization": 2,
     "pipeline/pairs": 3,
-    "pipeline/scores": 4,
-    "pipeline/rewards": 5,
-    "pipeline/training": 6,
-    "pipeline/evaluation": 6,
-    "pipeline/api": 7,
-    "offpref": 8,
-    "pipeline/commands": 8,
+    "pipeline/adding": 4,
+    "pipeline/scores": 5,
+    "pipeline/rewards": 6,
+    "pipeline/training": 7,
+    "pipeline/evaluation": 7,
+    "pipeline/api": 8,
+    "offpref": 9,
+    "pipeline/commands": 9,
 }
 """A room imports rooms of a lower rank only; those of one rank do not know each other. `stores` has
 rooms of its own, `STORE_RANKS`, and is one room to all others."""

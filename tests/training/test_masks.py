@@ -26,11 +26,11 @@ from mask_cases import (
 )
 from safetensors.torch import load_file
 
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.api.lines import training_lines
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.losses.registry import LOSSES
 from offpref.pipeline.models.devices import Processes
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings

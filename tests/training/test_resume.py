@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 from stopping import send, start_until
 
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.small_world import write_pairs
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.settings import TrainSettings

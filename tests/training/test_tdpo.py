@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM
 from offpref.kernels.distributions import HiddenReference
 from offpref.kernels.head import OutputHead
 from offpref.kernels.topk import linear_top_tokens
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.loading import load_scoring_model
 from offpref.pipeline.models.packing import PackedRow
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.deep_verify import verify_hidden
 from offpref.pipeline.scores.score import score

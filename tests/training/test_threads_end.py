@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import pair_sets
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.losses.pair_losses import aot, aot_unpaired, ranking
 from offpref.pipeline.losses.pair_scores import PairScores
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs

@@ -19,12 +19,12 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.api.lines import training_lines
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.scoring_model import ScoringModel
-from offpref.pipeline.pairs.add import add_pairs, plan_add
-from offpref.pipeline.pairs.settings import AddSettings
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings

@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from offpref.pipeline.models.fingerprints import default_max_length
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets
 from offpref.pipeline.read_ahead import read_ahead
 from offpref.pipeline.tokenization.chat_templates import find_template
 from offpref.pipeline.tokenization.specs import RULE, TokenizerSpec, hash_of, tokenizer_files
@@ -24,6 +25,7 @@ from offpref.stores.errors import PairSetError
 from offpref.stores.sources import (
     SourceFile,
     identity,
+    skipped_files,
     source_files,
     source_hash,
 )
@@ -32,7 +34,6 @@ from offpref.stores.store import Store
 from .adder import Adder, Chunk
 from .encoding import Encoder
 from .mixtures import Share, add_mixture, mixture_spec, read_shares
-from .pair_sets import PairSet, find_pair_set, pair_sets
 from .reading import form_of, read_sources
 from .settings import AddSettings, read_winners
 from .template_days import DAY, settled_spec
@@ -167,6 +168,7 @@ def add_pairs(
     adder = Adder(
         store, settings=planned.settings, fingerprint=planned.fingerprint,
         tokenizer=planned.tokenizer.fingerprint, files=planned.files,
+        skipped=[name for address in planned.settings.data for name in skipped_files(address)],
     )  # fmt: skip
     # The tokenizer works outside Python's lock: the next chunk is done by the time this is kept.
     with closing(read_ahead(encoded(planned, tokenizer), READ_AHEAD_CHUNKS)) as chunks:

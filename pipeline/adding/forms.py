@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from offpref.stores.errors import SourceError
-from offpref.stores.sources import columns_of, row_names
+from offpref.stores.sources import columns_of, row_names, unreadable_reason
 
 from .messages import is_messages, messages_in
 
@@ -112,7 +112,8 @@ def find_form(rows: pa.Table, named: Mapping[str, str], *, as_messages: bool = F
     """
     kinds = row_names(rows)
     if not kinds:
-        raise SourceError(f"expected JSON objects, found none in the first {rows.num_rows:,} rows")
+        reason = unreadable_reason(rows) or "found none"
+        raise SourceError(f"expected JSON objects, {reason}")
     columns_named = [name for part, name in named.items() if part != "score"]  # may be a member's
     if unknown := sorted(name for name in columns_named if name not in kinds):
         raise SourceError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from offpref.pipeline.pairs.pair_sets import PairSet, time_of_version
+from offpref.pipeline.pairs.sequences import Sequence, sequence_table, span_table
 from offpref.stores import keys
 from offpref.stores.columns import TableSchema
 from offpref.stores.errors import SourceError
@@ -25,13 +27,12 @@ from offpref.stores.schema import (
 from offpref.stores.sources import SourceFile
 from offpref.stores.store import Store
 
-from .encoding import Sequence, sequence_table, span_table
 from .examples import Examples, as_text, prompt_text
-from .pair_sets import PairSet, time_of_version
 from .settings import AddSettings
 
 COMMIT_SECONDS = 5.0
 SHOWN_REASONS = 3
+SHOWN_FILES = 10
 LEFT_OUT = "completions of lists that are left out:"
 NO_SCORE = "no score"
 SHORT_LIST = "list: fewer than two completions that can be used"
@@ -92,6 +93,7 @@ class Adder:
         fingerprint: str,
         tokenizer: str,
         files: Listed[SourceFile],
+        skipped: Listed[str] = (),
     ) -> None:
         """Start with nothing.
 
@@ -101,6 +103,7 @@ class Adder:
             fingerprint: The version's.
             tokenizer: The tokenizer's.
             files: The sources.
+            skipped: Files beside them that are no data.
         """
         self._store, self._settings, self._fingerprint = store, settings, fingerprint
         self._partition, self._files = tokenizer, files
@@ -109,6 +112,10 @@ class Adder:
             ("num_rows", "num_pairs", "num_rejects", "num_eos_lost", "num_merges"), 0
         )
         self._found: Counter[str] = Counter()
+        if skipped:
+            names = ", ".join(skipped[:SHOWN_FILES])
+            names += f" and {len(skipped) - SHOWN_FILES:,} more" * (len(skipped) > SHOWN_FILES)
+            self._found[f"files that are no data: {names}"] = len(skipped)
         """What else is counted, by what it is."""
         self._num_lists = 0
         self._reasons: Counter[str] = Counter()

@@ -8,44 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
+from offpref.pipeline.pairs.sequences import Ids, Sequence, Span
 from offpref.pipeline.tokenization.chat_templates import NO_INPUTS, Message, TemplateInputs
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.pipeline.tokenization.turns import Turn, completion_turns
 from offpref.stores import keys
-from offpref.stores.schema import SEQUENCES, SPANS
 
 from .examples import Examples, as_text, prompt_text
 from .messages import is_empty_message
-
-Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
-    """Tokens of a completion, and the role of the message that they belong to."""
-
-    start: int
-    end: int
-    role: str
-
-
-@dataclass(kw_only=True, slots=True)
-class Sequence:
-    """One completion with its prompt, as the tables store it."""
-
-    key: bytes
-    prompt_key: bytes
-    text_key: bytes | None
-    num_prompt_tokens: int
-    ids: np.ndarray[tuple[int], np.dtype[np.int32]]
-    eos_lost: bool
-    merges: bool = False
-    spans: tuple[Span, ...] = ()
-    """Whose turn each token is; empty where no messages tell."""
-    findings: tuple[str, ...] = ()
-    """What is to be counted of it, such as ids that do not spell their text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,43 +217,6 @@ NOT_SPELLED = "do not decode to their text:"
 def _findings(prompt: str | None, completion: str | None) -> tuple[str, ...]:
     found = {"prompts": prompt, "completions": completion}
     return tuple(f"{name} that {NOT_SPELLED} {why}" for name, why in found.items() if why)
-
-
-def sequence_table(sequences: Iterable[Sequence]) -> pa.Table:
-    """Return the rows of the table ``sequences``."""
-    found = list(sequences)
-    offsets = np.zeros(len(found) + 1, np.int32)
-    np.cumsum([len(each.ids) for each in found], out=offsets[1:])
-    ids = np.concatenate([each.ids for each in found]) if found else np.zeros(0, np.int32)
-    prompts = np.array([each.num_prompt_tokens for each in found], np.int32)
-    columns = {
-        "sequence_key": [each.key for each in found],
-        "prompt_key": [each.prompt_key for each in found],
-        "text_key": [each.text_key for each in found],
-        "num_prompt_tokens": prompts,
-        "num_completion_tokens": np.diff(offsets) - prompts,
-        "ids": pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(ids), type=SEQUENCES.schema.field("ids").type
-        ),
-        "eos_lost": [each.eos_lost for each in found],
-    }
-    return pa.table(columns, schema=SEQUENCES.schema)
-
-
-def span_table(sequences: Iterable[Sequence]) -> pa.Table:
-    """Return the rows of the table ``spans``."""
-    rows = [
-        {
-            "text_key": each.text_key,
-            "sequence_key": each.key,
-            "starts": [span.start for span in each.spans],
-            "ends": [span.end for span in each.spans],
-            "roles": [span.role for span in each.spans],
-        }
-        for each in sequences
-        if each.spans and each.text_key is not None
-    ]
-    return pa.Table.from_pylist(rows, schema=SPANS.schema)
 
 
 def _text_key(examples: Examples, i: int, completion: object) -> bytes | None:

@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.pairs.completions import load_texts, template_inputs
+from offpref.pipeline.pairs.pair_sets import PairSet, pair_rows, pair_sets
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores.key_index import to_keys
 from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
-from .completions import load_texts, template_inputs
-from .pair_sets import PairSet, pair_rows, pair_sets
 from .settings import AddSettings
 
 DAY = "template_date"

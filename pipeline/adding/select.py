@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, time_of_version
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError
 from offpref.stores.schema import LISTS, PAIR_SETS, PAIRS
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet, find_pair_set, pair_sets, time_of_version
 from .settings import SelectSettings
 
 CHUNK_PAIRS = 65_536

@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.pairs.pair_sets import PairSet, pair_rows, pair_sets, time_of_version
+from offpref.pipeline.pairs.splits import key_array
+from offpref.pipeline.pairs.step_order import epoch_order
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError
 from offpref.stores.key_index import Keys, to_keys
 from offpref.stores.schema import MIXTURES, PAIR_SET_COUNTS, PAIR_SETS
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet, pair_rows, pair_sets, time_of_version
 from .select import KEPT_SETTINGS
-from .splits import key_array
-from .step_order import epoch_order
 
 TRAIN = "train"
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 
+from offpref.pipeline.pairs.sequences import Sequence
 from offpref.pipeline.tokenization.chat_templates import find_template
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores.sources import source_files
 
-from .encoding import Encoder, Sequence
+from .encoding import Encoder
 from .examples import Examples
 from .reading import read_sources
 from .settings import AddSettings

@@ -1,0 +1,1 @@
+"""Data becomes pair sets: read, rendered, tokenised, counted, and put into the store."""
