@@ -168,8 +168,9 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             # A step of unpaired data may have had no completion of one kind.
             first = summary.first.metrics.get(name, float("nan"))
             yield f"  {name:<20} {first:.4f} -> {value:.4f}"
-        if summary.held_out:
-            yield f"held out   {_held_out(summary.held_out)}"
+        for split, found in summary.held_out.items():
+            name = "" if len(summary.held_out) == 1 else f"{split}: "
+            yield f"held out   {name}{_held_out(found)}"
         if summary.num_resumed == 0 and summary.first.residual is not None:
             mean, largest = summary.first.residual
             yield (

@@ -5,6 +5,7 @@ messages. Wrong settings raise ValueError; what is wrong with files, models or d
 `OffprefError`.
 """
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from .store_settings import GarbageSettings, PageSettings, VerifySettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from offpref.pipeline.training.measurements import StepMeasurement
     from offpref.pipeline.training.settings import TrainSettings
     from offpref.pipeline.training.train import TrainSummary
     from offpref.stores.query.catalog import Relation
@@ -432,5 +434,15 @@ def _run(done: "TrainSummary") -> Run:
         output_dir=done.output_dir,
         num_steps=done.num_steps,
         metrics={} if last is None else {"loss": last.loss, **last.metrics},
-        held_out={"loss": held_out[-1].loss, **held_out[-1].metrics} if held_out else {},
+        held_out=_held_out(held_out),
     )
+
+
+def _held_out(found: "Mapping[str, Sequence[StepMeasurement]]") -> dict[str, float]:
+    """Return what was measured of held-out pairs last; of several splits by SPLIT/NAME."""
+    metrics: dict[str, float] = {}
+    for split, measured in found.items():
+        prefix = "" if len(found) == 1 else f"{split}/"
+        last = {"loss": measured[-1].loss, **measured[-1].metrics}
+        metrics |= {f"{prefix}{name}": value for name, value in last.items()}
+    return metrics

@@ -87,7 +87,7 @@ class Run(Result):
     metrics: Mapping[str, float]
     """Of the last step of this call, ``loss`` among them; empty where nothing was trained."""
     held_out: Mapping[str, float]
-    """The same of the last evaluation of held-out pairs."""
+    """The same of the last evaluation of held-out pairs; of several splits under SPLIT/NAME."""
 
     def __fspath__(self) -> str:
         return str(self.output_dir)

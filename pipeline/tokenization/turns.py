@@ -1,9 +1,10 @@
 """Whose turn each part of a written conversation is.
 
-A template writes a conversation as one text. The end of a turn is found by writing the
-conversation up to it once more, followed by a turn of the next role that says something else: the
-two texts part where the next turn's own words begin. What the template writes before an assistant's
-turn, the generation prompt, belongs to nobody, as in the prompt.
+A template writes a conversation as one text. A turn ends where the conversation up to it, written
+alone, ends; some templates write it differently then (without the thoughts of earlier turns), and
+there the mark that ends an assistant's turn is looked for. The next turn's own words begin where
+the text parts from one in which that turn says something else. What the template writes before an
+assistant's turn, the generation prompt, belongs to nobody, as in the prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,25 +53,29 @@ def completion_turns(
     length = len(whole) - start
     if len(completion) == 1:
         return [Turn(0, length, str(completion[0]["role"]))]
-    bodies = [start]
+    bodies, ends = [start], []
     for number in range(1, len(completion)):
         message = completion[number]
+        before = write([*prompt, *completion[:number]], False)
+        ends.append(len(before) if whole.startswith(before) else None)
         other = {k: v for k, v in message.items() if k in ("role", "name", "tool_call_id")}
         said = write([*prompt, *completion[:number], {**other, "content": _OTHER}], False)
         bodies.append(common_length(whole, said))
     if bodies != sorted(bodies):
         return [Turn(0, length, UNTOLD)]
     bodies.append(len(whole))
+    ends.append(len(whole))
     marks = _Marks.of(write, prompt)
     turns: list[Turn] = []
     for number, message in enumerate(completion):
-        is_last = number == len(completion) - 1
-        before = turns[-1].end + start if turns else start
-        turn = _turn(
-            whole, before, bodies[number], bodies[number + 1], str(message["role"]), marks,
-            is_first=number == 0, is_last=is_last,
-        )  # fmt: skip
-        turns.append(Turn(turn.start - start, turn.end - start, turn.role))
+        role = str(message["role"])
+        at = turns[-1].end + start if turns else start
+        if number and role == ASSISTANT:
+            at = _after(whole, marks.before, at, bodies[number])
+        end = ends[number]
+        if end is None:
+            end = _end(whole, at, bodies[number + 1], role, marks)
+        turns.append(Turn(at - start, end - start, role))
     return turns
 
 
@@ -89,38 +94,26 @@ class _Marks:
         return cls(before, said.rpartition(_OTHER)[2])
 
 
-def _turn(
-    whole: str, before: int, body: int, next_body: int, role: str, marks: _Marks, *,
-    is_first: bool, is_last: bool,
-) -> Turn:  # fmt: skip
-    """Return one turn, counted from the beginning of the whole.
+def _after(whole: str, mark: str, start: int, end: int) -> int:
+    """Return the place behind a mark in a stretch of a text; the stretch's end if it has none."""
+    found = whole.rfind(mark, start, end) if mark else -1
+    return end if found < 0 else found + len(mark)
+
+
+def _end(whole: str, start: int, next_body: int, role: str, marks: _Marks) -> int:
+    """Return where a turn ends that the template would write differently if it were the last.
 
     Args:
         whole: The conversation.
-        before: Where the turn before it ends.
-        body: Where its own words begin, at the latest.
-        next_body: Where the next turn's words begin, or the conversation ends.
+        start: Where the turn begins.
+        next_body: Where the next turn's words begin.
         role: Its role.
         marks: What stands around an assistant's turn.
-        is_first: Whether it is the completion's first turn, which the prompt leads to.
-        is_last: Whether it is its last.
     """
     if role != ASSISTANT:
-        end = next_body
-        if marks.before and not is_last:
-            found = whole.rfind(marks.before, before, next_body)
-            end = found if found >= 0 else next_body
-        return Turn(before, end, role)
-    begin = before if is_first else body
-    if not is_first and marks.before:
-        found = whole.rfind(marks.before, before, body)
-        # Behind a user's turn the mark stands before its end, which is where that turn ends.
-        begin = found + len(marks.before) if found >= 0 else body
-    end = next_body
-    if not is_last:
-        for after in (marks.after, marks.after.rstrip()):
-            found = whole.rfind(after, begin, next_body) if after else -1
-            if found >= 0:
-                end = found + len(after)
-                break
-    return Turn(begin, end, role)
+        found = whole.rfind(marks.before, start, next_body) if marks.before else -1
+        return next_body if found < 0 else found
+    for mark in (marks.after, marks.after.rstrip()):
+        if mark and (found := whole.rfind(mark, start, next_body)) >= 0:
+            return found + len(mark)
+    return next_body

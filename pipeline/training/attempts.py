@@ -38,8 +38,8 @@ def begin_run(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
 
 def _counted(plan: TrainingPlan) -> list[str]:
     """Return hashes of which tokens count, of held-out pairs too."""
-    splits = (plan.pairs, plan.eval_pairs)
-    return [each.counted.digest() for each in splits if each and each.counted is not None]
+    splits = (plan.pairs, *plan.eval_pairs)
+    return [each.counted.digest() for each in splits if each.counted is not None]
 
 
 def write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -> None:

@@ -53,7 +53,8 @@ class TrainingPlan:
     settings: TrainSettings
     pair_set: PairSet
     pairs: TrainingPairs
-    eval_pairs: TrainingPairs | None
+    eval_pairs: tuple[TrainingPairs, ...]
+    """Those of each held-out split; empty where none is measured."""
     reference: ReferenceScorer | None
     loss: TrainingLoss
     kl: KlSource | None
@@ -129,7 +130,7 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         raise ValueError(f"mask {DIFF} has no effect on {loss.name}, which takes one completion")
     pair_set = find_pair_set(store, settings.pair_set)
     _check_tokenizer(store, settings.model, pair_set)
-    splits = [settings.train_split, *([settings.eval_split] if settings.eval_every else [])]
+    splits = [settings.train_split, *(settings.eval_split if settings.eval_every else ())]
     found = [_load(store, pair_set, split, loss) for split in splits]
     found = with_mask(store, pair_set, found, settings.mask)
     _check_lengths(settings.model, pair_set, found)
@@ -146,7 +147,7 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         settings=settings,
         pair_set=pair_set,
         pairs=found[0],
-        eval_pairs=found[1] if len(found) > 1 else None,
+        eval_pairs=tuple(found[1:]),
         reference=reference,
         loss=loss,
         kl=kl,

@@ -72,7 +72,10 @@ class TrainSettings(LossSettings):
         default=ALL, check=check_mask, metavar=SHOWN_MASKS,
     )  # fmt: skip
     train_split: str = setting("Split that is trained on.", default="train")
-    eval_split: str = setting("Split that is held out.", default="eval")
+    eval_split: tuple[str, ...] = setting(
+        "Split that is held out; may be repeated, and each is measured by itself.",
+        default=("eval",),
+    )
     pairs_per_step: int = setting(
         "Pairs per optimizer step, over all processes.", default=32, range=AT_LEAST_ONE
     )
@@ -179,8 +182,12 @@ class TrainSettings(LossSettings):
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite contradict each other; give one of them")
-        if self.eval_every is not None and self.train_split == self.eval_split:
+        if self.eval_every is not None and self.train_split in self.eval_split:
             raise ValueError("train_split and eval_split are the same; hold another one out")
+        if not self.eval_split or len(set(self.eval_split)) < len(self.eval_split):
+            raise ValueError(
+                f"eval_split must name each split once, got {', '.join(self.eval_split) or 'none'}"
+            )
 
     def described(self) -> dict[str, Any]:
         """Return all settings as JSON knows them; several losses as one name.
@@ -191,6 +198,8 @@ class TrainSettings(LossSettings):
         if self.mask == ALL:
             del values["mask"]
         values["loss_type"] = "+".join(self.loss_type)
+        if len(self.eval_split) == 1:
+            values["eval_split"] = self.eval_split[0]
         return {
             name: str(value)
             if isinstance(value, Path)

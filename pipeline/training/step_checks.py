@@ -33,7 +33,7 @@ def check_passes(plan: TrainingPlan, policy: ScoringModel, processes: Processes)
     switch = policy.length_switch
     if switch is None or processes.world_size == 1:
         return
-    for pairs in filter(None, (plan.pairs, plan.eval_pairs)):
+    for pairs in (plan.pairs, *plan.eval_pairs):
         sizes = pair_sizes(
             pairs.num_prompt_tokens, pairs.num_chosen_tokens, pairs.num_rejected_tokens,
             num_kl_tokens=pairs.num_kl_tokens, packed=policy.packs, length_switch=switch,

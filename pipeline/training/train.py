@@ -9,7 +9,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +87,7 @@ class TrainSummary:
     first: StepMeasurement | None
     """What the first step of this attempt measured."""
     last: StepMeasurement | None
-    held_out: tuple[StepMeasurement, ...]
+    held_out: Mapping[str, Sequence[StepMeasurement]]
     """What its first and last evaluation measured of held-out pairs; empty where none was."""
     num_pairs: int
     num_tokens: int
@@ -272,8 +272,8 @@ def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
             f"{plan.pairs.num_left_out:,} pairs of split {plan.pairs.split} are left out: they "
             "have no chosen completion"
         )
-    for pairs in (plan.pairs, plan.eval_pairs):
-        if pairs is not None and pairs.num_uncounted:
+    for pairs in (plan.pairs, *plan.eval_pairs):
+        if pairs.num_uncounted:
             progress.note(
                 f"{pairs.num_uncounted:,} pairs of split {pairs.split} are left out: no token of "
                 f"them counts under mask {shown_mask(plan.settings.mask)}"
@@ -311,7 +311,7 @@ def _summary(
         num_steps=plan.num_steps,
         first=steps[0] if steps else None,
         last=steps[-1] if steps else None,
-        held_out=() if trainer is None else tuple(trainer.held_out),
+        held_out={} if trainer is None else dict(trainer.held_out),
         num_pairs=0 if trainer is None else trainer.num_pairs,
         num_tokens=0 if trainer is None else trainer.num_tokens,
         seconds=0.0 if trainer is None else trainer.seconds,
@@ -322,7 +322,7 @@ def _summary(
 
 
 def _mask_summary(plan: TrainingPlan) -> MaskSummary | None:
-    pairs, held_out = plan.pairs, plan.eval_pairs
+    pairs = plan.pairs
     if pairs.counted is None:
         return None
     num_counted = pairs.counted.chosen.counts.sum() + pairs.counted.rejected.counts.sum()
@@ -331,7 +331,7 @@ def _mask_summary(plan: TrainingPlan) -> MaskSummary | None:
         num_tokens=int(pairs.num_chosen_tokens.sum() + pairs.num_rejected_tokens.sum()),
         num_counted=int(num_counted),
         num_left_out=pairs.num_uncounted,
-        num_eval_left_out=0 if held_out is None else held_out.num_uncounted,
+        num_eval_left_out=sum(held_out.num_uncounted for held_out in plan.eval_pairs),
     )
 
 

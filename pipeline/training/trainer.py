@@ -60,8 +60,8 @@ class Trainer:
     ) -> None:
         self.history: list[tuple[int, StepMeasurement]] = []
         """First and last step of this attempt."""
-        self.held_out: list[StepMeasurement] = []
-        """What its first and last evaluation measured of held-out pairs."""
+        self.held_out: dict[str, list[StepMeasurement]] = {}
+        """What its first and last evaluation measured of each held-out split."""
         self.num_pairs = self.num_tokens = 0
         self.seconds = self.data_wait_seconds = 0.0
         self.tie_tolerance: float | None = None
@@ -203,7 +203,7 @@ class Trainer:
         self, pairs: TrainingPairs, parts: Sequence[Part], microbatches: Sequence[Microbatch]
     ) -> RankShare:
         keeps_tokens = self._settings.log_tokens == "all" or (
-            self._settings.log_tokens == "eval" and pairs is self._plan.eval_pairs
+            self._settings.log_tokens == "eval" and pairs is not self._plan.pairs
         )
         return rank_share(
             parts, microbatches, keeps_tokens=keeps_tokens, is_interrupted=self._is_stopping
@@ -277,12 +277,10 @@ class Trainer:
         self._records.add_pairs(step, pairs, measured.table, kl_source)
 
     def _evaluate(self, step: int) -> None:
-        """Measure the held-out pairs: all of them, with the same metrics."""
-        pairs = self._plan.eval_pairs
-        if pairs is None:
-            return
-        with clear_memory_errors(self._memory_advice(step)):
-            self._evaluate_pairs(step, pairs)
+        """Measure the held-out pairs, split by split: all of them, with the same metrics."""
+        for pairs in self._plan.eval_pairs:
+            with clear_memory_errors(self._memory_advice(step)):
+                self._evaluate_pairs(step, pairs)
 
     def _evaluate_pairs(self, step: int, pairs: TrainingPairs) -> None:
         started = time.perf_counter()
@@ -294,7 +292,7 @@ class Trainer:
                 shares.append(self._share(pairs, parts, chunk))
         reshard(self._policy)
         measured = self._gather(pairs, shares, step=step)
-        self.held_out = [*self.held_out[:1], measured]
+        self.held_out[pairs.split] = [*self.held_out.get(pairs.split, [])[:1], measured]
         self._record(
             step, pairs, measured,
             seconds=time.perf_counter() - started, data_wait_seconds=0.0,

@@ -78,7 +78,8 @@ evaluated as (
     arg_max(metrics['rewards/accuracies'], step) as eval_accuracy,
     arg_max(metrics['rewards/margins'], step) as eval_reward_margin
   from steps
-  where split = 'eval'
+  join shown using (run_id)
+  where split = coalesce(shown.config->>'$.eval_split[0]', shown.config->>'eval_split', 'eval')
   group by run_id
 ),
 losses as (

@@ -23,7 +23,8 @@ evaluated as (
     arg_min(step, (loss, step)) as best_step,
     min(loss) as best_loss
   from steps
-  where split = 'eval'
+  join shown using (run_id)
+  where split = coalesce(shown.config->>'$.eval_split[0]', shown.config->>'eval_split', 'eval')
   group by run_id
 ),
 trained as (

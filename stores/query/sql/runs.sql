@@ -5,7 +5,7 @@
 -- column first_loss: loss of the first training step
 -- column last_loss: loss of the last one
 -- column accuracy: share of the last training step's pairs with the higher reward for the chosen one
--- column eval_accuracy: the same, last evaluation
+-- column eval_accuracy: the same, last evaluation of the run's first held-out split
 with shown as (
   select *
   from latest_runs
@@ -17,8 +17,11 @@ measured as (
     arg_min(loss, step) filter (split = 'train') as first_loss,
     arg_max(loss, step) filter (split = 'train') as last_loss,
     arg_max(metrics['rewards/accuracies'], step) filter (split = 'train') as accuracy,
-    arg_max(metrics['rewards/accuracies'], step) filter (split = 'eval') as eval_accuracy
+    arg_max(metrics['rewards/accuracies'], step) filter (
+      split = coalesce(shown.config->>'$.eval_split[0]', shown.config->>'eval_split', 'eval')
+    ) as eval_accuracy
   from steps
+  join shown using (run_id)
   group by run_id
 )
 select
