@@ -35,13 +35,17 @@ def completion_of(row: Mapping[str, Any]) -> list[int]:
 
 
 def some_spans(ids: Sequence[int]) -> Spans:
-    """Turns that are a function of a completion's ids; the template's tokens lie between them."""
+    """Turns that are a function of a completion's ids; the template's tokens lie between them.
+
+    A quarter of the completions have none of the assistant.
+    """
     draw = random.Random(str(list(ids)))
+    roles = ["user", ""] if draw.random() < 0.25 else ["assistant", "user", "assistant", ""]
     spans: Spans = []
     at = 0
     while at < len(ids):
         end = min(at + draw.randint(1, 3), len(ids))
-        role = draw.choice(["assistant", "user", "assistant", ""])
+        role = draw.choice(roles)
         if role:
             spans.append((at, end, role))
         at = end
@@ -92,6 +96,7 @@ class Side:
     num: list[int] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
     squares: list[Tensor] = field(default_factory=list)
+    reverse: list[Tensor] = field(default_factory=list)
     ld: list[Tensor] = field(default_factory=list)
     """Policy minus reference, tokens beyond the shorter completion times 0.25."""
 
@@ -116,13 +121,14 @@ class Step:
             keys = [key(each[number]) for each in (pairs.chosen_keys, pairs.rejected_keys)]
             both = [self._tokens(pair, each) for each in keys]
             shorter = min(int(each[-1].sum()) for each in both)
-            for side, (own, ref, kl, squares, is_counted) in zip(
+            for side, (own, ref, kl, reverse, squares, is_counted) in zip(
                 (self.chosen, self.rejected), both, strict=True
             ):
                 side.logps.append(own[is_counted].sum())
                 side.ref.append(ref[is_counted].sum())
                 side.num.append(int(is_counted.sum()))
                 side.kl.append(kl[is_counted].sum())
+                side.reverse.append(reverse[is_counted].sum())
                 side.squares.append(squares[is_counted].sum())
                 delta = (own - ref)[is_counted]
                 side.ld.append(delta[:shorter].sum() + 0.25 * delta[shorter:].sum())
@@ -133,7 +139,7 @@ class Step:
 
     def _tokens(self, pair: bytes, sequence: bytes) -> tuple[Tensor, ...]:  # [T] each
         if sequence == bytes(16):
-            return (*(torch.zeros(0).double() for _ in range(4)), torch.zeros(0, dtype=torch.bool))
+            return (*(torch.zeros(0).double() for _ in range(5)), torch.zeros(0, dtype=torch.bool))
         row = self._rows[sequence]
         ids, start = torch.tensor([row["ids"]]), row["num_prompt_tokens"]
         labels = ids[0, start:, None]
@@ -141,9 +147,10 @@ class Step:
         with torch.no_grad():
             log_p = self._reference(ids).logits[0, start - 1 : -1].double().log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        reverse = (log_q.exp() * (log_q - log_p)).sum(-1)
         own, ref = log_q.gather(-1, labels)[:, 0], log_p.gather(-1, labels)[:, 0].float().double()
         is_counted = torch.tensor(self._counts(pair, sequence, completion_of(row)))
-        return own, ref, kl, (2 * log_q).logsumexp(-1), is_counted
+        return own, ref, kl, reverse, (2 * log_q).logsumexp(-1), is_counted
 
     def loss(self, name: str) -> Tensor:  # [N]
         return LOSSES[name](self.chosen, self.rejected, self)

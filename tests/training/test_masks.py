@@ -43,10 +43,12 @@ from offpref.pipeline.training.step_reader import StepReader
 from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
 from offpref.stores.errors import PairSetError, TrainingError
+from offpref.stores.query.catalog import open_catalog
 from offpref.stores.schema import REWARDS
 from offpref.stores.store import Store
 
 Settings = Callable[..., TrainSettings]
+ROLES = ("assistant", "user", "assistant")
 GIVEN: dict[str, dict[str, object]] = {
     "ld_alpha": {"loss_type": "sigmoid", "ld_alpha": 0.25},
     "use_weighting": {"loss_type": "sigmoid", "use_weighting": True},
@@ -201,7 +203,9 @@ def test_step_equals_a_plain_one_that_sums_over_what_counts(
     # Something is left out, something is not, or nothing would be tested.
     num_tokens = plan.pairs.num_chosen_tokens[numbers].sum()
     assert 0 < sum(step.chosen.num) < num_tokens
-    tolerance = 1e-6 if name in ("tdpo2", "use_weighting") else 1e-9
+    assert name == "sft" or 0 in step.chosen.num + step.rejected.num
+    # kto's share of pairs in completions is a float32 number.
+    tolerance = {"tdpo2": 1e-6, "use_weighting": 1e-6, "kto": 1e-7}.get(name, 1e-9)
     assert measured.loss == pytest.approx(float(losses.detach().mean()), rel=tolerance)
     if name != "aot":  # a rank's loss is recorded for the pair that has the rank
         np.testing.assert_allclose(
@@ -241,14 +245,15 @@ def test_rows_and_metrics_are_those_of_the_tokens_that_count(
             for name, expected in (
                 (f"policy_{side}_logps", found._logps), (f"ref_{side}_logps", found._ref),
                 (f"{side}_rewards", 0.1 * (found._logps - found._ref)),
-                (f"{side}_forward_kl", found._kl),
+                (f"{side}_forward_kl", found._kl), (f"{side}_reverse_kl", found._reverse),
             ):  # fmt: skip
                 values = [row[name] for row in own]
                 np.testing.assert_allclose(values, expected.detach(), rtol=2e-5, atol=2e-5)
             logps = found._logps.detach()
             assert metrics[f"logps/{side}"] == pytest.approx(float(logps.mean()), rel=1e-6)
-            kl = float(found._kl.detach().mean())
-            assert metrics[f"forward_kl/{side}"] == pytest.approx(kl, rel=1e-5)
+            for kind, kls in (("forward", found._kl), ("reverse", found._reverse)):
+                mean = float(kls.detach().mean())
+                assert metrics[f"{kind}_kl/{side}"] == pytest.approx(mean, rel=1e-5)
         # Means per token, of entropy too, are over tokens that count; rows have every token.
         inside = [row for row in tokens if (row["step"], row["split"]) == (step, split)]
         entropies, num_uncounted = [], 0
@@ -536,6 +541,51 @@ def test_the_documented_query_names_what_it_says(
         starts, ends = pairs.counted.rejected.of(number)
         counted = [any((starts <= at) & (at < ends)) for at in range(len(values))]
         assert counted == (values < math.log(0.5)).tolist()
+
+
+def test_of_messages_the_turns_of_the_assistant_count(
+    store: Store, model_dir: Path, tmp_path: Path
+) -> None:
+    """From a file to SQL: what the user says in a completion and what the template adds do not."""
+    model = Path(shutil.copytree(model_dir, tmp_path / "chat"))
+    (model / "chat_template.jinja").write_text(
+        "{% for message in messages %}<s> {{ message['role'] }} {{ message['content'] }} </s>"
+        "{% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
+    )
+    talks = {
+        side: [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
+        for side, texts in (
+            ("chosen", ("good film .", "the film", "good .")),
+            ("rejected", ("bad .", "the film", "bad bad .")),
+        )
+    }
+    rows = [{"prompt": [{"role": "user", "content": f"the film {word}"}], **talks}
+            for word in ("good", "bad")]  # fmt: skip
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = AddSettings(
+        data=(str(tmp_path / "talks.jsonl"),), pair_set="talks", tokenizer=model, max_length=64
+    )
+    score(store, ScoreSettings(model=model, data=data))
+    counted = {}
+    for mask in ("assistant", "last-turn"):
+        settings = TrainSettings(
+            pair_set="talks", model=model, output_dir=tmp_path / mask, pairs_per_step=2,
+            max_steps=1, mask=mask, log_tokens="all",
+        )  # fmt: skip
+        run = train(plan_training(store, settings))
+        store.refresh()
+        with open_catalog(store.path) as catalog:
+            question = (
+                "select distinct side, string_agg(token, ' ' order by position) as text from"
+                f" tokens_with_text where run = '{run.name}' and counts group by side, pair_key"
+                " order by side"
+            )
+            counted[mask] = [row["text"] for row in catalog.select(question).to_pylist()]
+
+    assert counted == {
+        "assistant": ["good film . </s> good . </s>", "bad . </s> bad bad . </s>"],
+        "last-turn": ["good . </s>", "bad bad . </s>"],
+    }
 
 
 def test_a_sweep_takes_masks(turns: Store, models: tuple[Path, Path], tmp_path: Path) -> None:
