@@ -112,6 +112,10 @@ def _of_roles(
     spans = store.read(SPANS.name, pair_set.tokenizer)
     stored = _joined_keys(to_keys(spans["text_key"]), to_keys(spans["sequence_key"]))
     rows, has_spans = lookup(_joined_keys(texts, keys), stored)
+    if pair_set.has_messages:
+        # The first text of a sequence may have been no messages: then those it came from later say.
+        others, has_others = lookup(keys[~has_spans], to_keys(spans["sequence_key"]))
+        rows[~has_spans], has_spans[~has_spans] = others, has_others
     if not has_spans.any():
         raise ValueError(
             f"mask {mask} has no effect: the store does not say whose turn a token is of any "
