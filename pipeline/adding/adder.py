@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from offpref.pipeline.pairs.pair_sets import PairSet, time_of_version
+from offpref.pipeline.pairs.pair_sets import KEPT, SKIPPED, PairSet, time_of_version
 from offpref.pipeline.pairs.sequences import Sequence, sequence_table, span_table
 from offpref.stores import keys
 from offpref.stores.columns import TableSchema
@@ -32,7 +32,7 @@ from .settings import AddSettings
 
 COMMIT_SECONDS = 5.0
 SHOWN_REASONS = 3
-SHOWN_FILES = 10
+SHOWN_NAMES = 12
 LEFT_OUT = "completions of lists that are left out:"
 NO_SCORE = "no score"
 SHORT_LIST = "list: fewer than two completions that can be used"
@@ -113,9 +113,7 @@ class Adder:
         )
         self._found: Counter[str] = Counter()
         if skipped:
-            names = ", ".join(skipped[:SHOWN_FILES])
-            names += f" and {len(skipped) - SHOWN_FILES:,} more" * (len(skipped) > SHOWN_FILES)
-            self._found[f"files that are no data: {names}"] = len(skipped)
+            self._found[f"{SKIPPED}{_some(skipped)}"] = len(skipped)
         """What else is counted, by what it is."""
         self._num_lists = 0
         self._reasons: Counter[str] = Counter()
@@ -126,6 +124,7 @@ class Adder:
         self._rejects: list[dict[str, object]] = []
         self._spans_there: set[bytes] | None = None
         self._forms: dict[str, None] = {}  # in the order of the files
+        self._kept_columns: dict[str, None] = {}
         self._pending: list[tuple[str, str, pa.Table]] = []
         # The first chunk is committed at once, so that a scorer can start on it meanwhile.
         self._last_commit = -COMMIT_SECONDS
@@ -134,6 +133,7 @@ class Adder:
         """Take one chunk; commit if the last commit is long enough ago."""
         examples = chunk.examples
         self._forms[str(examples.form)] = None
+        self._kept_columns |= dict.fromkeys(examples.form.kept)
         self._counts["num_rows"] += chunk.num_rows
         if examples.form.is_list:
             self._add_members(chunk)
@@ -169,6 +169,8 @@ class Adder:
         self._queue_rows(PAIR_SETS, [row])
         if self._num_lists:
             self._found["lists"] = self._num_lists
+        if kept := list(self._kept_columns):
+            self._found[f"{KEPT}{_some(kept)}"] = len(kept)
         self._queue_rows(
             PAIR_SET_COUNTS,
             [{"pair_set": name, "pair_set_fingerprint": self._fingerprint, "what": what,
@@ -405,3 +407,9 @@ class Adder:
             return split
         share = int.from_bytes(prompt_key[:8], "big") / 2**64
         return "eval" if share < fraction else "train"
+
+
+def _some(names: Listed[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")

@@ -61,7 +61,6 @@ HELPFULNESS = "helpfulness"
 ALONGSIDE = ("system", "input", "history", "tools", "chat_template_kwargs", "split", "weight")
 """Parts that any form may have."""
 OPTIONAL_LATER = ("weight", "system", "input", "history", "tools", "chat_template_kwargs")
-MAX_KEPT_NAMES = 12
 NUM_JUDGED = 64  # values of a column from which it is told what it holds
 
 
@@ -86,11 +85,7 @@ class Form:
     """Columns that are kept beside the pairs."""
 
     def __str__(self) -> str:
-        kept = ", ".join(self.kept[:MAX_KEPT_NAMES])
-        more = len(self.kept) - MAX_KEPT_NAMES
-        kept += f" and {more} more" if more > 0 else ""
-        used = ", ".join(self.columns.values())
-        return f"{self.name} ({self.value}): {used}" + (f"; kept {kept}" if kept else "")
+        return f"{self.name} ({self.value}): {', '.join(self.columns.values())}"
 
     @property
     def is_list(self) -> bool:

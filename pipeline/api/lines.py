@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from offpref.pipeline.pairs.mask_names import shown_mask
 from offpref.pipeline.pairs.pair_sets import (
+    KEPT,
+    SKIPPED,
     PairSet,
     is_of_former_rule,
     other_counts,
@@ -45,6 +47,10 @@ def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
     """Yield what a version holds, and what of its data could not be used."""
     yield f"form       {found.form}"
     counts = other_counts(store, found)
+    for name, start in (("kept", KEPT), ("skipped", SKIPPED)):
+        for what in counts:
+            if what.startswith(start):
+                yield f"{name:<11}{what.removeprefix(start)}"
     num_lists = counts.pop("lists", 0)
     made = f"{found.num_pairs:,} pairs" if found.num_pairs or not num_lists else ""
     made += f"{', ' if made and num_lists else ''}{f'{num_lists:,} lists' if num_lists else ''}"
@@ -59,6 +65,8 @@ def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
             "tokenised together with their prompt"
         )
     for what, number in counts.items():
+        if what.startswith((KEPT, SKIPPED)):
+            continue
         yield f"counted    {number:,} {what}"
 
 

@@ -20,6 +20,10 @@ from offpref.stores.files.regular import parse_object
 from offpref.stores.schema import MIXTURES, PAIR_SET_COUNTS, PAIR_SETS, PAIRS, REJECTS
 from offpref.stores.store import Store
 
+KEPT = "columns that are kept: "
+SKIPPED = "files that are no data: "
+"""Beginnings of what is counted, before names."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSet:
