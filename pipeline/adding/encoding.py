@@ -143,6 +143,8 @@ class Encoder:
             if prompt not in of_prompts:
                 of_prompts[prompt] = self._tokenizer.difference(ids[i][0], prompt, is_prompt=True)
             own = self._tokenizer.difference(ids[i][1], completion, is_prompt=False)
+            if own and self._tokenizer.decode_together(*ids[i], prompt, completion):
+                own = None
             kept[i].findings = _findings(of_prompts[prompt], own)
         for i, each in kept.items():
             num_tokens = len(each.ids) - each.num_prompt_tokens

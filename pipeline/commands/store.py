@@ -19,23 +19,19 @@ def store_group() -> None:
 @command(name="ls")
 def list_store(store: Path) -> None:
     """List what STORE holds: rows, bytes and shards of every table and partition."""
+    from offpref.pipeline.tokenization.former_rule import former_lines
     from offpref.stores.live import LiveStore
     from offpref.stores.maintenance.listing import list_contents
-    from offpref.stores.schema import PAIR_SETS, REWARDS
+    from offpref.stores.schema import REWARDS
 
     opened = LiveStore.open(store)
     lines = list_contents(opened)
-    if opened.partitions(REWARDS.name):
+    if opened.partitions(REWARDS.name):  # the only rows that are read, with pyarrow
         from offpref.pipeline.rewards.objectives import coverage
         from offpref.stores.store import Store
 
         lines += coverage(Store.open(store))
-    if opened.partitions(PAIR_SETS.name):
-        from offpref.pipeline.pairs.pair_sets import former_lines
-        from offpref.stores.store import Store
-
-        lines += former_lines(Store.open(store))
-    say_lines(lines)
+    say_lines([*lines, *former_lines(opened)])
 
 
 @command(options_of(VerifySettings), name="verify")

@@ -168,17 +168,6 @@ def is_of_former_rule(found: PairSet) -> bool:
     return settings.get("kind") == "pair_set" and int(settings.get("tokenization", 1)) < RULE
 
 
-def former_lines(store: Store) -> list[str]:
-    """Return a line for each pair set whose newest version is of an older rule of tokenisation."""
-    newest = {each.name: each for each in pair_sets(store)}
-    return [
-        f"{each} was made by an older rule of tokenisation; it stays in use, and adding its data "
-        "again makes a new version"
-        for each in newest.values()
-        if is_of_former_rule(each)
-    ]
-
-
 def other_counts(store: Store, found: PairSet) -> dict[str, int]:
     """Return what else was counted while a version was added, most frequent first."""
     is_own = pc.field("pair_set_fingerprint") == found.fingerprint

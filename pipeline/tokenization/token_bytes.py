@@ -54,6 +54,10 @@ class TokenBytes:
         table = self.table
         return b"".join([table[i] for i in ids])
 
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Return the text that the tokenizer decodes ids to, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def difference(
         self, ids: Sequence[int], text: str, *, may_begin_with_space: bool
     ) -> str | None:
@@ -68,7 +72,7 @@ class TokenBytes:
         found, wanted = self.spelled(ids), text.encode("utf-8", "replace")
         if found == wanted or (may_begin_with_space and found == b" " + wanted):
             return None
-        if text == self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False):
+        if text == self.decoded(ids):
             return None  # it puts words together in a way of its own
         if self._unknown_id is not None and self._unknown_id in ids:
             return UNKNOWN

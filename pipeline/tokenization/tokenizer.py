@@ -184,13 +184,35 @@ class Tokenizer:
             text: What they should spell.
             is_prompt: Whether it is a prompt, before whose text tokens may have been prepended.
         """
-        own, bos, eos = list(ids), self.bos_token_id, self.eos_token_id
-        if is_prompt and own[:1] == self._first_ids() and not self._begins(text, own[0]):
-            own = own[1:]
-        if not is_prompt and own[-1:] == [eos] and not self._ends(text, own[-1]):
-            own = own[:-1]
-        may_begin = is_prompt and (self._completions.is_used or bos is not None)
+        own = self._own_of_prompt(ids, text) if is_prompt else self._own_of_completion(ids, text)
+        may_begin = is_prompt and (self._completions.is_used or self.bos_token_id is not None)
         return self.token_bytes.difference(own, text, may_begin_with_space=may_begin)
+
+    def decode_together(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], prompt: str, completion: str
+    ) -> bool:
+        """Whether ids of prompt and completion decode to both, one behind the other.
+
+        Of words that a tokenizer puts spaces between, they do even where the completion does not
+        alone.
+        """
+        whole = [
+            *self._own_of_prompt(prompt_ids, prompt),
+            *self._own_of_completion(completion_ids, completion),
+        ]
+        return self.token_bytes.decoded(whole) == prompt + completion
+
+    def _own_of_prompt(self, ids: Sequence[int], text: str) -> list[int]:
+        """Return a prompt's ids without a token that was put before its text."""
+        own = list(ids)
+        is_added = own[:1] == self._first_ids() and not self._begins(text, own[0])
+        return own[1:] if is_added else own
+
+    def _own_of_completion(self, ids: Sequence[int], text: str) -> list[int]:
+        """Return a completion's ids without an end that was put behind its text."""
+        own = list(ids)
+        is_added = own[-1:] == [self.eos_token_id] and not self._ends(text, own[-1])
+        return own[:-1] if is_added else own
 
     def _begins(self, text: str, token: int) -> bool:
         return text.encode("utf-8", "replace").startswith(self.token_bytes.table[token])

@@ -358,11 +358,11 @@ class Catalog(Closing):
         found: list[str] = []
         for wanted in [names] if names in {row[0] for row in rows} else names.split(","):
             beginning = wanted.strip().lower().replace("-", "")
-            ids = [
+            # A name counts before the beginning of an id, which a short name may be as well.
+            ids = [row[2] for row in rows if wanted.strip() in row[:2]] or [
                 row[2]
                 for row in rows
-                if wanted.strip() in row[:2]
-                or (beginning and row[2].replace("-", "").startswith(beginning))
+                if beginning and row[2].replace("-", "").startswith(beginning)
             ]
             if not ids:
                 known = ", ".join(dict.fromkeys(row[0] for row in rows[:20])) or "none"

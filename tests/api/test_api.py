@@ -256,7 +256,7 @@ def test_pair_sets_are_described(store: offpref.OpenStore) -> None:
     lines = repr(found).splitlines()
 
     assert lines[0] == f"pair set   {found}"
-    assert lines[2].startswith(f"rows       {found.num_pairs + found.num_rejects}: ")
+    assert lines[3].startswith(f"rows       {found.num_pairs + found.num_rejects}: ")
     assert "nothing was read" not in repr(found)
 
 

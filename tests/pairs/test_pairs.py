@@ -375,7 +375,7 @@ def test_real_pairs_of_every_form(store: Store, shared: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("not JSON\n[1]\n", "expected JSON objects, found none in the first 2 rows"),
+        ("not JSON\n[1]\n", "expected JSON objects, row 0: not valid JSON"),
         ('{"question": "q"}\n', "expected columns .* got: question"),
     ],
 )
