@@ -18,7 +18,7 @@ from offpref.stores.files.unpacking import read_groups
 
 from .errors import ShardCorruptError
 from .key_index import Keys, find_keys, to_keys
-from .schema import HIDDEN, LOGPS, SEQUENCES, TABLES, TOKENS, TOPK
+from .schema import HIDDEN, LISTS, LOGPS, MASKS, SEQUENCES, SPANS, TABLES, TOKENS, TOPK
 
 Counts = NDArray[np.int64]
 
@@ -28,6 +28,10 @@ _LISTS = {
     TOPK.name: ("ids", "logps", "tail_logps"),
     TOKENS.name: ("token_logps", "forward_kl", "entropy"),
 }
+
+
+# Starts and ends of stretches of a sequence's completion tokens, and what else is a list beside.
+_STRETCHES = {SPANS.name: ("starts", "ends", "roles"), MASKS.name: ("starts", "ends")}
 
 
 def check_lengths(table: str, keys: Keys, found: Counts, expected: Counts) -> None:
@@ -93,6 +97,10 @@ def length_problems(shards: Sequence[Shard]) -> list[str]:
     for shard in shards:
         if shard.table in _LISTS or shard.table == HIDDEN.name:
             problems += _shard_problems(shard, keys, counts)
+        elif shard.table in _STRETCHES:
+            problems += _stretch_problems(shard, keys, counts)
+        elif shard.table == LISTS.name:
+            problems += _ranking_problems(shard)
     return problems
 
 
@@ -145,6 +153,40 @@ def _shard_problems(shard: Shard, keys: Keys, counts: Counts) -> list[str]:
                 return [
                     f"{shard.path}: {name} of sequence {_hex(own[first])} has {found[first]:,}"
                     f" values, expected {expected[first]:,}: one for each completion token"
+                ]
+    return []
+
+
+def _stretch_problems(shard: Shard, keys: Keys, counts: Counts) -> list[str]:
+    """What is wrong with stretches of tokens: they lie in their completion, one after the other."""
+    lists = _STRETCHES[shard.table]
+    for rows in _groups(shard, ["sequence_key", *lists]):
+        own = to_keys(rows.column("sequence_key"))
+        places, is_there = find_keys(own, keys)
+        limits = counts[places] if len(keys) else np.zeros(len(own), np.int64)
+        columns = [rows.column(name).to_pylist() for name in lists]
+        for key, limit, is_known, *values in zip(own, limits, is_there, *columns, strict=True):
+            bounds = [each for pair in zip(*values[:2], strict=False) for each in pair]
+            is_right = len({len(each) for each in values}) == 1 and bounds == sorted(bounds)
+            is_inside = not bounds or (bounds[0] >= 0 and (not is_known or bounds[-1] <= limit))
+            if not (is_right and is_inside):
+                return [
+                    f"{shard.path}: expected stretches of the {limit:,} tokens of sequence "
+                    f"{_hex(key)}, in order, found others"
+                ]
+    return []
+
+
+def _ranking_problems(shard: Shard) -> list[str]:
+    """What is wrong with ranked lists: a score for each sequence, best first."""
+    for rows in _groups(shard, ["list_key", "sequence_keys", "scores"]):
+        for row in rows.to_pylist():
+            scores = row["scores"]
+            is_ranked = scores == sorted(scores, reverse=True)
+            if len(scores) != len(row["sequence_keys"]) or len(scores) < 2 or not is_ranked:
+                return [
+                    f"{shard.path}: expected two sequences or more and their scores, best first, in"
+                    f" list {_hex(row['list_key'])}, found others"
                 ]
     return []
 

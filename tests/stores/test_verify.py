@@ -14,7 +14,7 @@ from offpref.stores.maintenance.compact import _merge_shards, compact_store
 from offpref.stores.maintenance.garbage import collect_garbage
 from offpref.stores.maintenance.listing import list_contents, list_partitions
 from offpref.stores.maintenance.verify import verify_store
-from offpref.stores.schema import LOGPS, RUN_EVENTS
+from offpref.stores.schema import LOGPS, RUN_EVENTS, TABLES
 from offpref.stores.store import Store
 
 
@@ -368,3 +368,38 @@ def test_run_needs_no_spec(store: Store) -> None:
         batch.add("run_events", run_id.hex(), pa.Table.from_pylist([row], schema=RUN_EVENTS.schema))
 
     assert verify_store(store.path).problems == []
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "said"),
+    [
+        ("spans", {"starts": [0], "ends": [99], "roles": ["assistant"]}, "expected stretches"),
+        ("spans", {"starts": [2, 0], "ends": [3, 1], "roles": ["a", "b"]}, "expected stretches"),
+        ("spans", {"starts": [0], "ends": [1], "roles": []}, "expected stretches"),
+        ("masks", {"starts": [1], "ends": [0]}, "expected stretches"),
+        ("lists", {"scores": [1.0]}, "expected two sequences or more"),
+        ("lists", {"scores": [1.0, 2.0]}, "expected two sequences or more"),
+        ("spans", {"starts": [0, 1], "ends": [1, 2], "roles": ["a", "b"]}, None),
+        ("lists", {"scores": [2.0, 1.0]}, None),
+    ],
+)
+def test_turns_masks_and_lists_fit_their_sequences(
+    table: str, values: dict[str, object], said: str | None, scored: Store
+) -> None:
+    keys = scored.read("sequences")["sequence_key"].to_pylist()
+    row = {
+        "spans": {"text_key": b"t" * 16, "sequence_key": keys[0]},
+        "masks": {"run_id": b"r" * 16, "pair_key": b"p" * 16, "sequence_key": keys[0]},
+        "lists": {
+            "pair_set": "l", "pair_set_fingerprint": "f", "list_key": b"l" * 16,
+            "sequence_keys": keys[:2], "split": "train", "weight": 1.0, "source_file": "x",
+            "source_row": 0, "source": None,
+        },
+    }[table] | values  # fmt: skip
+    partition = scored.partitions("sequences")[0]
+    with scored.batch() as batch:
+        batch.add(table, partition, pa.Table.from_pylist([row], schema=TABLES[table].schema))
+
+    found = verify_store(scored.path).problems
+
+    assert [said in each for each in found] == [True] if said else found == []
