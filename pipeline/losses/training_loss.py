@@ -111,8 +111,10 @@ class TrainingLoss:
 
     @property
     def sides(self) -> Sides:
-        """Completions that a pair must have."""
+        """Completions that a pair must have; whole lists, if a loss of the sum takes lists."""
         sides = {part.loss.sides for part in self.parts}
+        if "list" in sides:
+            return "list"
         return sides.pop() if len(sides) == 1 else "both"
 
     @property
@@ -168,6 +170,7 @@ def training_loss(settings: LossSettings) -> TrainingLoss:
     """
     given: dict[str, Any] = settings.given()
     parts = _parts(settings.loss_type, given)
+    _check_lists(parts)
     _check_modifiers(parts, given)
     loss = TrainingLoss(
         parts=parts,
@@ -275,6 +278,17 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
     return tuple(parts)
 
 
+def _check_lists(parts: Sequence[LossPart]) -> None:
+    """Refuse losses that cannot take the best and the worst completion of a list for a pair."""
+    of_lists = [part.name for part in parts if part.loss.sides == "list"]
+    for part in parts:
+        if of_lists and part.loss.couples:
+            raise ValueError(
+                f"{part.name} and {of_lists[0]} cannot be summed: {part.name} compares the pairs "
+                f"of a step, {of_lists[0]} takes lists; train with one of them"
+            )
+
+
 def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> None:
     if "f_divergence_type" in wanted:
         _check_acts("f_divergence_type", "takes_divergence", parts)
@@ -290,6 +304,10 @@ def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> No
             if part.loss.couples:
                 raise ValueError(
                     f"use_weighting has no effect on {part.name}: its losses do not belong to pairs"
+                )
+            if part.loss.sides == "list":
+                raise ValueError(
+                    f"use_weighting has no effect on {part.name}: it weighs pairs, not lists"
                 )
         if all(part.loss.sides == "chosen" for part in parts):
             raise ValueError("use_weighting has no effect on sft: it weighs both completions")
