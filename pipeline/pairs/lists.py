@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from offpref.pipeline.models.packing import Indices
-from offpref.stores.errors import ShardCorruptError
+from offpref.stores.errors import PairSetError, ShardCorruptError
 from offpref.stores.key_index import Keys, to_keys
 from offpref.stores.schema import LISTS
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet, version_rows
+from .pair_sets import PairSet, pair_rows, version_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +92,22 @@ def list_rows(
     if split is not None:
         is_own &= pc.field("split") == split
     return store.read(LISTS.name, pair_set.tokenizer, list(columns), is_own)
+
+
+def check_has_pairs(store: Store, pair_set: PairSet) -> None:
+    """Refuse a pair set that has only lists, where pairs are needed.
+
+    Raises:
+        PairSetError: If it does; the message names what helps.
+    """
+    if pair_rows(store, pair_set, ["split"]).num_rows:
+        return
+    if list_rows(store, pair_set, ["split"]).num_rows:
+        raise PairSetError(
+            f"{pair_set} has lists, not pairs: train on them with --loss-type plackett_luce or "
+            f"lambda_loss, or make pairs of them: offpref select {store.path} --pair-set "
+            f"{pair_set.name} --from-lists best-worst"
+        )
 
 
 def sequence_keys_of(

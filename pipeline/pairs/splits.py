@@ -24,7 +24,7 @@ from offpref.stores.keys import KEY_BYTES
 from offpref.stores.schema import SEQUENCES
 from offpref.stores.store import Store
 
-from .lists import ListMembers, list_rows, load_members
+from .lists import ListMembers, check_has_pairs, list_rows, load_members
 from .pair_sets import PairSet, pair_rows
 from .stretches import CountedTokens, Stretches
 
@@ -175,7 +175,7 @@ def load_pairs(store: Store, pair_set: PairSet, *, split: str, sides: Sides) -> 
     if sides == "chosen":
         rows = rows.filter(pa.array(has_chosen))
     if not rows.num_rows:
-        _check_no_lists(store, pair_set)
+        check_has_pairs(store, pair_set)
         raise PairSetError(
             f"{pair_set} has no pair of split {split!r} that the loss can use; "
             f"it has: {_splits(store, pair_set)}"
@@ -244,17 +244,6 @@ def _described_lists(
         num_left_out=num_left_out,
         members=members,
     )
-
-
-def _check_no_lists(store: Store, pair_set: PairSet) -> None:
-    """Say what to do where a loss of pairs is given a pair set that has only lists."""
-    has_pairs = pair_rows(store, pair_set, ["split"]).num_rows
-    if not has_pairs and list_rows(store, pair_set, ["split"]).num_rows:
-        raise PairSetError(
-            f"{pair_set} has lists, not pairs: train on them with --loss-type plackett_luce or "
-            f"lambda_loss, or make pairs of them: offpref select {store.path} --pair-set "
-            f"{pair_set.name} --from-lists best-worst"
-        )
 
 
 def _splits(store: Store, pair_set: PairSet) -> str:
