@@ -170,7 +170,7 @@ def training_loss(settings: LossSettings) -> TrainingLoss:
     """
     given: dict[str, Any] = settings.given()
     parts = _parts(settings.loss_type, given)
-    _check_lists(parts)
+    _check_lists(parts, given)
     _check_modifiers(parts, given)
     loss = TrainingLoss(
         parts=parts,
@@ -278,11 +278,16 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
     return tuple(parts)
 
 
-def _check_lists(parts: Sequence[LossPart]) -> None:
-    """Refuse losses that cannot take the best and the worst completion of a list for a pair."""
+def _check_lists(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> None:
+    """Refuse what cannot take the best and the worst completion of a list for a pair."""
     of_lists = [part.name for part in parts if part.loss.sides == "list"]
+    if not of_lists:
+        return
+    for name in ("ld_alpha", "use_weighting"):
+        if wanted.get(name) is not None:
+            raise ValueError(f"{name} has no effect on {of_lists[0]}: it weighs pairs, not lists")
     for part in parts:
-        if of_lists and part.loss.couples:
+        if part.loss.couples or part.loss.needs_kl_pairs:
             raise ValueError(
                 f"{part.name} and {of_lists[0]} cannot be summed: {part.name} compares the pairs "
                 f"of a step, {of_lists[0]} takes lists; train with one of them"
@@ -304,10 +309,6 @@ def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> No
             if part.loss.couples:
                 raise ValueError(
                     f"use_weighting has no effect on {part.name}: its losses do not belong to pairs"
-                )
-            if part.loss.sides == "list":
-                raise ValueError(
-                    f"use_weighting has no effect on {part.name}: it weighs pairs, not lists"
                 )
         if all(part.loss.sides == "chosen" for part in parts):
             raise ValueError("use_weighting has no effect on sft: it weighs both completions")

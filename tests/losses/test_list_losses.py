@@ -333,6 +333,7 @@ def test_ordered_comparisons_are_counted() -> None:
         (("lambda_loss",), {"use_weighting": True}, "no effect on lambda_loss: it weighs pairs"),
         (("plackett_luce",), {"label_smoothing": 0.1}, "no effect on plackett_luce"),
         (("plackett_luce", "aot"), {}, "aot and plackett_luce cannot be summed"),
+        (("kto", "lambda_loss"), {}, "kto and lambda_loss cannot be summed"),
         (("sigmoid", "lambda_loss"), {"ld_alpha": 0.5}, "ld_alpha has no effect on lambda_loss"),
     ],
 )

@@ -69,7 +69,13 @@ PLAIN: dict[str, Callable[[Tensor, list[float], float], Tensor]] = {
 class PlainLists:
     """Trains on lists the usual way: padded sequences, both models, nothing stored."""
 
-    def __init__(self, store: Store, policy: Path, reference: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self, store: Store, policy: Path, reference: Path,
+        counts: Callable[[list[int]], list[bool]] | None = None,
+    ) -> None:  # fmt: skip
+        """Load both models; ``counts`` says which tokens of a completion count, by default all."""
+        self._counts = counts
+        dtype = torch.float32
         load: Any = AutoModelForCausalLM.from_pretrained
         self.policy, self._reference = load(policy, dtype=dtype), load(reference, dtype=dtype)
         self._rows = {row["sequence_key"]: row for row in store.read("sequences").to_pylist()}
@@ -86,10 +92,15 @@ class PlainLists:
         logps = logps.gather(-1, ids[:, 1:, None])[..., 0]
         starts = torch.tensor([row["num_prompt_tokens"] for row in rows])[:, None]
         is_completion = mask[:, 1:] & (torch.arange(1, longest) >= starts)
+        if self._counts is not None:
+            for place, row in enumerate(rows):
+                start = row["num_prompt_tokens"]
+                counted = torch.tensor(self._counts(row["ids"][start:]))
+                is_completion[place, start - 1 : len(row["ids"]) - 1] &= counted
         return torch.where(is_completion, logps, 0.0).double().sum(1)
 
     def measure(self, key: bytes, name: str, beta: float) -> Mapping[str, Any]:
-        """The columns of ``examples`` of a list, its loss as a tensor, and how many are in order."""
+        """The columns of ``examples`` of a list, its loss a tensor, and how many are in order."""
         own = self.lists[key]
         policy = self.logps(self.policy, own["sequence_keys"])
         with torch.no_grad():

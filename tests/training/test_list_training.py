@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from list_cases import PlainLists, write_lists
+from mask_cases import put_some_spans, some_spans, truths
 from safetensors.torch import load_file
 from stopping import send, start_until
 
@@ -96,7 +98,7 @@ def test_run_equals_a_plain_one_on_padded_sequences(
         eval_every=3,
     )  # fmt: skip
     plan = plan_training(ranked, settings)
-    plain = PlainLists(ranked, other_model, model_dir, torch.float32)
+    plain = PlainLists(ranked, other_model, model_dir)
     optimizer = torch.optim.AdamW(plain.policy.parameters(), lr=2e-3, eps=1e-4, weight_decay=0.0)
 
     summary = train(plan)
@@ -230,7 +232,7 @@ def test_missing_scores_name_the_command_that_computes_them(
     store.refresh()
     num_sequences = len(store.read("sequences"))
 
-    with pytest.raises(PairSetError, match=f"{num_sequences:,} ?sequences|offpref score") as error:
+    with pytest.raises(PairSetError, match=f"{num_sequences} sequences of ranked") as error:
         plan_training(store, list_settings(reference=None))
     command = re.search(r"run: offpref (score .*)", str(error.value))
     assert command is not None
@@ -246,9 +248,9 @@ def test_pairs_are_not_lists_and_lists_are_not_pairs(
 ) -> None:
     with pytest.raises(PairSetError, match="has pairs, not lists: a loss of lists needs"):
         plan_training(scored, list_settings(pair_set="reviews"))
-    with pytest.raises(PairSetError, match="has lists, not pairs: .* --from-lists best-worst"):
+    with pytest.raises(PairSetError, match=r"has lists, not pairs: .* --from-lists best-worst"):
         plan_training(ranked, train_settings(pair_set="ranked"))
-    with pytest.raises(PairSetError, match="no list of split 'test'; it has: .* of 'train'"):
+    with pytest.raises(PairSetError, match=r"no list of split 'test'; it has: .* of 'train'"):
         plan_training(ranked, list_settings(train_split="test"))
 
 
@@ -290,6 +292,77 @@ def test_lists_of_one_score_are_left_out_with_a_word(
     assert "1 lists of split train are left out: they score all" in done.stderr
     with pytest.raises(ValueError, match="has 2 lists: not one step"):
         plan_training(store, list_settings(pairs_per_step=3, output_dir=Path("elsewhere")))
+
+
+@pytest.mark.parametrize("mask", ["last-turn", "assistant", "sql"])
+def test_mask_acts_on_every_completion_of_a_list(
+    ranked: Store, list_settings: Settings, other_model: Path, model_dir: Path, mask: str
+) -> None:
+    def counts(ids: list[int]) -> list[bool]:
+        if mask == "sql":
+            return [place % 3 > 0 for place in range(len(ids))]
+        return truths(some_spans(ids), len(ids), mask)
+
+    put_some_spans(ranked)
+    query = (
+        "sql:with tokens as (select sequence_key, unnest(range(num_completion_tokens)) as position "
+        "from sequences) select sequence_key, position from tokens where position % 3 > 0"
+    )
+    given = list_settings(
+        model=other_model, mask=query if mask == "sql" else mask, max_steps=1, log_tokens="all",
+        max_batch_tokens=150,
+    )  # fmt: skip
+    summary = train(plan_training(ranked, given))
+
+    plain = PlainLists(ranked, other_model, model_dir, counts)
+    examples = rows_of(ranked, summary.run_id, "examples")
+    for row in examples:
+        expected = plain.measure(row["pair_key"], "plackett_luce", 0.1)
+        assert row["loss"] == pytest.approx(float(expected["loss"].detach()), abs=1e-5)
+        for column in expected.keys() & row.keys() - {"loss"}:
+            assert row[column] == pytest.approx(expected[column], abs=1e-4), column
+    every = PlainLists(ranked, other_model, model_dir).measure(
+        examples[0]["pair_key"], "plackett_luce", 0.1
+    )
+    assert abs(float(every["loss"].detach()) - examples[0]["loss"]) > 1e-4
+    rows = rows_of(ranked, summary.run_id, "masks")
+    assert len(rows) == 16  # of best and worst, whose tokens are logged
+
+
+def test_mask_that_takes_pairs_is_refused(ranked: Store, list_settings: Settings) -> None:
+    with pytest.raises(ValueError, match="mask diff has no effect on lists"):
+        plan_training(ranked, list_settings(mask="diff"))
+    with pytest.raises(ValueError, match="pair_key has no effect on lists"):
+        plan_training(
+            ranked,
+            list_settings(mask="sql:select sequence_key, 0 as position, list_key as pair_key "
+                               "from (select list_key, unnest(sequence_keys) as sequence_key "
+                               "from lists)"),
+        )  # fmt: skip
+
+
+def test_list_whose_tokens_do_not_count_is_left_out(ranked: Store, list_settings: Settings) -> None:
+    spared = ranked.read("lists").to_pylist()[0]
+    names = ", ".join(f"'{UUID(bytes=key)}'" for key in spared["sequence_keys"])
+    query = (
+        "sql:with tokens as (select sequence_key, unnest(range(num_completion_tokens)) as position "
+        f"from sequences) select * from tokens where sequence_key not in ({names})"
+    )
+
+    plan = plan_training(ranked, list_settings(mask=query, train_split=spared["split"]))
+
+    assert plan.pairs.num_uncounted == 1
+    assert spared["list_key"] not in padded_keys(plan.pairs.keys)
+    assert plan.pairs.members is not None
+    assert plan.pairs.counted is not None
+    assert plan.pairs.counted.members is not None
+    counted = plan.pairs.counted.members.counts
+    shared = np.isin(plan.pairs.members.keys, np.array(spared["sequence_keys"], "S16"))
+    assert (counted[~shared] == plan.pairs.members.num_tokens[~shared]).all()
+
+
+def padded_keys(keys: Any) -> list[bytes]:
+    return [bytes(key).ljust(16, b"\0") for key in keys]
 
 
 def test_best_and_worst_of_a_list_are_logged_by_token(
@@ -352,3 +425,40 @@ def test_held_out_loss_falls(
     assert held_out[-1]["loss"] < held_out[0]["loss"]
     accuracies = [dict(s["metrics"])["rewards/list_accuracies"] for s in held_out]
     assert 0 < accuracies[0] < accuracies[1] <= 1
+
+
+def test_own_loss_of_lists_is_the_built_in_to_the_last_bit(
+    ranked: Store, list_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_lists.py").write_text(
+        "import offpref\n"
+        "from offpref.pipeline.losses import list_losses\n"
+        '@offpref.loss(sides="list")\n'
+        "def mine(scores, *, beta: float = 0.1):\n"
+        "    return list_losses.plackett_luce(scores, beta=beta)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    runs = [
+        train(plan_training(ranked, list_settings(loss_type=name, max_steps=3, output_dir=folder)))
+        for name, folder in (
+            ("plackett_luce", tmp_path / "one"), ("python:own_lists:mine", tmp_path / "two")
+        )
+    ]  # fmt: skip
+
+    losses = [[row["loss"] for row in rows_of(ranked, run.run_id, "steps")] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_report_and_questions_take_a_run_on_lists(
+    ranked: Store, list_settings: Settings, tmp_path: Path
+) -> None:
+    given = list_settings(max_steps=2, eval_every=1, log_tokens="all")
+    train(plan_training(ranked, given))
+
+    for command in (
+        ["report", str(ranked.path), "--output", str(tmp_path / "report.html")],
+        *(["query", str(ranked.path), name] for name in ("compare", "runs", "margins", "accuracy")),
+    ):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
