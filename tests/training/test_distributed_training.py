@@ -122,7 +122,9 @@ def test_two_processes_train_on_the_lists_of_one(
         assert a["num_tokens"] == b["num_tokens"]
         found, other = (dict(row["metrics"])["rewards/list_accuracies"] for row in (a, b))
         assert found == pytest.approx(other, abs=0.02)
-    keys = [{(r["step"], r["pair_key"]) for r in recorded(store, o, "examples")} for o in (one, two)]
+    keys = [
+        {(r["step"], r["pair_key"]) for r in recorded(store, o, "examples")} for o in (one, two)
+    ]
     assert keys[0] == keys[1]
     weights = [load_file(path / "model.safetensors") for path in (one, two)]
     for key in weights[0]:
