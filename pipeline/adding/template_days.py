@@ -11,11 +11,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from offpref.pipeline.pairs.completions import load_texts, template_inputs
-from offpref.pipeline.pairs.pair_sets import PairSet, pair_rows, pair_sets
+from offpref.pipeline.pairs.lists import sequence_keys_of
+from offpref.pipeline.pairs.pair_sets import PairSet, pair_sets
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores.key_index import to_keys
 from offpref.stores.schema import SEQUENCES
@@ -106,9 +106,7 @@ def _day(store: Store, found: PairSet, folder: Path) -> date | None:
 
 def _prompts(store: Store, found: PairSet) -> Iterator[tuple[list[int], Any]]:
     """Yield the ids of the prompts of a version's sequences, and their messages."""
-    pairs = pair_rows(store, found, ["chosen_key", "rejected_key"])
-    chunks = pairs["chosen_key"].chunks + pairs["rejected_key"].chunks
-    wanted = pc.unique(pa.chunked_array(chunks, pa.binary(16))).drop_null()
+    wanted = sequence_keys_of(store, found.fingerprint, tokenizer=found.tokenizer)
     rows = store.read(
         SEQUENCES.name, found.tokenizer, ["sequence_key", "text_key", "num_prompt_tokens", "ids"]
     )

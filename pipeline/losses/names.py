@@ -8,10 +8,11 @@ LOSS_TYPES = (
     "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "tdpo1", "tdpo2", "modpo",
     "simpo", "orpo", "cpo", "slic", "rrhf", "kto", "rdpo", "sft", "unlikelihood",
+    "plackett_luce", "lambda_loss",
 )  # fmt: skip
 """Keys of ``registry.LOSSES``, here so that help needs no torch."""
-Sides = Literal["both", "chosen", "any"]
-"""Completions that a loss needs of a pair: both, the chosen one, or any."""
+Sides = Literal["both", "chosen", "any", "list"]
+"""Completions that a loss needs of a pair: both, the chosen one, or any; or whole lists."""
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 

@@ -58,7 +58,8 @@ def loss(
 
     Args:
         needs_reference: Whether it reads the reference's stored scores.
-        sides: Completions that a pair must have: ``both``, ``chosen`` or ``any``.
+        sides: Completions that a pair must have: ``both``, ``chosen`` or ``any``; or ``list``,
+            where it reads ``policy_list_logps`` and its kin, of whole lists.
         needs_forward_kl: Whether it reads the forward KLs: tier ``hidden`` or ``topk``.
         needs_kl_pairs: Whether it reads ``kl_logratios``: scores of mismatched sequences.
         couples: Whether the loss of a pair depends on the other pairs of its step.

@@ -1,7 +1,8 @@
 """The scores of pairs by policy and reference, as the losses take them.
 
-Letters in shape comments: N pairs, K objectives. Names as in the equations: Delta is ``logps`` of
-the policy minus those of the reference, h the difference of Delta between chosen and rejected.
+Letters in shape comments: N pairs or lists, K objectives, or completions of the longest list. Names
+as in the equations: Delta is ``logps`` of the policy minus those of the reference, h the difference
+of Delta between chosen and rejected.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -53,6 +54,17 @@ class PairScores:
     """f'(exp Delta) of the chosen completion; None for the reverse KL, where it is Delta."""
     rejected_divergence_scores: Tensor | None = None  # [N]
     """The same of the rejected completion."""
+    policy_list_logps: Tensor | None = None  # [N, K]
+    """Summed log-prob of each completion of a list, best first, policy; None for a loss of pairs.
+    Chosen is the best one then, rejected the worst."""
+    ref_list_logps: Tensor | None = None  # [N, K]
+    """The same of the reference; None where the loss needs none."""
+    num_list_tokens: Tensor | None = None  # [N, K]
+    """Tokens of each completion that count."""
+    list_scores: Tensor | None = None  # [N, K]
+    """What the data say of each completion; higher is better, in a unit of the data's."""
+    list_mask: Tensor | None = None  # [N, K]
+    """Whether a list has so many completions, bool."""
     preference_weight: float = 1.0
     """w_0: weight of the pair set's own preference beside the other objectives."""
     objective_weights: tuple[float, ...] = ()
@@ -76,6 +88,11 @@ class PairScores:
     def logratio_margins(self) -> Tensor:  # [N]
         """h: Delta of the chosen completion minus Delta of the rejected one."""
         return self.chosen_logratios - self.rejected_logratios
+
+    @property
+    def list_logratios(self) -> Tensor:  # [N, K]
+        """Delta of each completion of a list."""
+        return present(self.policy_list_logps) - present(self.ref_list_logps)
 
     @property
     def chosen_scores(self) -> Tensor:  # [N]

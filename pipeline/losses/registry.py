@@ -1,9 +1,9 @@
 """The losses by name: what each needs, and which options act on it.
 
-``LOSSES`` is the registry; the functions are in :mod:`pair_losses`, the options with their ranges
-and help in :mod:`settings`. A new loss is a function, an entry here, its name in
-``names.LOSS_TYPES``, and a row of docs/losses.md. What a run minimises, one loss or several, is
-:mod:`training_loss`.
+``LOSSES`` is the registry; the functions are in :mod:`pair_losses` and :mod:`list_losses`, the
+options with their ranges and help in :mod:`settings`. A new loss is a function, an entry here, its
+name in ``names.LOSS_TYPES``, and a row of docs/losses.md. What a run minimises, one loss or
+several, is :mod:`training_loss`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from . import pair_losses
+from . import list_losses, pair_losses
 from .names import Sides, check_loss_type
 from .pair_scores import PairScores
 from .settings import check_option
@@ -33,7 +33,8 @@ class Loss:
     needs_reference: bool = True
     """Whether stored scores of a reference are needed."""
     sides: Sides = "both"
-    """Completions that a pair must have: both, the chosen one (the other is not computed), any."""
+    """Completions that a pair must have: both, the chosen one (the other is not computed), any;
+    or ``list``: all completions of a ranked list take a pair's place."""
     needs_forward_kl: bool = False
     """Whether the reference's whole distribution is needed: tier ``hidden`` or ``topk``."""
     needs_kl_pairs: bool = False
@@ -54,9 +55,10 @@ class Loss:
     def needs(self) -> str:
         """What it needs of the store, for a person."""
         if not self.needs_reference:
-            return "nothing but pairs"
+            return f"nothing but {'lists' if self.sides == 'list' else 'pairs'}"
         more = [("tier hidden or topk", self.needs_forward_kl), ("KL pairs", self.needs_kl_pairs)]
-        return ", ".join(["scores", *(what for what, is_needed in more if is_needed)])
+        first = "scores of lists" if self.sides == "list" else "scores"
+        return ", ".join([first, *(what for what, is_needed in more if is_needed)])
 
     @property
     def shown_options(self) -> list[str]:
@@ -96,6 +98,11 @@ def _tdpo(function: PairLoss, **options: Option | None) -> Loss:
 def _free(function: PairLoss, rewards: Rewards | None, **options: Option | None) -> Loss:
     """Return a loss that needs no reference."""
     return Loss(function=function, options=options, needs_reference=False, rewards=rewards)
+
+
+def _list(function: PairLoss) -> Loss:
+    """Return a loss on Delta of all completions of a list."""
+    return Loss(function=function, options={"beta": 0.1}, sides="list")
 
 
 LOSSES: dict[str, Loss] = {
@@ -140,6 +147,8 @@ LOSSES: dict[str, Loss] = {
         function=pair_losses.sft, options={}, needs_reference=False, sides="chosen", rewards=None
     ),
     "unlikelihood": _free(pair_losses.unlikelihood, "logps", unlikelihood_alpha=1.0),
+    "plackett_luce": _list(list_losses.plackett_luce),
+    "lambda_loss": _list(list_losses.lambda_loss),
 }  # fmt: skip
 
 OPTION_NAMES = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in loss.options))

@@ -111,8 +111,10 @@ class TrainingLoss:
 
     @property
     def sides(self) -> Sides:
-        """Completions that a pair must have."""
+        """Completions that a pair must have; whole lists, if a loss of the sum takes lists."""
         sides = {part.loss.sides for part in self.parts}
+        if "list" in sides:
+            return "list"
         return sides.pop() if len(sides) == 1 else "both"
 
     @property
@@ -168,6 +170,7 @@ def training_loss(settings: LossSettings) -> TrainingLoss:
     """
     given: dict[str, Any] = settings.given()
     parts = _parts(settings.loss_type, given)
+    _check_lists(parts, given)
     _check_modifiers(parts, given)
     loss = TrainingLoss(
         parts=parts,
@@ -273,6 +276,22 @@ def _parts(names: Sequence[str], wanted: Mapping[str, Any]) -> tuple[LossPart, .
         taken = loss_options(name, taken, losses[name] if is_own(name) else None)
         parts.append(LossPart(name=name, loss=losses[name], weight=float(weight), options=taken))
     return tuple(parts)
+
+
+def _check_lists(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> None:
+    """Refuse what cannot take the best and the worst completion of a list for a pair."""
+    of_lists = [part.name for part in parts if part.loss.sides == "list"]
+    if not of_lists:
+        return
+    for name in ("ld_alpha", "use_weighting"):
+        if wanted.get(name) is not None:
+            raise ValueError(f"{name} has no effect on {of_lists[0]}: it weighs pairs, not lists")
+    for part in parts:
+        if part.loss.couples or part.loss.needs_kl_pairs:
+            raise ValueError(
+                f"{part.name} and {of_lists[0]} cannot be summed: {part.name} compares the pairs "
+                f"of a step, {of_lists[0]} takes lists; train with one of them"
+            )
 
 
 def _check_modifiers(parts: Sequence[LossPart], wanted: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from offpref.stores.key_index import Keys, to_keys
 from offpref.stores.schema import SEQUENCES, SHARED_PARTITION, TEXTS
 from offpref.stores.store import Store
 
+from .lists import sequence_keys_of
 from .pair_sets import PairSet, pair_rows
 from .splits import key_array, sequence_places
 
@@ -35,11 +36,8 @@ def load_completions(store: Store, pair_set: PairSet) -> Completions:
     Raises:
         PairSetError: If one is not in the store.
     """
-    rows = pair_rows(store, pair_set, ["chosen_key", "rejected_key"])
-    both = pa.chunked_array(
-        rows["chosen_key"].chunks + rows["rejected_key"].chunks, pa.binary(16)
-    ).drop_null()
-    wanted = np.unique(to_keys(both))
+    found = sequence_keys_of(store, pair_set.fingerprint, tokenizer=pair_set.tokenizer)
+    wanted = np.sort(to_keys(found))
     columns = ["sequence_key", "text_key", "num_completion_tokens"]
     described = store.read(SEQUENCES.name, pair_set.tokenizer, columns)
     places = sequence_places(wanted, to_keys(described["sequence_key"]), pair_set)

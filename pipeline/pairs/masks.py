@@ -57,6 +57,10 @@ def with_mask(
     if mask == ALL:
         return list(found)
     if mask == DIFF:
+        if any(pairs.members is not None for pairs in found):
+            raise ValueError(
+                f"mask {DIFF} has no effect on lists: it compares two completions; a list has more"
+            )
         counted = [_of_difference(store, pair_set, pairs) for pairs in found]
     elif mask.startswith(SQL_PREFIX):
         counted = counted_by_query(store, found, mask.removeprefix(SQL_PREFIX).strip())
@@ -73,7 +77,11 @@ def with_mask(
 def _without_empty(pair_set: PairSet, pairs: TrainingPairs, mask: str) -> TrainingPairs:
     """Return the pairs of which a token counts."""
     assert pairs.counted is not None
-    is_kept = (pairs.counted.chosen.counts + pairs.counted.rejected.counts) > 0
+    of_members = pairs.counted.members
+    if pairs.members is not None and of_members is not None:
+        is_kept = pairs.members.list_sums(of_members.counts) > 0
+    else:
+        is_kept = (pairs.counted.chosen.counts + pairs.counted.rejected.counts) > 0
     if not is_kept.any():
         raise PairSetError(
             f"{pair_set}: mask {shown_mask(mask)} counts no token of any of the {len(pairs):,} "

@@ -23,6 +23,7 @@ from offpref.stores.reader import RowReader
 from offpref.stores.schema import KL_PAIRS, SEQUENCES
 from offpref.stores.store import Store
 
+from .lists import check_has_pairs
 from .pair_sets import PairSet, pair_rows
 from .sequences import Sequence, sequence_table
 from .splits import TrainingPairs, key_array, load_pairs, sequence_places
@@ -34,10 +35,11 @@ def fix_kl_pairs(store: Store, pair_set: PairSet) -> None:
     """Write the mismatched sequences of a pair set, all at once, unless the store has them.
 
     Raises:
-        PairSetError: If no split has two prompts.
+        PairSetError: If no split has two prompts, or there are lists instead of pairs.
     """
     if len(mismatched_keys(store, pair_set)):
         return
+    check_has_pairs(store, pair_set)
     reader = RowReader(store, SEQUENCES.name, pair_set.tokenizer,
                        columns=["ids", "num_prompt_tokens", "prompt_key"])  # fmt: skip
     limit = json.loads(pair_set.settings).get("max_length")  # samples of a policy have none

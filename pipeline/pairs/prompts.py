@@ -11,7 +11,8 @@ from offpref.stores import keys
 from offpref.stores.schema import SEQUENCES, SHARED_PARTITION, TEXTS
 from offpref.stores.store import Store
 
-from .pair_sets import PairSet, pair_rows
+from .lists import sequence_keys_of
+from .pair_sets import PairSet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +50,9 @@ class Prompt:
 
 def prompts_of(store: Store, pair_set: PairSet, split: str) -> list[Prompt]:
     """Return the prompts of a split, each once, in the order of their keys, which is random."""
-    pairs = pair_rows(store, pair_set, ["chosen_key", "rejected_key"], split=split)
-    wanted = pc.unique(pc.coalesce(pairs["chosen_key"], pairs["rejected_key"]))
+    wanted = sequence_keys_of(
+        store, pair_set.fingerprint, tokenizer=pair_set.tokenizer, split=split
+    )
     rows = store.read(
         SEQUENCES.name, pair_set.tokenizer,
         ["sequence_key", "prompt_key", "text_key", "num_prompt_tokens", "ids"],

@@ -85,6 +85,11 @@ class _Answer:
                 f"pair_key; it returns {', '.join(names)}"
             )
         self._names_pairs = "pair_key" in names
+        if self._names_pairs and any(pairs.members is not None for pairs in self._found):
+            raise ValueError(
+                "mask: pair_key has no effect on lists; name their tokens by sequence_key and "
+                "position"
+            )
         self._rows = []
         self._strange = dict.fromkeys(_COLUMNS, np.empty(0, "S16"))
         for batch in reader:
@@ -177,12 +182,8 @@ def _lengths(found: Sequence[TrainingPairs], keys: Keys) -> Indices:
     """Return the number of tokens of each completion."""
     lengths = np.zeros(len(keys), np.int64)
     for pairs in found:
-        for side_keys, counts in (
-            (pairs.chosen_keys, pairs.num_chosen_tokens),
-            (pairs.rejected_keys, pairs.num_rejected_tokens),
-        ):
-            is_there = counts > 0
-            lengths[find_keys(side_keys[is_there], keys)[0]] = counts[is_there]
+        own = pairs.completions()
+        lengths[find_keys(own.keys, keys)[0]] = own.num_tokens
     return lengths
 
 

@@ -89,14 +89,18 @@ def pair_sizes(
     num_rejected_tokens: Indices,  # [P]
     *,
     num_kl_tokens: Indices | None = None,  # [P]
+    num_member_tokens: Indices | None = None,  # [K, P]
     packed: bool,
     length_switch: LengthSwitch | None,
 ) -> PairSizes:
     """Return the sizes of pairs; a completion of 0 tokens means that there is none.
 
     Mismatched sequences take passes of their own, one row per pair, and count if they are longer.
+    Of lists, all K completions take the place of chosen and rejected.
     """
     both = np.stack((num_chosen_tokens, num_rejected_tokens))
+    if num_member_tokens is not None:
+        both = num_member_tokens
     num_completions = (both > 0).sum(axis=0)
     longest = num_prompt_tokens + both.max(axis=0)
     every = both if num_kl_tokens is None else np.stack((*both, num_kl_tokens))

@@ -73,20 +73,24 @@ class CountedTokens:
     rejected: Stretches
     mismatched: Stretches | None = None
     """Of the sequences that a KL is estimated on; None for a loss that estimates none."""
+    members: Stretches | None = None
+    """Of all completions of lists, one list after the other; None for pairs."""
 
-    def take(self, numbers: Indices) -> "CountedTokens":
-        """Return those of some pairs."""
+    def take(self, numbers: Indices, places: Indices | None = None) -> "CountedTokens":
+        """Return those of some pairs; of lists, ``places`` are those of their completions."""
         other = self.mismatched
+        members = self.members
         return CountedTokens(
             chosen=self.chosen.take(numbers),
             rejected=self.rejected.take(numbers),
             mismatched=None if other is None else other.take(numbers),
+            members=None if members is None or places is None else members.take(places),
         )
 
     def digest(self) -> str:
         """Return a hash of which tokens count."""
         hasher = blake3(f"{len(self.chosen)} ".encode())
-        for each in (self.chosen, self.rejected, self.mismatched):
+        for each in (self.chosen, self.rejected, self.mismatched, self.members):
             for array in () if each is None else (each.offsets, each.starts, each.ends):
                 hasher.update(np.ascontiguousarray(array.astype("<i8")).tobytes())
         return hasher.hexdigest(KEY_BYTES)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from offpref.pipeline.pairs.completions import Completions, load_completions, sourced_pairs
+from offpref.pipeline.pairs.lists import check_has_pairs
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.progress import Progress
 from offpref.stores.errors import PairSetError
@@ -124,6 +125,7 @@ class ColumnRewards(RewardSource):
 
     def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
         super().__init__(store, settings, pair_set)
+        check_has_pairs(store, pair_set)
         rows = sourced_pairs(store, pair_set)
         order = np.argsort(to_keys(rows["pair_key"]))
         self._keys = to_keys(rows["pair_key"])[order]

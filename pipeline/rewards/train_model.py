@@ -38,6 +38,7 @@ from offpref.pipeline.models.out_of_memory import LOAD_ADVICE, clear_memory_erro
 from offpref.pipeline.models.random_states import measuring
 from offpref.pipeline.models.tensor_files import tensor_errors
 from offpref.pipeline.pairs.completions import load_completions, load_texts
+from offpref.pipeline.pairs.lists import check_has_pairs
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
 from offpref.pipeline.pairs.step_order import epoch_steps
 from offpref.pipeline.progress import Progress
@@ -95,6 +96,7 @@ def train_reward(
     if device.type == "cpu":
         keep_freed_memory()
     pair_set = find_pair_set(store, settings.pair_set)
+    check_has_pairs(store, pair_set)
     reader = TextReader(settings.model)
     splits = {
         split: _load_pairs(store, pair_set, split, reader) for split in _splits(store, pair_set)

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from offpref.pipeline.adding.add import PlannedAdd, add_pairs, plan_add
 from offpref.pipeline.adding.settings import AddSettings
+from offpref.pipeline.pairs.lists import sequence_keys_of
 from offpref.pipeline.pairs.mismatched import fix_kl_pairs, mismatched_keys
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, version_rows
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets
 from offpref.stores.store import Store
 
 
@@ -118,12 +119,7 @@ class Wanted:
         if self._keys is not None:
             return self._keys
         is_all = self._found is not None and self._has_kl_pairs(self._found)
-        columns = ["chosen_key", "rejected_key"]
-        pairs = version_rows(self._store, self.version, columns, tokenizer=self.tokenizer)
-        both = pa.chunked_array(
-            pairs["chosen_key"].chunks + pairs["rejected_key"].chunks, pa.binary(16)
-        )
-        keys = pc.unique(both).drop_null()
+        keys = sequence_keys_of(self._store, self.version, tokenizer=self.tokenizer)
         if is_all and self._with_kl_pairs:
             mismatched = mismatched_keys(self._store, self.pair_set())
             keys = pc.unique(pa.chunked_array([keys, mismatched]))

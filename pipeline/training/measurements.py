@@ -162,6 +162,8 @@ def largest_residual(values: Values) -> float:
 def without_rounding(values: Values, tolerance: float) -> Values:
     """Return the values with equal rewards where chosen and rejected are no further apart.
 
+    Where all of them are that near, so are those between them in their lists.
+
     Args:
         values: As measured.
         tolerance: In units of the rewards.
@@ -170,8 +172,12 @@ def without_rounding(values: Values, tolerance: float) -> Values:
         return values
     chosen, rejected = values["chosen_rewards"], values["rejected_rewards"]
     is_tie, mean = np.abs(chosen - rejected) <= tolerance, (chosen + rejected) / 2
+    lists = {}
+    if "num_ordered" in values:
+        lists["num_ordered"] = np.where(is_tie, 0.0, values["num_ordered"])
     return {
         **values,
+        **lists,
         "chosen_rewards": np.where(is_tie, mean, chosen),
         "rejected_rewards": np.where(is_tie, mean, rejected),
     }
@@ -186,6 +192,7 @@ def pair_metrics(
 ) -> dict[str, float]:
     """Return the means over pairs, under the usual metric names.
 
+    Of lists, ``rewards/list_accuracies`` is the share of all comparisons that rewards order right.
     Where pairs have one completion, means are over those that have it, margins are the difference
     of the means, and there is no accuracy unless some have both.
     """
@@ -206,6 +213,9 @@ def pair_metrics(
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         if is_pair.any():
             metrics["rewards/accuracies"] = float((chosen > rejected)[is_pair].mean())
+    if "num_ordered" in values:
+        num_right, num_compared = values["num_ordered"].sum(), values["num_compared"].sum()
+        metrics["rewards/list_accuracies"] = float(num_right / num_compared)
     for kind, name in (("forward_kl", kl_name), ("reverse_kl", "reverse_kl")):
         for side, is_there in both:
             if f"{side}_{kind}" in values and is_there.any():

@@ -113,23 +113,22 @@ class MicrobatchReader:
         self, pairs: Indices, is_spare: bool, rows: "_Rows", model: ScoringModel
     ) -> Microbatch:
         table = self._pairs
-        sides = [rows.places(table.chosen_keys[pairs]), rows.places(table.rejected_keys[pairs])]
-        has_side = [table.num_chosen_tokens[pairs] > 0, table.num_rejected_tokens[pairs] > 0]
+        slots = _slots(table, pairs, rows)
         packed: list[PackedRow] = []
         sequences: list[int] = []
-        places = np.full((2, len(pairs)), -1, np.int64)
+        places = np.full(slots.shape, -1, np.int64)
         for i, pair in enumerate(pairs.tolist()):
             split = int(table.num_prompt_tokens[pair])
-            # A pair of two equal completions computes one.
-            own = list(dict.fromkeys(int(sides[s][i]) for s in (0, 1) if has_side[s][i]))
-            for s in (0, 1):
-                if has_side[s][i]:
-                    places[s, i] = len(sequences) + own.index(int(sides[s][i]))
+            is_there = slots[:, i] >= 0
+            found = slots[is_there, i].tolist()
+            own = list(dict.fromkeys(found))  # a pair of two equal completions computes one
+            places[is_there, i] = [len(sequences) + own.index(k) for k in found]
             row = rows.packed(own, split, first_number=len(sequences))
             packed += separate_rows([row]) if _is_mixed(row, model) else [row]
             sequences += own
         batch = model.collate(packed)
-        chosen, rejected = np.where(places < 0, len(sequences), places)
+        stands = np.where(places < 0, len(sequences), places)  # one beyond the last: there is none
+        last = np.maximum((places >= 0).sum(axis=0), 2) - 1  # of lists; of pairs the second
         weights = np.zeros(len(pairs)) if is_spare else table.weights[pairs]
         margins = (table.chosen_margin_rewards, table.rejected_margin_rewards)
         rewards = [None if m is None else torch.from_numpy(m[pairs]) for m in margins]
@@ -138,8 +137,9 @@ class MicrobatchReader:
             is_spare=is_spare,
             batch=batch,
             lengths=torch.tensor(batch.num_completion_tokens),
-            chosen=torch.from_numpy(chosen),
-            rejected=torch.from_numpy(rejected),
+            chosen=torch.from_numpy(stands[0]),
+            rejected=torch.from_numpy(stands[last, np.arange(len(pairs))]),
+            **_lists(table, pairs, stands),
             weights=torch.from_numpy(weights),
             reference=self._reference(sequences, batch, rows, model),
             chosen_margin_rewards=rewards[0],
@@ -188,6 +188,37 @@ class MicrobatchReader:
         )
 
 
+def _slots(table: TrainingPairs, pairs: Indices, rows: "_Rows") -> Indices:  # [2 or K, n]
+    """Return the numbers of each pair's or list's sequences; below 0 where there is none."""
+    if table.members is not None:
+        own = table.members.take(pairs)
+        of_lists: Indices = own.padded(rows.places(own.keys), -1).T
+        return of_lists
+    sides = (table.chosen_keys, table.num_chosen_tokens), (
+        table.rejected_keys, table.num_rejected_tokens
+    )  # fmt: skip
+    return np.stack([
+        np.where(counts[pairs] > 0, rows.places(keys[pairs]), -1) for keys, counts in sides
+    ])  # fmt: skip
+
+
+def _lists(table: TrainingPairs, pairs: Indices, stands: Indices) -> dict[str, Tensor]:
+    """Return what a microbatch has of lists; nothing of pairs.
+
+    Args:
+        table: The pairs of the split.
+        pairs: Numbers of the microbatch's.
+        stands: The place of each completion among the sequences, [K, n].
+    """
+    if table.members is None:
+        return {}
+    own = table.members.take(pairs)
+    return {
+        "members": torch.from_numpy(np.ascontiguousarray(stands.T)),
+        "list_scores": torch.from_numpy(own.padded(own.scores, 0.0)),
+    }
+
+
 def _is_mixed(row: PackedRow, model: ScoringModel) -> bool:
     """Return whether the model computes the row's completions differently, by their length."""
     switch = model.length_switch
@@ -200,7 +231,7 @@ def _is_mixed(row: PackedRow, model: ScoringModel) -> bool:
 def _is_counted(
     table: TrainingPairs,
     pairs: Indices,  # [n]
-    places: Indices,  # [2, n]
+    places: Indices,  # [2 or K, n]
     batch: PackedBatch,
 ) -> Tensor | None:  # [T]
     """Return whether each completion token of a batch counts; None where all do.
@@ -208,17 +239,25 @@ def _is_counted(
     Args:
         table: The pairs of the split.
         pairs: Numbers of the batch's pairs.
-        places: The sequence of either side of each; below 0 where there is none.
+        places: The sequence of either side of each, or of each completion of a list; below 0 where
+            there is none.
         batch: What is computed.
     """
     if table.counted is None:
         return None
     lengths = np.array(batch.num_completion_tokens, np.int64)
-    both = joined([table.counted.chosen.take(pairs), table.counted.rejected.take(pairs)])
-    is_there = places.reshape(-1) >= 0
+    if table.members is not None:
+        assert table.counted.members is not None  # a mask of lists says it of each completion
+        every = table.counted.members.take(table.members.places(pairs))
+        flat = places.T[places.T >= 0]
+        numbers = np.arange(len(flat))
+    else:
+        every = joined([table.counted.chosen.take(pairs), table.counted.rejected.take(pairs)])
+        numbers = np.flatnonzero(places.reshape(-1) >= 0)
+        flat = places.reshape(-1)[numbers]
     side_of = np.empty(len(lengths), np.int64)  # two equal completions of a pair count alike
-    side_of[places.reshape(-1)[is_there]] = np.flatnonzero(is_there)
-    return torch.from_numpy(both.take(side_of).is_counted(lengths))
+    side_of[flat] = numbers
+    return torch.from_numpy(every.take(side_of).is_counted(lengths))
 
 
 class _Rows:
@@ -269,16 +308,15 @@ class _Rows:
         """Return the tokens of prompt and completion of each sequence, as the pairs have them."""
         prompts = np.zeros(len(self.keys), np.int64)
         completions = np.zeros(len(self.keys), np.int64)
-        sides = [
-            (table.chosen_keys, table.num_chosen_tokens),
-            (table.rejected_keys, table.num_rejected_tokens),
-        ]
+        own = table.completions(numbers)
+        places = self.places(own.keys)
+        prompts[places], completions[places] = own.num_prompt_tokens, own.num_tokens
         if table.kl_keys is not None and table.num_kl_tokens is not None:
-            sides.append((table.kl_keys, table.num_kl_tokens))
-        for keys, counts in sides:
-            own = numbers[counts[numbers] > 0]
-            places = self.places(keys[own])
-            prompts[places], completions[places] = table.num_prompt_tokens[own], counts[own]
+            counts = table.num_kl_tokens[numbers]
+            has_tokens = counts > 0
+            places = self.places(table.kl_keys[numbers][has_tokens])
+            prompts[places] = table.num_prompt_tokens[numbers][has_tokens]
+            completions[places] = counts[has_tokens]
         return prompts, completions
 
     def places(self, keys: Keys) -> Indices:

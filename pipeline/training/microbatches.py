@@ -3,7 +3,7 @@
 Each pair is one packed row, so its completions always share a microbatch.
 
 Letters in shape comments: n pairs of a microbatch, s sequences of it, T completion tokens of it,
-K objectives, H hidden size, k most likely tokens.
+K objectives, or completions of the longest list, H hidden size, k most likely tokens.
 """
 
 from collections.abc import Callable
@@ -114,6 +114,11 @@ class Microbatch:
     """The same of the rejected ones."""
     mismatched: Mismatched | None = None
     """What the loss estimates a KL on; None where it does not."""
+    members: Tensor | None = None
+    """Place of each completion of a list among the sequences, best first, [n, K] int64; s where
+    the list has no more. None for pairs; the chosen one is the first, the rejected one the last."""
+    list_scores: Tensor | None = None
+    """What the data say of each completion, [n, K] float64; 0 where the list has no more."""
 
     def to(self, device: torch.device) -> "Microbatch":
         """Return the microbatch on a device; from pinned memory the copy runs in parallel."""
@@ -145,14 +150,14 @@ class Microbatch:
             forward_kl: KL(reference || policy) at each position; None where it is not known.
             log_sum_sq: log sum_v q(v)^2 at each position, q the policy; None as well.
         """
-        counts = torch.nn.functional.pad(self._counts().double(), (0, 1))
+        counts = self.counts()
         weights = None if ld_alpha is None else self._ld_weights(ld_alpha)
         sums = self.sums(token_logps, weights)
         stored = self.reference
         ref = None if stored is None else self.sums(stored.token_logps, weights)
         kl = None if forward_kl is None else self.sums(forward_kl)
         squares = None if log_sum_sq is None else self.sums(log_sum_sq)
-        return PairScores(
+        found = PairScores(
             policy_chosen_logps=sums[self.chosen],
             policy_rejected_logps=sums[self.rejected],
             num_chosen_tokens=counts[self.chosen],
@@ -166,6 +171,22 @@ class Microbatch:
             chosen_margin_rewards=self.chosen_margin_rewards,
             rejected_margin_rewards=self.rejected_margin_rewards,
         )
+        if self.members is None:
+            return found
+        return replace(
+            found,
+            policy_list_logps=sums[self.members],
+            ref_list_logps=None if ref is None else ref[self.members],
+            num_list_tokens=counts[self.members],
+            list_scores=self.list_scores,
+            list_mask=self.members < len(self.lengths),
+        )
+
+    def by_pair(self, sums: Tensor) -> Tensor:  # [s + 1] -> [n]
+        """Return the sum of each pair's completions, of a list's all of them."""
+        if self.members is None:
+            return sums[self.chosen] + sums[self.rejected]
+        return sums[self.members].sum(1)
 
     def sums(self, token_values: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the sum of each sequence over the tokens that count, [s + 1].
@@ -179,6 +200,10 @@ class Microbatch:
         values = _counted(token_values.double(), self.is_counted)
         sums = _sums(values if weights is None else values * weights, self.lengths)
         return torch.nn.functional.pad(sums, (0, 1))
+
+    def counts(self) -> Tensor:  # [s + 1]
+        """Return the number of tokens that count of each sequence; 0 at the end, as in `sums`."""
+        return torch.nn.functional.pad(self._counts().double(), (0, 1))
 
     def _counts(self) -> Tensor:  # [s]
         """Return the number of tokens that count of each sequence."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from offpref.kernels.distributions import Reference
 from offpref.kernels.head import OutputHead
 from offpref.pipeline.losses.coupling import score_values, surrogate
+from offpref.pipeline.losses.list_losses import num_ordered
 from offpref.pipeline.losses.pair_scores import PairScores
 from offpref.pipeline.losses.training_loss import TrainingLoss
 from offpref.pipeline.models.devices import Processes
@@ -112,9 +113,8 @@ class Passes:
             values["chosen_reverse_kl"] = sums[here.chosen]
             values["rejected_reverse_kl"] = sums[here.rejected]
         if entropy is not None:
-            sums = here.sums(entropy)
-            values["entropy_sums"] = sums[here.chosen] + sums[here.rejected]
-            values["num_scored"] = scores.num_chosen_tokens + scores.num_rejected_tokens
+            values["entropy_sums"] = here.by_pair(here.sums(entropy))
+            values["num_scored"] = here.by_pair(here.counts())
         residual = None
         if here.reference is not None:
             difference = (token_logps.detach() - here.reference.token_logps).abs()
@@ -206,4 +206,7 @@ class Passes:
         rewards = self._loss.rewards(scores)
         if rewards is not None:
             values["chosen_rewards"], values["rejected_rewards"] = rewards
+            if scores.policy_list_logps is not None and scores.ref_list_logps is not None:
+                ordered, compared = num_ordered(scores)
+                values["num_ordered"], values["num_compared"] = ordered.double(), compared.double()
         return values

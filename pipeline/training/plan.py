@@ -247,21 +247,23 @@ def _check_folders(store: Store, settings: TrainSettings) -> None:
 
 def _check_steps(plan: TrainingPlan) -> None:
     num_pairs, size = len(plan.pairs), plan.settings.pairs_per_step
+    what = "pairs" if plan.pairs.members is None else "lists"
     if not plan.steps_per_epoch:
         raise ValueError(
             f"pairs_per_step is {size}, and split {plan.pairs.split} of {plan.pair_set} has "
-            f"{num_pairs:,} pairs: not one step; choose a smaller pairs_per_step"
+            f"{num_pairs:,} {what}: not one step; choose a smaller pairs_per_step"
         )
     if not plan.num_steps:
         raise ValueError(f"num_epochs is {plan.settings.num_epochs}: not one step")
 
 
-def _check_lengths(folder: Path, pair_set: PairSet, found: list[TrainingPairs]) -> None:
+def _check_lengths(folder: Path, pair_set: PairSet, splits: list[TrainingPairs]) -> None:
     limit = max_positions(model_config(folder))
-    for pairs in found:
-        completions = [pairs.num_chosen_tokens, pairs.num_rejected_tokens]
-        completions += [] if pairs.num_kl_tokens is None else [pairs.num_kl_tokens]
-        longest = pairs.num_prompt_tokens + np.maximum.reduce(completions)
+    for pairs in splits:
+        found = pairs.completions()
+        longest = found.num_prompt_tokens + found.num_tokens
+        if pairs.num_kl_tokens is not None:
+            longest = np.append(longest, pairs.num_prompt_tokens + pairs.num_kl_tokens)
         if limit is not None and longest.max() > limit:
             raise ModelError(
                 f"{folder}: expected sequences of at most {limit} tokens, {pair_set} has some of "

@@ -36,7 +36,8 @@ def check_passes(plan: TrainingPlan, policy: ScoringModel, processes: Processes)
     for pairs in (plan.pairs, *plan.eval_pairs):
         sizes = pair_sizes(
             pairs.num_prompt_tokens, pairs.num_chosen_tokens, pairs.num_rejected_tokens,
-            num_kl_tokens=pairs.num_kl_tokens, packed=policy.packs, length_switch=switch,
+            num_kl_tokens=pairs.num_kl_tokens, num_member_tokens=pairs.member_lengths(),
+            packed=policy.packs, length_switch=switch,
         )  # fmt: skip
         if num_mixed := int((sizes.length_classes == MIXED).sum()):
             raise TrainingError(

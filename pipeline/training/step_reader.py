@@ -92,6 +92,7 @@ class StepReader:
             pairs.num_chosen_tokens,
             pairs.num_rejected_tokens,
             num_kl_tokens=pairs.num_kl_tokens,
+            num_member_tokens=pairs.member_lengths(),
             packed=self._policy.packs,
             length_switch=self._policy.length_switch,
         )

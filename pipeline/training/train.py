@@ -268,9 +268,12 @@ def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
     if policy.report is not None and policy.report.message:
         progress.note(policy.report.message)
     if plan.pairs.num_left_out:
+        what, why = "pairs", "have no chosen completion"
+        if plan.pairs.members is not None:
+            what, why = "lists", "score all of their completions alike"
         progress.note(
-            f"{plan.pairs.num_left_out:,} pairs of split {plan.pairs.split} are left out: they "
-            "have no chosen completion"
+            f"{plan.pairs.num_left_out:,} {what} of split {plan.pairs.split} are left out: they "
+            f"{why}"
         )
     for pairs in (plan.pairs, *plan.eval_pairs):
         if pairs.num_uncounted:

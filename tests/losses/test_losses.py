@@ -29,13 +29,20 @@ PAIRS = [
 
 def scores(pairs: list[tuple[float, ...]] = PAIRS) -> PairScores:
     columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True)]
+    chosen, rejected = columns[0].requires_grad_(), columns[1].requires_grad_()
+    lists = torch.stack([chosen, rejected], dim=1)
     return PairScores(
-        policy_chosen_logps=columns[0].requires_grad_(),
-        policy_rejected_logps=columns[1].requires_grad_(),
+        policy_chosen_logps=chosen,
+        policy_rejected_logps=rejected,
         ref_chosen_logps=columns[2],
         ref_rejected_logps=columns[3],
         num_chosen_tokens=columns[4],
         num_rejected_tokens=columns[5],
+        policy_list_logps=lists,
+        ref_list_logps=torch.stack(columns[2:4], dim=1),
+        num_list_tokens=torch.stack(columns[4:6], dim=1),
+        list_scores=torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(len(pairs), 2),
+        list_mask=torch.ones_like(lists, dtype=torch.bool),
     )
 
 

@@ -326,7 +326,7 @@ def test_losses_lists_what_each_needs(named: str) -> None:
     every = CliRunner().invoke(main, ["losses"]).output
     own = CliRunner().invoke(main, ["losses", "--loss-type", named]).output
 
-    assert len(every.splitlines()) == 27
+    assert len(every.splitlines()) == 29
     assert re.search(r"^tdpo2 +scores, tier hidden or topk +both +beta=0.1, tdpo_alpha=0.5$",
                      every, re.M)  # fmt: skip
     assert own.splitlines()[1].split() == [named, "scores", "both", "beta=0.1,",

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from list_cases import write_lists
 from mask_cases import put_some_spans
 from safetensors.torch import load_file
 
+from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.stores.store import Store
@@ -94,6 +96,36 @@ def test_two_processes_share_losses_that_couple_pairs(
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     losses = [row["loss"] for row in first if row["split"] == "eval"]
     assert losses[-1] != pytest.approx(losses[0], rel=1e-3)  # it did learn something
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    for key in weights[0]:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["plackett_luce", "lambda_loss"])
+def test_two_processes_train_on_the_lists_of_one(
+    store: Store, model_dir: Path, tmp_path: Path, name: str
+) -> None:
+    data = AddSettings(
+        data=(str(write_lists(tmp_path / "lists.jsonl", num_lists=50, seed=6)),),
+        pair_set="reviews", tokenizer=model_dir, max_length=64, eval_fraction=0.2,
+    )  # fmt: skip
+    score(store, ScoreSettings(model=model_dir, data=data))
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--loss-type", name, "--beta", "1", "--learning-rate", "3e-3"]
+    for number, output in ((1, one), (2, two)):
+        done = run(number, tmp_path / "go.py", *arguments(store, model_dir, output, *more))
+        assert done.returncode == 0, done.stderr
+
+    first, second = recorded(store, one, "steps"), recorded(store, two, "steps")
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=5e-6)
+        assert a["num_tokens"] == b["num_tokens"]
+        found, other = (dict(row["metrics"])["rewards/list_accuracies"] for row in (a, b))
+        assert found == pytest.approx(other, abs=0.02)
+    keys = [
+        {(r["step"], r["pair_key"]) for r in recorded(store, o, "examples")} for o in (one, two)
+    ]
+    assert keys[0] == keys[1]
     weights = [load_file(path / "model.safetensors") for path in (one, two)]
     for key in weights[0]:
         torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=3e-5)
