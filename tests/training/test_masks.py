@@ -235,7 +235,7 @@ def test_rows_and_metrics_are_those_of_the_tokens_that_count(
         for row in turns.read("masks", summary.run_id).to_pylist()
     }
     rows = sequence_rows(turns)
-    for step, split, pairs in ((1, "train", plan.pairs), (0, "eval", plan.eval_pairs)):
+    for step, split, pairs in ((1, "train", plan.pairs), (0, "eval", plan.eval_pairs[0])):
         own = [row for row in examples if (row["step"], row["split"]) == (step, split)]
         places = {key(each): place for place, each in enumerate(pairs.keys)}
         numbers = np.array([places[row["pair_key"]] for row in own])
