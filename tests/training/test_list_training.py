@@ -27,6 +27,8 @@ from offpref.pipeline.adding.settings import AddSettings, SelectSettings
 from offpref.pipeline.commands.main import main
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.progress import Progress
+from offpref.pipeline.rewards.reward import reward
+from offpref.pipeline.rewards.settings import RewardSettings
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_model
@@ -36,6 +38,7 @@ from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
 from offpref.stores.errors import PairSetError
+from offpref.stores.query.catalog import open_catalog
 from offpref.stores.store import Store
 
 Settings = Callable[..., TrainSettings]
@@ -462,3 +465,27 @@ def test_report_and_questions_take_a_run_on_lists(
     ):
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 0, done.output
+
+
+def test_examples_of_lists_have_texts_and_rewards(ranked: Store, list_settings: Settings) -> None:
+    reward(ranked, RewardSettings(objective="words", pair_set="ranked", kind="brevity"))
+    train(plan_training(ranked, list_settings(max_steps=1, log_tokens="all")))
+    texts = {row["text_key"]: row["completion"] for row in ranked.read("texts").to_pylist()}
+    sequences = {row["sequence_key"]: row for row in ranked.read("sequences").to_pylist()}
+
+    with open_catalog(ranked.path) as catalog:
+        found = catalog.select(
+            "select pair_key, chosen, rejected, chosen_objectives['words'] as words "
+            "from examples_with_text"
+        ).to_pylist()
+        sides = catalog.select("select distinct pair_key, side from tokens_with_text").to_pylist()
+
+    lists = {str(UUID(bytes=r["list_key"])): r for r in ranked.read("lists").to_pylist()}
+    assert len(found) == 8
+    for row in found:
+        own = lists[str(row["pair_key"])]["sequence_keys"]
+        best, worst = (sequences[key] for key in (own[0], own[-1]))
+        assert row["chosen"] == texts[best["text_key"]]
+        assert row["rejected"] == texts[worst["text_key"]]
+        assert row["words"] == -best["num_completion_tokens"]
+    assert len(sides) == 16

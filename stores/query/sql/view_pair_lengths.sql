@@ -1,4 +1,5 @@
--- A pair with the lengths of its completions; a side that it lacks is null.
+-- A pair with the lengths of its completions, or a list with those of its best and worst; a side
+-- that it lacks is null.
 -- column num_prompt_tokens: tokens of the prompt
 -- column num_chosen_tokens: tokens of the chosen completion
 -- column num_rejected_tokens: tokens of the rejected completion
@@ -13,7 +14,7 @@ select
   rejected_sequences.num_completion_tokens as num_rejected_tokens,
   chosen_sequences.text_key as chosen_text_key,
   rejected_sequences.text_key as rejected_text_key
-from pairs
+from compared as pairs
 left join sequences as chosen_sequences
   on chosen_sequences.sequence_key = pairs.chosen_key
   and chosen_sequences.tokenizer = pairs.tokenizer

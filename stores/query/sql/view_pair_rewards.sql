@@ -9,7 +9,7 @@ with sides as (
     completions.side,
     completions.sequence_key,
     sequences.text_key
-  from pairs
+  from compared as pairs
   cross join lateral (
     select unnest(['chosen', 'rejected']) as side, unnest([chosen_key, rejected_key]) as sequence_key
   ) as completions

@@ -39,7 +39,7 @@ with completions as (
     tokens.kl_source
   from tokens
   join latest_runs using (run_id)
-  join pairs
+  join compared as pairs
     on pairs.pair_set_fingerprint = latest_runs.pair_set_fingerprint
     and pairs.pair_key = tokens.pair_key
   join sequences

@@ -5,7 +5,7 @@
 with shown as (
   select
     pairs.*
-  from pairs
+  from compared as pairs
   left join pair_sets using (tokenizer, pair_set, pair_set_fingerprint)
   where (
     $has_all_runs
