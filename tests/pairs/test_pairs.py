@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.adder import Adder
 from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, reject_counts
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError, SourceError
+from offpref.stores.query.catalog import open_catalog
 from offpref.stores.store import Store
 
 Write = Callable[..., Path]
@@ -390,3 +392,28 @@ def test_the_file_without_a_known_form_is_named(
     with pytest.raises(SourceError, match=rf"b\.jsonl: {said}"):
         add(store, folder, model_dir)
     assert not pair_sets(store)
+
+
+def test_an_add_that_ends_early_leaves_no_rows_that_sql_counts(
+    store: Store, model_dir: Path, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first chunk is committed at once; the version is not there before its last one."""
+    monkeypatch.setattr("offpref.pipeline.adding.reading.CHUNK_ROWS", 1)
+    monkeypatch.setattr("offpref.pipeline.adding.adder.COMMIT_SECONDS", -1.0)
+    path = write_rows([*ROWS, {**ROWS[0], "chosen": 7}])
+
+    def count() -> tuple[int, int]:
+        with open_catalog(store.path) as catalog:
+            question = "select (select count(*) from pairs), (select count(*) from rejects)"
+            return next(catalog.answer(question).rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adder, "finish", lambda adder, settings: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            add(store, path, model_dir)
+    store.refresh()
+    committed, seen = store.read("pairs").num_rows, count()
+    add(store, path, model_dir)
+
+    assert (committed, seen) == (len(ROWS), (0, 0))
+    assert count() == (len(ROWS), 1)
