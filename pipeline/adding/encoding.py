@@ -11,6 +11,7 @@ import numpy as np
 
 from offpref.pipeline.pairs.sequences import Ids, Sequence, Span
 from offpref.pipeline.tokenization.chat_templates import NO_INPUTS, Message, TemplateInputs
+from offpref.pipeline.tokenization.common_beginning import common_length
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.pipeline.tokenization.turns import Turn, completion_turns
 from offpref.stores import keys
@@ -92,17 +93,15 @@ class Encoder:
         before = write(prompt, completion[0].get("role") == "assistant")
         whole = write([*prompt, *completion], False)
         is_split = whole.startswith(before)
-        start = len(before) if is_split else 0
-        if is_split or len(completion) == 1:
-            turns = tuple(completion_turns(write, prompt, completion, whole, start))
-        else:
-            turns = ()
-        return Written(
-            prompt=before,
-            completion=whole[start:],
-            whole=None if is_split else whole,
-            turns=turns,
-        )
+        start = len(before) if is_split else common_length(before, whole)
+        turns = completion_turns(write, prompt, completion, whole, start)
+        if is_split:
+            return Written(prompt=before, completion=whole[start:], turns=tuple(turns))
+        # The whole is tokenised, so turns are counted from its beginning; the first one takes a
+        # token that begins before the place where the texts part.
+        shifted = [Turn(turn.start + start, turn.end + start, turn.role) for turn in turns]
+        shifted[0] = Turn(0, shifted[0].end, shifted[0].role)
+        return Written(prompt=before, completion=whole, whole=whole, turns=tuple(shifted))
 
     def _ids(
         self, written: Mapping[int, Written], *, is_text: bool
