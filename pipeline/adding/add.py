@@ -63,11 +63,13 @@ class PlannedAdd:
     def load_tokenizer(self) -> Tokenizer:
         """Return the tokenizer with the template that the settings name."""
         given = self.settings.chat_template
-        return Tokenizer(
+        found = Tokenizer(
             self.settings.tokenizer, self.day,
             chat_template=None if given is None else find_template(given),
             arguments=self.settings.template_arguments,
         )  # fmt: skip
+        found.template.check_arguments()
+        return found
 
 
 def check_sources(settings: AddSettings) -> None:

@@ -61,6 +61,26 @@ class ChatTemplate:
         self._tokenizer, self._day, self._given = tokenizer, day, given
         self._arguments = dict(arguments or {})
 
+    def check_arguments(self) -> None:
+        """Check that the template writes what it is given by name for every conversation.
+
+        Raises:
+            ModelError: If it does not know one of the names.
+        """
+        own = self._tokenizer.chat_template
+        known = own if isinstance(own, dict) else {}
+        if self._given is not None:
+            texts = [known.get(self._given, self._given)]
+        else:
+            texts = list(known.values()) or [own]
+        if None in texts:  # a tokenizer without a template: messages say so themselves
+            return
+        for name in self._arguments:
+            if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+                raise ModelError(
+                    f"chat_template_kwargs: {name} has no effect, the chat template does not use it"
+                )
+
     def text(self, messages: Sequence[Message], inputs: TemplateInputs, *, prompts: bool) -> str:
         """Return a conversation as the template writes it.
 

@@ -278,6 +278,29 @@ def test_spans_tell_whose_turn_each_token_is(store: Store, folder: Path, write_r
     ]
 
 
+def test_spans_tell_turns_where_the_renderings_part(
+    store: Store, folder: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(THINKING)
+    more = {"role": "user", "content": "and Rome?"}
+    rows = [{"prompt": [USER], "chosen": [YES, more, NO], "rejected": [NO, more, YES]}]
+
+    add(store, write_rows(rows), folder, chat_template=str(template))
+
+    asked = ("<|im_start|>user\nand Rome?<|im_end|>\n", "user")
+    sunny, no = ("sunny<|im_end|>\n", "assistant"), ("no<|im_end|>\n", "assistant")
+    assert spans_of(store, folder) == [[no, asked, sunny], [sunny, asked, no]]
+
+
+def test_an_argument_that_the_template_does_not_use_is_an_error(
+    store: Store, folder: Path, write_rows: Write
+) -> None:
+    data = write_rows([{"prompt": [USER], "chosen": [YES], "rejected": [NO]}])
+    with pytest.raises(ModelError, match="enable_thinkin has no effect, the chat template"):
+        add(store, data, folder, chat_template_kwargs='{"enable_thinkin": false}')
+
+
 def test_spans_survive_a_template_that_rewrites_what_was_said(
     store: Store, folder: Path, write_rows: Write, tmp_path: Path
 ) -> None:
