@@ -94,6 +94,9 @@ class Encoder:
         whole = write([*prompt, *completion], False)
         is_split = whole.startswith(before)
         start = len(before) if is_split else common_length(before, whole)
+        said = str(prompt[-1].get("content") or "").strip()
+        if not is_split and said in before and said not in whole[:start]:
+            raise ValueError("chat template: writes another prompt before a completion")
         turns = completion_turns(write, prompt, completion, whole, start)
         if is_split:
             return Written(prompt=before, completion=whole[start:], turns=tuple(turns))
@@ -158,8 +161,17 @@ class Encoder:
             return tuple(Span(start=0, end=num_tokens, role=turn.role) for turn in turns)
         starts = self._tokenizer.token_starts(written.completion, num_whole)
         found = []
+        before = 0  # where the turn before ends, in characters
         for turn in turns:
             start, end = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
+            # A token may begin in what the template writes between turns, such as a space.
+            if (
+                start
+                and starts[start - 1] >= before
+                and turn.start not in starts[start : start + 1]
+            ):
+                start = bisect_left(starts, starts[start - 1])
+            before = turn.end
             if start < (end := min(end, num_tokens)):
                 found.append(Span(start=start, end=end, role=turn.role))
         return tuple(found)
