@@ -293,6 +293,29 @@ def test_spans_tell_turns_where_the_renderings_part(
     assert spans_of(store, folder) == [[no, asked, sunny], [sunny, asked, no]]
 
 
+RETURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}|{{ m.content }}"
+    "{{ '</s>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant|{% endif %}"
+)
+
+
+def test_a_turn_ends_where_the_next_ones_header_begins(
+    store: Store, folder: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    template = tmp_path / "returns.jinja"
+    template.write_text(RETURNS)
+    rows = [{"prompt": [USER], "chosen": [YES, USER, NO], "rejected": [NO, USER, NO]}]
+
+    add(store, write_rows(rows), folder, chat_template=str(template))
+
+    asked, last = ("<|im_start|>user|in Paris?<|im_end|>", "user"), ("no</s>", "assistant")
+    assert spans_of(store, folder) == [
+        [("no<|im_end|>", "assistant"), asked, last],
+        [("sunny<|im_end|>", "assistant"), asked, last],
+    ]
+
+
 BRACKETS = (
     "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]"
     "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
