@@ -267,7 +267,10 @@ class _Reader(RowParts):
         is_signed = self.form.is_signed and not self._options.winners
         found: list[str | None] = []
         for i, value in enumerate(values):
-            winner = None if value is None else known.get(value, known.get(value.lower()))
+            winner = None
+            if value is not None:  # numbers of a column that has nulls in Parquet are floats
+                spelled = (value, value.lower(), value.removesuffix(".0"))
+                winner = next((known[each] for each in spelled if each in known), None)
             if is_signed and winner is None and value is not None:
                 winner = _sign(value)
             if winner is None:

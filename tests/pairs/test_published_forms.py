@@ -154,6 +154,13 @@ def test_winners_are_named_and_ties_are_dropped_or_kept(write_rows: Write) -> No
     assert sides(kept)[2:] == [("q", "a", "b", 0.5), ("q", "b", "a", 0.5)]
 
 
+def test_a_winner_may_be_a_float(write_rows: Write) -> None:
+    row = {"prompt": "q", "output_1": "a", "output_2": "b", "preference": 2.0}
+    options = ReadOptions(winners=read_winners("1=first,2=second"))
+    found = examples(write_rows([row]), options, winner="preference")
+    assert sides(found) == [("q", "b", "a", 1.0)]
+
+
 def test_an_unknown_winner_is_a_reason(write_rows: Write) -> None:
     row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": 1}
     found = examples(write_rows([row]))
