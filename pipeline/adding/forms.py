@@ -255,6 +255,12 @@ def _form(found: dict[str, str], named: Mapping[str, str], judge: _Judge) -> For
             return _compared(found, found["chosen"], found["rejected"], judge)
         _check_preference(found, named, judge)
         return _pairs(found, prompt, judge)
+    for part, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if part in found and {"completion", "conversation"} & found.keys():
+            raise SourceError(
+                f"{found[part]}: expected a column with the {other} completion beside it; name it "
+                f"with --{other}-column, the source has: {', '.join(judge.kinds)}"
+            )
     if (two := _two_completions(judge.kinds)) is not None:
         return _compared(found, *two, judge)
     lists = found.get("completions")

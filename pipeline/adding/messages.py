@@ -87,7 +87,7 @@ def messages_in(text: str) -> object | None:
 
 
 def is_list_as_text(text: str) -> bool:
-    """Whether a text is a list of texts or objects, as JSON, Python or NumPy write it.
+    """Whether a text is a list of texts, numbers or objects, as JSON, Python or NumPy write it.
 
     >>> is_list_as_text("[{'role': 'user', 'content': 'hi'} {'role': 'user'}]")
     True
@@ -102,7 +102,8 @@ def is_list_as_text(text: str) -> bool:
             found: object = read(bare)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        return isinstance(found, list) and {type(each) for each in found} == {str}
+        kinds = {type(each) for each in found} if isinstance(found, list) else set()
+        return kinds in ({str}, {int})
     return False
 
 
