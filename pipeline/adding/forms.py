@@ -23,7 +23,7 @@ import pyarrow as pa
 from offpref.stores.errors import SourceError
 from offpref.stores.sources import columns_of, row_names, unreadable_reason
 
-from .messages import is_list_as_text, is_messages, messages_in
+from .messages import held_in, messages_in
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "prompt_ids", "prompt_input_ids", "question", "instruction", "query",
@@ -212,7 +212,7 @@ class _Judge:
 
     def holds(self, name: str) -> str:
         """Return text, messages, ids, texts, dialogues, objects or object, whatever is usual."""
-        votes = [_held(value) for value in self.first(name)]
+        votes = [held_in(value) for value in self.first(name)]
         held = max(dict.fromkeys(votes), key=votes.count) if votes else "text"
         # A text may be a list: the user says so by naming its column.
         return "text" if held == "listed" and name in self._named else held
@@ -226,23 +226,6 @@ class _Judge:
             (row, start) for row, start in zip(rows, prompts, strict=True) if start and all(row)
         ]
         return bool(told) and all(text.startswith(start) for row, start in told for text in row)
-
-
-def _held(value: object) -> str:
-    if isinstance(value, str):
-        if messages_in(value) is not None:
-            return "messages"
-        return "listed" if is_list_as_text(value) else "text"
-    if is_messages(value):
-        return "messages"
-    if isinstance(value, dict):
-        return "object"
-    if not isinstance(value, list):
-        return "text"
-    for kind, name in ((int, "ids"), (str, "texts"), (dict, "objects"), (list, "dialogues")):
-        if value and all(isinstance(each, kind) for each in value):
-            return name
-    return "messages"  # an empty list is a conversation without turns
 
 
 def _form(found: dict[str, str], named: Mapping[str, str], judge: _Judge) -> Form:

@@ -116,6 +116,24 @@ def is_messages(value: object) -> bool:
     )
 
 
+def held_in(value: object) -> str:
+    """Return what a value of a column is: text, messages, ids, texts, objects or the like."""
+    if isinstance(value, str):
+        if messages_in(value) is not None:
+            return "messages"
+        return "listed" if is_list_as_text(value) else "text"
+    if is_messages(value):
+        return "messages"
+    if isinstance(value, dict):
+        return "object"
+    if not isinstance(value, list):
+        return "text"
+    for kind, name in ((int, "ids"), (str, "texts"), (dict, "objects"), (list, "dialogues")):
+        if value and all(isinstance(each, kind) for each in value):
+            return name
+    return "messages"  # an empty list is a conversation without turns
+
+
 def is_empty_message(message: Mapping[str, object]) -> bool:
     """Whether a message says nothing: no words, no calls, no reasoning."""
     return not str(message.get("content") or "").strip() and not any(
