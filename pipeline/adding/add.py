@@ -10,7 +10,7 @@ incomplete.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 
@@ -63,11 +63,13 @@ class PlannedAdd:
     def load_tokenizer(self) -> Tokenizer:
         """Return the tokenizer with the template that the settings name."""
         given = self.settings.chat_template
-        return Tokenizer(
+        found = Tokenizer(
             self.settings.tokenizer, self.day,
             chat_template=None if given is None else find_template(given),
             arguments=self.settings.template_arguments,
         )  # fmt: skip
+        found.template.check_arguments()
+        return found
 
 
 def check_sources(settings: AddSettings) -> None:
@@ -90,8 +92,9 @@ def fitted(settings: AddSettings) -> AddSettings:
     """Return settings whose longest sequence fits the model in the tokenizer's folder, if any.
 
     Raises:
-        ValueError: If that model has one position.
+        ValueError: If that model has one position, or a setting about data has no effect.
     """
+    _check_about_data(settings)
     if settings.max_length is not None:
         return settings
     return replace(settings, max_length=default_max_length(settings.tokenizer))
@@ -189,6 +192,24 @@ def encoded(planned: PlannedAdd, tokenizer: Tokenizer) -> Iterator[Chunk]:
         chosen = encoder.sequences(examples, "chosen")
         rejected = encoder.sequences(examples, "rejected")
         yield Chunk(examples=examples, source=number, chosen=chosen, rejected=rejected)
+
+
+def _check_about_data(settings: AddSettings) -> None:
+    """Check that settings about data are given with data: a mixture may refer to pair sets alone.
+
+    Raises:
+        ValueError: If one has no effect.
+    """
+    shares = read_shares(settings.data)
+    if shares is None or any(_is_source(share) for share in shares):
+        return
+    for each in fields(settings):
+        if each.name in ("data", "pair_set", "tokenizer", "mixture_seed"):
+            continue
+        if getattr(settings, each.name) != each.default:
+            raise ValueError(
+                f"{each.name} has no effect on a mixture of pair sets; add data with it"
+            )
 
 
 def _is_source(share: Share) -> bool:

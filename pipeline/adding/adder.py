@@ -72,6 +72,8 @@ class _OpenList:
         self.members: dict[bytes, _Member] = {}
         self.is_rejected = False
         """Whether its row has a reason of its own not to be used."""
+        self.has_rejects = False
+        """Whether one of its rows, where a list has several, has such a reason."""
 
     def add(self, sequence: Sequence, score: float) -> None:
         """Take a completion; of equal ones the first counts."""
@@ -261,6 +263,8 @@ class Adder:
                 self._last_prompt = examples.prompt[i]
             sequence, score = chunk.chosen.get(i), examples.score[i]
             if problem is None and sequence is not None and score is not None:
+                if not self._open.members:
+                    self._open.source_row, self._open.row = examples.source_row[i], examples.row[i]
                 self._open.add(sequence, score)
                 used.append((i, sequence, examples.chosen[i]))
                 continue
@@ -268,6 +272,8 @@ class Adder:
                 why = problem or (NO_SCORE if score is None else "no text")
                 self._found[f"{LEFT_OUT} {why}"] += 1
                 examples.problem[i] = None
+            elif examples.form.name == "scored rows":
+                self._open.has_rejects = True
             else:
                 self._open.is_rejected = True
         self._queue_sequences(examples, used)
@@ -288,7 +294,7 @@ class Adder:
     def _close_list(self) -> None:
         """Queue the list that was open, if it can be used."""
         done, self._open = self._open, None
-        if done is None or done.is_rejected:
+        if done is None or done.is_rejected or (done.has_rejects and not done.members):
             return
         members = done.ranked()
         if len(members) < 2:

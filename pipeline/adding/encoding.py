@@ -11,6 +11,7 @@ import numpy as np
 
 from offpref.pipeline.pairs.sequences import Ids, Sequence, Span
 from offpref.pipeline.tokenization.chat_templates import NO_INPUTS, Message, TemplateInputs
+from offpref.pipeline.tokenization.common_beginning import common_length
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.pipeline.tokenization.turns import Turn, completion_turns
 from offpref.stores import keys
@@ -92,17 +93,18 @@ class Encoder:
         before = write(prompt, completion[0].get("role") == "assistant")
         whole = write([*prompt, *completion], False)
         is_split = whole.startswith(before)
-        start = len(before) if is_split else 0
-        if is_split or len(completion) == 1:
-            turns = tuple(completion_turns(write, prompt, completion, whole, start))
-        else:
-            turns = ()
-        return Written(
-            prompt=before,
-            completion=whole[start:],
-            whole=None if is_split else whole,
-            turns=turns,
-        )
+        start = len(before) if is_split else common_length(before, whole)
+        said = str(prompt[-1].get("content") or "").strip()
+        if not is_split and said in before and said not in whole[:start]:
+            raise ValueError("chat template: writes another prompt before a completion")
+        turns = completion_turns(write, prompt, completion, whole, start)
+        if is_split:
+            return Written(prompt=before, completion=whole[start:], turns=tuple(turns))
+        # The whole is tokenised, so turns are counted from its beginning; the first one takes a
+        # token that begins before the place where the texts part.
+        shifted = [Turn(turn.start + start, turn.end + start, turn.role) for turn in turns]
+        shifted[0] = Turn(0, shifted[0].end, shifted[0].role)
+        return Written(prompt=before, completion=whole, whole=whole, turns=tuple(shifted))
 
     def _ids(
         self, written: Mapping[int, Written], *, is_text: bool
@@ -161,8 +163,17 @@ class Encoder:
             return tuple(Span(start=0, end=num_tokens, role=turn.role) for turn in turns)
         starts = self._tokenizer.token_starts(written.completion, num_whole)
         found = []
+        before = 0  # where the turn before ends, in characters
         for turn in turns:
             start, end = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
+            # A token may begin in what the template writes between turns, such as a space.
+            if (
+                start
+                and starts[start - 1] >= before
+                and turn.start not in starts[start : start + 1]
+            ):
+                start = bisect_left(starts, starts[start - 1])
+            before = turn.end
             if start < (end := min(end, num_tokens)):
                 found.append(Span(start=start, end=end, role=turn.role))
         return tuple(found)

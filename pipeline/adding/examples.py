@@ -22,9 +22,9 @@ from .settings import FIRST, SECOND, TIE
 LAST_TURN = "\n\nAssistant:"
 TRUE, FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
 WINNERS: Mapping[str, str] = {
-    **dict.fromkeys(("a", "model_a", "response_a", "first", "left"), FIRST),
-    **dict.fromkeys(("b", "model_b", "response_b", "second", "right"), SECOND),
-    **dict.fromkeys(("tie", "tie (bothbad)", "both", "draw", "equal", "same"), TIE),
+    **dict.fromkeys(("a", "model_a", "response_a", "first", "left", "a>b"), FIRST),
+    **dict.fromkeys(("b", "model_b", "response_b", "second", "right", "b>a"), SECOND),
+    **dict.fromkeys(("tie", "tie (bothbad)", "both", "draw", "equal", "same", "a=b"), TIE),
 }
 """Words that say which of two completions is better."""
 TIED = "winner: a tie"
@@ -157,7 +157,8 @@ class _Reader(RowParts):
         """Return prompts, chosen and rejected completions; None if a row lacks that side."""
         name = self.form.name
         if name == "pairs":
-            return self.prompts(), self.part("chosen"), self.part("rejected")
+            prompts, (chosen, rejected) = self._prompts_before("chosen", "rejected")
+            return prompts, chosen, rejected
         if name == "implicit pairs":
             prompts, chosen, rejected = self._shared(self.part("chosen"), self.part("rejected"))
             return self.extended(prompts), chosen, rejected
@@ -175,10 +176,28 @@ class _Reader(RowParts):
                 self.set_problem(i, "label: expected true or false")
         return prompts, chosen, rejected
 
+    def _prompts_before(self, *parts: str) -> tuple[list[object], list[list[object]]]:
+        """Return the prompts, and the completions without the prompt that they may begin with."""
+        prompts = self.plain_prompts()
+        sides = [self.part(part) for part in parts]
+        if self.form.value != "messages":
+            return self.extended(prompts), sides
+        for part, side in zip(parts, sides, strict=True):
+            for i, (prompt, turns) in enumerate(zip(prompts, side, strict=True)):
+                if not (isinstance(prompt, list) and isinstance(turns, list)):
+                    continue
+                if prompt and turns[: len(prompt)] == prompt:
+                    side[i] = turns = turns[len(prompt) :]
+                if turns and turns[0].get("role") in ("user", "system"):
+                    role = turns[0]["role"]
+                    self.set_problem(i, f"{part}: begins with a turn of the {role}")
+        return self.extended(prompts), sides
+
     def _demonstrations(self) -> tuple[list[object], list[object]]:
         """Return prompts and completions; a single conversation is split before its last turn."""
         if "completion" in self.form.columns:
-            return self.prompts(), self.part("completion")
+            given, (answers,) = self._prompts_before("completion")
+            return given, answers
         prompts: list[object] = []
         completions: list[object] = []
         for i, messages in enumerate(self.part("conversation")):
@@ -225,12 +244,12 @@ class _Reader(RowParts):
 
     def _compared(self) -> tuple[list[object], list[object], list[object]]:
         """Return prompts and both completions, the better one first; ties as they stand there."""
-        first, second = self.part("chosen"), self.part("rejected")
         winners = self._winners()
         if self.form.name == "compared pairs":
-            prompts = self.prompts()
+            prompts, (first, second) = self._prompts_before("chosen", "rejected")
         else:
-            prompts, first, second = self._shared(first, second)
+            prompts, first, second = self._shared(self.part("chosen"), self.part("rejected"))
+            prompts = self.extended(prompts)
         for i, winner in enumerate(winners):
             if winner == SECOND:
                 first[i], second[i] = second[i], first[i]
@@ -241,12 +260,17 @@ class _Reader(RowParts):
 
     def _winners(self) -> list[str | None]:
         """Return which completion of each row is the better one; None if its value is unknown."""
+        if "first_score" in self.form.columns:
+            return self._scored_winners()
         known = dict(self._options.winners) or WINNERS
         values = [None if v is None else str(v).strip() for v in self.raw("winner")]
-        is_signed = not self._options.winners and any(v and v.startswith("-") for v in values)
+        is_signed = self.form.is_signed and not self._options.winners
         found: list[str | None] = []
         for i, value in enumerate(values):
-            winner = None if value is None else known.get(value, known.get(value.lower()))
+            winner = None
+            if value is not None:  # numbers of a column that has nulls in Parquet are floats
+                spelled = (value, value.lower(), value.removesuffix(".0"))
+                winner = next((known[each] for each in spelled if each in known), None)
             if is_signed and winner is None and value is not None:
                 winner = _sign(value)
             if winner is None:
@@ -255,6 +279,19 @@ class _Reader(RowParts):
                     i, f"winner: expected one of {names}, got {value!r}; --winner-values names them"
                 )
             found.append(winner)
+        return found
+
+    def _scored_winners(self) -> list[str | None]:
+        """Return which completion of each row has the higher score."""
+        found: list[str | None] = []
+        scores = zip(self.raw("first_score"), self.raw("second_score"), strict=True)
+        for i, (one, other) in enumerate(scores):
+            first, second = number_of(one), number_of(other)
+            if first is None or second is None:
+                self.set_problem(i, "score: expected a number for each of two completions")
+                found.append(None)
+            else:
+                found.append(FIRST if first > second else SECOND if second > first else TIE)
         return found
 
     def _with_ties(self, found: Examples) -> Examples:
@@ -317,7 +354,7 @@ class _Reader(RowParts):
         empty: list[object] = [None] * self.num_rows
         if self.form.name == "scored rows":
             found = self._examples(prompts, self.part("completion"), empty, weights, inputs)
-            found.score = [number_of(value) for value in self.raw("score")]
+            found.score = [self._score(value) for value in self.raw("score")]
             found.begins_list = [
                 i == 0 or prompt != prompts[i - 1] for i, prompt in enumerate(prompts)
             ]
@@ -356,8 +393,7 @@ class _Reader(RowParts):
                 self.set_problem(i, "score: expected a list with a score for each completion")
                 return []
             scores = [*given, *[None] * (len(values) - len(given))]  # the first ones have scores
-        sign = -1.0 if self._is_rank(score) else 1.0
-        numbers = [None if (n := number_of(each)) is None else sign * n for each in scores]
+        numbers = [self._score(each) for each in scores]
         try:
             return [
                 (self._completion(each, text), number)
@@ -381,9 +417,10 @@ class _Reader(RowParts):
             raise ValueError("list: expected completions that are texts")
         return value
 
-    def _is_rank(self, member: str | None) -> bool:
-        name = member or self.form.columns.get("score", "")
-        return name in ("rank", "ranks")
+    def _score(self, value: object) -> float | None:
+        """Return a score, higher is better; None if the value is no number."""
+        number = number_of(value)
+        return -number if number is not None and self.form.is_ranked else number
 
 
 def _repeated(found: Examples, order: Sequence[int]) -> Examples:

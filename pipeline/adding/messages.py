@@ -7,6 +7,7 @@ tools. What else a message holds is handed to the template as it is.
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from offpref.pipeline.tokenization.chat_templates import RESERVED, TemplateInputs
@@ -15,13 +16,21 @@ Messages = list[dict[str, object]]
 
 ROLES = {
     "human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant",
-    "model": "assistant", "bot": "assistant", "observation": "tool",
+    "model": "assistant", "bot": "assistant", "observation": "tool", "prompter": "user",
 }  # fmt: skip
+NATIVE = frozenset({"model", "observation"})
+"""Roles that some templates know by these names, where a message has `role`."""
+CALL = "function_call"
+"""ShareGPT's role of an assistant's turn that calls a tool."""
 PAYLOADS = (
     "tool_calls", "function_call", "tool_responses",
     "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
 """What a message may hold instead of a content."""
+
+
+_LISTED_OBJECTS = re.compile(r"""\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+"""How a list of messages begins, written as a text."""
 
 
 def kind_name(kind: str | None) -> str:
@@ -47,6 +56,8 @@ def read_messages(text: object, kind: str | None, part: str) -> Messages:
     if kind == "VARCHAR":
         found = messages_in(str(text))
         if found is None:  # one turn, written as a text
+            if _LISTED_OBJECTS.match(str(text).lstrip()):
+                raise ValueError(f"{part}: expected messages, got a text that is not valid JSON")
             return [{"role": "user" if part == "prompt" else "assistant", "content": text}]
     elif kind not in ("ARRAY", "OBJECT"):
         raise ValueError(f"{part}: expected messages, got {kind_name(kind)}")
@@ -75,6 +86,27 @@ def messages_in(text: str) -> object | None:
     return None
 
 
+def is_list_as_text(text: str) -> bool:
+    """Whether a text is a list of texts, numbers or objects, as JSON, Python or NumPy write it.
+
+    >>> is_list_as_text("[{'role': 'user', 'content': 'hi'} {'role': 'user'}]")
+    True
+    """
+    bare = text.strip()
+    if not (bare.startswith("[") and bare.endswith("]")):
+        return False
+    if _LISTED_OBJECTS.match(bare):
+        return True
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found: object = read(bare)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        kinds = {type(each) for each in found} if isinstance(found, list) else set()
+        return kinds in ({str}, {int})
+    return False
+
+
 def is_messages(value: object) -> bool:
     """Whether a value read from JSON is a message or a list of messages."""
     each = value if isinstance(value, list) else [value]
@@ -82,6 +114,24 @@ def is_messages(value: object) -> bool:
         isinstance(one, dict) and ("role" in one or ("from" in one and "value" in one))
         for one in each
     )
+
+
+def held_in(value: object) -> str:
+    """Return what a value of a column is: text, messages, ids, texts, objects or the like."""
+    if isinstance(value, str):
+        if messages_in(value) is not None:
+            return "messages"
+        return "listed" if is_list_as_text(value) else "text"
+    if is_messages(value):
+        return "messages"
+    if isinstance(value, dict):
+        return "object"
+    if not isinstance(value, list):
+        return "text"
+    for kind, name in ((int, "ids"), (str, "texts"), (dict, "objects"), (list, "dialogues")):
+        if value and all(isinstance(each, kind) for each in value):
+            return name
+    return "messages"  # an empty list is a conversation without turns
 
 
 def is_empty_message(message: Mapping[str, object]) -> bool:
@@ -97,9 +147,14 @@ def _message(message: object, part: str) -> dict[str, object]:
     if "from" in message and "value" in message and "role" not in message:
         role = str(message["from"])
         others = {k: v for k, v in message.items() if k not in ("from", "value")}
+        if role == CALL:
+            return {**_call(message["value"], part), **others}
         message = {"role": ROLES.get(role, role), "content": message["value"], **others}
     if not isinstance(message.get("role"), str):
         raise ValueError(f"{part}: expected messages with role and content")
+    role = str(message["role"])
+    if role in ROLES and role not in NATIVE:
+        message = {**message, "role": ROLES[role]}
     content = message.get("content")
     if isinstance(content, list):
         return {**message, "content": _joined(content, part)}
@@ -111,6 +166,19 @@ def _message(message: object, part: str) -> dict[str, object]:
     if not isinstance(content, str):
         raise ValueError(f"{part}: expected messages whose content is text")
     return message
+
+
+def _call(value: object, part: str) -> dict[str, object]:
+    """Return an assistant's turn that calls tools, of JSON with their names and arguments."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(each, dict) and "name" in each for each in calls):
+        raise ValueError(f"{part}: expected JSON with the name of a function in a function_call")
+    called = [{"type": "function", "function": each} for each in calls]
+    return {"role": "assistant", "content": "", "tool_calls": called}
 
 
 def _joined(parts: list[object], part: str) -> str:

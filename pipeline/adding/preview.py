@@ -8,10 +8,12 @@ from itertools import islice
 from offpref.pipeline.pairs.sequences import Sequence
 from offpref.pipeline.tokenization.chat_templates import find_template
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
+from offpref.stores.errors import SourceError
 from offpref.stores.sources import source_files
 
 from .encoding import Encoder
 from .examples import Examples
+from .mixtures import read_shares
 from .reading import read_sources
 from .settings import AddSettings
 
@@ -57,12 +59,15 @@ def preview_rows(settings: AddSettings, num_rows: int) -> Iterator[PreviewedRow]
         SourceError: If the data cannot be read, or its columns have no known form.
         ModelError: If the tokenizer or the template cannot be loaded.
     """
+    if read_shares(settings.data) is not None:
+        raise SourceError("--preview shows data; a mixture refers to pair sets")
     given = settings.chat_template
     tokenizer = Tokenizer(
         settings.tokenizer, settings.template_date or date.today(),
         chat_template=None if given is None else find_template(given),
         arguments=settings.template_arguments,
     )  # fmt: skip
+    tokenizer.template.check_arguments()
     files = [file for address in settings.data for file in source_files(address)]
     encoder = Encoder(tokenizer, max_length=settings.max_length, truncation=settings.truncation)
 

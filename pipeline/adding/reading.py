@@ -32,6 +32,7 @@ def read_sources(
     )
     # The form of every file is known before a row of the first one is kept.
     forms = [form_of(file, settings) for file in files]
+    check_effect(forms, settings)
     for number, (file, form) in enumerate(zip(files, forms, strict=True)):
         for rows in read_rows(file):
             if not rows.num_rows:
@@ -39,6 +40,33 @@ def read_sources(
             form = widened(form, rows)
             for start in range(0, rows.num_rows, CHUNK_ROWS):
                 yield read_examples(rows.slice(start, CHUNK_ROWS), form, options), number
+
+
+def check_effect(forms: Sequence[Form], settings: AddSettings) -> None:
+    """Check that every option about rows has an effect on a source.
+
+    Raises:
+        SourceError: If one has none.
+    """
+    is_compared = any("winner" in form.columns for form in forms)
+    may_tie = is_compared or any("first_score" in form.columns for form in forms)
+    has_messages = any(form.value == "messages" for form in forms)
+    parted = ("implicit pairs", "implicit compared pairs", "demonstrations", "unpaired")
+    has_trajectories = any(
+        form.value == "messages" and form.name in parted and "completion" not in form.columns
+        for form in forms
+    )
+    without = {
+        "winner_values": settings.winner_values is not None and not is_compared,
+        "ties": settings.ties != "drop" and not may_tie,
+        "trajectory": settings.trajectory and not has_trajectories,
+        "chat_template": settings.chat_template is not None and not has_messages,
+        "chat_template_kwargs": settings.chat_template_kwargs is not None and not has_messages,
+    }
+    for name, has_none in without.items():
+        if has_none:
+            what = "; ".join(dict.fromkeys(f"{form.name} ({form.value})" for form in forms))
+            raise SourceError(f"--{name.replace('_', '-')} has no effect on {what}")
 
 
 def form_of(file: SourceFile, settings: AddSettings) -> Form:

@@ -3,6 +3,7 @@
 A part that cannot be read leaves its row's reason in ``problem``.
 """
 
+import ast
 import json
 from math import isfinite
 from typing import Any
@@ -13,7 +14,7 @@ from offpref.pipeline.tokenization.chat_templates import TemplateInputs
 from offpref.stores.sources import columns_of, id_lists
 
 from .forms import Form
-from .messages import Messages, kind_name, read_inputs, read_messages, with_system
+from .messages import Messages, is_messages, kind_name, read_inputs, read_messages, with_system
 
 
 class RowParts:
@@ -79,14 +80,20 @@ class RowParts:
 
     def prompts(self) -> list[object]:
         """Return the prompts, with what other columns add to them."""
-        part = "prompt" if "prompt" in self.form.columns else "conversation"
-        prompts = self.part(part)
-        return self.extended(prompts)
+        return self.extended(self.plain_prompts())
+
+    def plain_prompts(self) -> list[object]:
+        """Return the prompts as they stand there."""
+        return self.part("prompt" if "prompt" in self.form.columns else "conversation")
 
     def extended(self, prompts: list[object]) -> list[object]:
         """Return prompts with their system turn, their input and the turns before them."""
         if not {"system", "input", "history"} & self.form.columns.keys():
             return prompts
+        for part in {"system", "input"} & self.form.columns.keys():
+            for i, kind in enumerate(self.kinds(part)):
+                if kind not in (None, "NULL", "VARCHAR"):
+                    self.set_problem(i, f"{part}: expected text, got {kind_name(kind)}")
         added = zip(self.raw("system"), self.raw("input"), self.raw("history"), strict=True)
         for i, (system, text, history) in enumerate(added):
             if self.problem[i] is not None:
@@ -100,14 +107,15 @@ class RowParts:
     def inputs(self) -> list[TemplateInputs | None]:
         """Return what each row gives its template besides the messages."""
         found: list[TemplateInputs | None] = [None] * self.num_rows
-        if self.form.value != "messages":
-            return found
         if not {"tools", "chat_template_kwargs"} & self.form.columns.keys():
             return found
         given = zip(self.raw("tools"), self.raw("chat_template_kwargs"), strict=True)
         for i, (tools, arguments) in enumerate(given):
             try:
                 found[i] = read_inputs(tools, arguments)
+                if found[i] is not None and self.form.value != "messages":
+                    what = "tools" if tools else "chat_template_kwargs"
+                    raise ValueError(f"{what}: beside a text they need --apply-chat-template")
             except ValueError as error:
                 self.set_problem(i, str(error))
         return found
@@ -167,10 +175,27 @@ def _extended(prompt: object, system: Any, text: Any, history: Any) -> object:
 
 def _history(value: Any) -> Messages:
     """Return the turns of a column of pairs, a question and an answer each."""
-    found = json.loads(value) if value and str(value).lstrip()[:1] == "[" else []
+    if not str(value or "").strip():
+        return []
+    found = _listed(str(value))
+    if not isinstance(found, list):
+        raise ValueError("history: expected pairs of a question and an answer")
+    if found and is_messages(found):
+        return read_messages(json.dumps(found), "ARRAY", "history")
     turns: Messages = []
     for each in found:
         if not isinstance(each, list) or len(each) != 2:
             raise ValueError("history: expected pairs of a question and an answer")
         turns += [{"role": "user", "content": each[0]}, {"role": "assistant", "content": each[1]}]
     return turns
+
+
+def _listed(text: str) -> object:
+    """Return what a text holds, as JSON or as Python write it; None if it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found: object = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found
+    return None

@@ -91,7 +91,8 @@ class AddSettings:
         check_settings(self)
         if not self.pair_set or "@" in self.pair_set:
             raise ValueError(f"pair_set must be a name without @, got {self.pair_set!r}")
-        if len(set(self.columns.values())) < len(self.columns):
+        named = [*self.columns.values(), *([self.split_column] if self.split_column else [])]
+        if len(set(named)) < len(named):
             raise ValueError("two parts cannot come from one column; name another for one of them")
         if self.eval_fraction and self.split_column:
             raise ValueError("eval_fraction has no effect with split_column; give one of them")

@@ -61,6 +61,42 @@ class ChatTemplate:
         self._tokenizer, self._day, self._given = tokenizer, day, given
         self._arguments = dict(arguments or {})
 
+    def check_arguments(self) -> None:
+        """Check that the template writes what it is given by name for every conversation.
+
+        Raises:
+            ModelError: If it does not know one of the names.
+        """
+        if not (texts := self._templates()):  # messages say so themselves
+            return
+        for name in self._arguments:
+            if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+                raise ModelError(
+                    f"chat_template_kwargs: {name} has no effect, the chat template does not use it"
+                )
+
+    def _templates(self) -> list[str]:
+        """Return the templates that conversations may be written with."""
+        own = self._tokenizer.chat_template
+        known = own if isinstance(own, dict) else {}
+        if self._given is not None:
+            return [known.get(self._given, self._given)]
+        return list(known.values()) or ([own] if own else [])
+
+    def _check_written(self, messages: Sequence[Message], inputs: TemplateInputs) -> None:
+        """Check that the template writes tools and calls, if there are any.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        given = {
+            "tools": bool(inputs.tools),
+            "tool_calls": any(m.get("tool_calls") for m in messages),
+        }
+        for name, is_given in given.items():
+            if is_given and not any(name in text for text in self._templates()):
+                raise ValueError(f"it does not write {name}; --chat-template names one that does")
+
     def text(self, messages: Sequence[Message], inputs: TemplateInputs, *, prompts: bool) -> str:
         """Return a conversation as the template writes it.
 
@@ -81,6 +117,7 @@ class ChatTemplate:
         with clear_template_errors():
             # A list of templates picks one by the tools, so it is asked for each conversation.
             template = template_on(self._tokenizer, self._day, self._given, tools=inputs.tools)
+            self._check_written(messages, inputs)
             tools: Any = None if inputs.tools is None else list(inputs.tools)
             written: str = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=prompts, tools=tools,

@@ -75,6 +75,9 @@ def completion_turns(
         end = ends[number]
         if end is None:
             end = _end(whole, at, bodies[number + 1], role, marks)
+            if role == ASSISTANT and end == bodies[number + 1]:
+                header = _header(write, completion[number + 1])
+                end -= _common_end(whole[at:end], header)
         turns.append(Turn(at - start, end - start, role))
     return turns
 
@@ -92,6 +95,19 @@ class _Marks:
         before = prompted[len(plain) :] if prompted.startswith(plain) else ""
         said = write([*prompt, {"role": ASSISTANT, "content": _OTHER}], False)
         return cls(before, said.rpartition(_OTHER)[2])
+
+
+def _header(write: Write, message: Message) -> str:
+    """Return what a template writes before the words of a turn that begins a conversation."""
+    try:
+        return write([{"role": message["role"], "content": _OTHER}], False).partition(_OTHER)[0]
+    except ValueError:  # it begins with other turns only
+        return ""
+
+
+def _common_end(one: str, other: str) -> int:
+    """Return the length of the common end of two texts."""
+    return common_length(one[::-1], other[::-1])
 
 
 def _after(whole: str, mark: str, start: int, end: int) -> int:

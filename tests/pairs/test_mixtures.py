@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from offpref.pipeline.adding.add import add_pairs, plan_add
+from offpref.pipeline.adding.add import add_pairs, fitted, plan_add
 from offpref.pipeline.adding.mixtures import read_shares
 from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import PairSet, pair_rows
@@ -156,3 +156,17 @@ def test_too_many_pairs_another_tokenizer_and_an_unknown_name_are_errors(
     (other / "tokenizer.json").write_text(config)
     with pytest.raises(PairSetError, match="was made with another tokenizer"):
         add(store, other, "helpful=0.5", "harmless=0.5", name="both")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("prompt_column", "q"), ("ties", "keep"), ("max_length", 20), ("eval_fraction", 0.5)],
+)
+def test_a_setting_about_data_has_no_effect_on_pair_sets(
+    option: str, value: object, model_dir: Path
+) -> None:
+    settings = AddSettings(
+        data=("a=0.5", "b=0.5"), pair_set="m", tokenizer=model_dir, **{option: value}
+    )
+    with pytest.raises(ValueError, match=f"{option} has no effect on a mixture of pair sets"):
+        fitted(settings)

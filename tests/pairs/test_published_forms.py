@@ -49,6 +49,12 @@ def sides(found: Examples) -> list[tuple[object, object, object, float]]:
           "rejected": "[{'role': 'assistant', 'content': 'no'}]"}, ([USER], [YES], [NO])),
         ({"prompt": "q", "completion": "yes", "label": 1}, ("q", "yes", None)),  # KTO
         ({"prompt": "q", "completion": "no", "label": False}, ("q", None, "no")),
+        ({"prompt": "q", "response": "no", "kto_tag": False}, ("q", None, "no")),  # LLaMA-Factory
+        ({"system": "s", "input": "q", "chosen": "yes", "rejected": "no"},
+         ("s\n\nq", "yes", "no")),  # distilabel
+        ({"prompt": [USER], "chosen": [USER, YES], "rejected": [USER, NO]}, ([USER], [YES], [NO])),
+        ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "yes"}]},
+         ([USER], [YES], None)),
     ],
 )  # fmt: skip
 def test_a_row_is_read_as_it_is_meant(
@@ -64,6 +70,7 @@ def test_a_row_is_read_as_it_is_meant(
         ({"prompt": "q", "response_a": "a", "response_b": "b", "winner": "model_b"}, ("b", "a")),
         ({"prompt": "q", "response1": "a", "response2": "b", "overall_preference": -2}, ("a", "b")),
         ({"prompt": "q", "answer_0": "a", "answer_1": "b", "winner": "second"}, ("b", "a")),
+        ({"prompt": "q", "response_A": "a", "response_B": "b", "winner": "B>A"}, ("b", "a")),
     ],
 )
 def test_the_winner_is_chosen(
@@ -72,6 +79,59 @@ def test_the_winner_is_chosen(
     other = row | ({"overall_preference": 3} if "overall_preference" in row else {"winner": "tie"})
     found = examples(write_rows([row, other]))
     assert sides(found)[0] == ("q", *expected, 1.0)
+
+
+@pytest.mark.parametrize("preference", [1, 3])
+def test_a_positive_preference_alone_means_the_second(preference: int, write_rows: Write) -> None:
+    row = {"prompt": "q", "response1": "a", "response2": "b", "overall_preference": preference}
+    assert sides(examples(write_rows([row]))) == [("q", "b", "a", 1.0)]
+
+
+def test_the_higher_of_two_scores_is_chosen(write_rows: Write) -> None:
+    row = {"question": {"full_text": "q"}, "answer_0": "a", "answer_1": "b"}
+    path = write_rows([row | {"score_0": -1, "score_1": 1}, row | {"score_0": 0, "score_1": 0}])
+
+    found = examples(path)
+
+    assert sides(found) == [("q", "b", "a", 1.0)]
+    assert found.problem[1] == "winner: a tie"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"tools": [{"name": "f"}]}, "tools: beside a text they need --apply-chat-template"),
+        ({"history": "Human: hi"}, "history: expected pairs of a question and an answer"),
+        ({"input": [USER]}, "input: expected text, got a list"),
+        ({"system": ["nice"]}, "system: expected text, got a list"),
+    ],
+)
+def test_what_cannot_go_before_a_text_is_a_reason(
+    row: dict[str, object], reason: str, write_rows: Write
+) -> None:
+    found = examples(write_rows([{"prompt": "q", "chosen": "yes", "rejected": "no"} | row]))
+    assert found.problem == [reason]
+
+
+def test_messages_that_begin_with_another_prompt_are_a_reason(write_rows: Write) -> None:
+    other = {"role": "user", "content": "r"}
+    row = {"prompt": [USER], "chosen": [other, YES], "rejected": [other, NO]}
+    assert examples(write_rows([row])).problem == ["chosen: begins with a turn of the user"]
+
+
+def test_a_call_of_a_function_is_the_assistants_turn(write_rows: Write) -> None:
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    turns = [{"from": "human", "value": "q"}, call, {"from": "observation", "value": "42"}]
+    path = write_rows([{"conversations": [*turns, {"from": "gpt", "value": "yes"}]}])
+
+    found = examples(path, ReadOptions(is_trajectory=True))
+
+    called = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    assert found.prompt == [[USER]]
+    assert found.chosen == [
+        [{"role": "assistant", "content": "", "tool_calls": [called]},
+         {"role": "tool", "content": "42"}, YES]
+    ]  # fmt: skip
 
 
 def test_conversations_of_an_arena_are_parted(write_rows: Write) -> None:
@@ -94,6 +154,13 @@ def test_winners_are_named_and_ties_are_dropped_or_kept(write_rows: Write) -> No
     assert sides(kept)[2:] == [("q", "a", "b", 0.5), ("q", "b", "a", 0.5)]
 
 
+def test_a_winner_may_be_a_float(write_rows: Write) -> None:
+    row = {"prompt": "q", "output_1": "a", "output_2": "b", "preference": 2.0}
+    options = ReadOptions(winners=read_winners("1=first,2=second"))
+    found = examples(write_rows([row]), options, winner="preference")
+    assert sides(found) == [("q", "b", "a", 1.0)]
+
+
 def test_an_unknown_winner_is_a_reason(write_rows: Write) -> None:
     row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": 1}
     found = examples(write_rows([row]))
@@ -109,6 +176,31 @@ def test_an_unknown_winner_is_a_reason(write_rows: Write) -> None:
          "--label-column label has no effect on pairs; --winner-column says"),
         ({"prompt": "q", "responses": ["a", "b"]}, {}, "expected scores or ranks"),
         ({"prompt": "q", "completion": {"a": 1}}, {}, "expected texts, messages or token ids"),
+        ({"prompt": "q", "response_a": "a", "response_b": "b", "winner": "model_b"},
+         {"chosen": "response_a", "rejected": "response_b"}, "'winner' may say which is better"),
+        ({"question": "q", "response_A": "a", "response_B": "b", "label": "B>A"},
+         {"chosen": "response_A", "rejected": "response_B"}, "'label' may say which is better"),
+        ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 0},
+         {"prompt": "history", "chosen": "human_ref_A", "rejected": "human_ref_B"},
+         "'labels' may say which is better"),
+        ({"prompt": "q", "answer_0": "a", "answer_1": "b", "score_0": -1, "score_1": 1},
+         {"winner": "score_0"}, "this is the score of one"),
+        ({"prompt": "q", "response": "bad", "is_safe": False}, {}, "'is_safe' may say how good"),
+        ({"prompt": "q", "response": "a", "score": 0.1}, {}, "'score' may say how good it is"),
+        ({"instruction": "q", "context": "c", "response": "a"}, {}, "'context' may belong to it"),
+        ({"prompt": "q", "chosen": "['a', 'b']", "rejected": "['c']"}, {},
+         "lists written as texts, such as pandas writes to CSV"),
+        ({"prompt": "q", "rejected": "[{'role': 'user'}]",
+          "chosen": "[{'content': 'q', 'role': 'user'}\n {'content': 'a', 'role': 'assistant'}]"},
+         {}, "lists written as texts, such as pandas writes to CSV"),
+        ({"prompt_ids": "[1, 2]", "chosen_ids": "[3]", "rejected_ids": "[4]"}, {},
+         "lists written as texts, such as pandas writes to CSV"),
+        ({"messages": [USER, YES], "rejected_response": "no"}, {}, "expected a column with the"),
+        ({"prompt": "q", "response": "yes", "rejected": "no"}, {}, "name it with --chosen-column"),
+        ({"prompt": '["q"]', "chosen": "a", "rejected": "b"}, {}, "prompt: expected texts"),
+        ({"prompt": [USER], "chosen": "a", "rejected": "b"}, {}, "need --apply-chat-template"),
+        ({"prompt": "Why?", "chosen": "Why? So.", "rejected": "Why? No."}, {},
+         "every row begins with its prompt, which would come twice"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(
@@ -201,6 +293,57 @@ def test_rows_of_one_prompt_are_a_list(store: Store, model_dir: Path, write_rows
         [("good", 4.0), ("fine", 3.0), ("bad", 1.0)], [("good", 4.0), ("bad", 1.0)],
     ]  # fmt: skip
     assert (found.num_rows, found.num_rejects) == (5, 0)
+
+
+def test_ranks_of_rows_and_of_named_columns_count_downwards(
+    store: Store, model_dir: Path, write_rows: Write
+) -> None:
+    rows = [
+        {"prompt": "q", "response": word, "my_ranking": i} for i, word in enumerate(("good", "bad"))
+    ]
+    settings = AddSettings(
+        data=(str(write_rows(rows)),), pair_set="r", tokenizer=model_dir,
+        score_column="my_ranking",
+    )  # fmt: skip
+
+    add_pairs(store, plan_add(store, settings))
+    store.refresh()
+
+    assert [row["scores"] for row in store.read("lists").to_pylist()] == [[0.0, -1.0]]
+
+
+def test_a_row_of_a_list_that_cannot_be_used_leaves_the_others(
+    store: Store, model_dir: Path, write_rows: Write
+) -> None:
+    rows = [{"prompt": "q", "response": each, "helpfulness": 1} for each in (3, "good", "bad")]
+    settings = AddSettings(data=(str(write_rows(rows)),), pair_set="r", tokenizer=model_dir)
+
+    found, _ = add_pairs(store, plan_add(store, settings))
+    store.refresh()
+
+    assert len(store.read("lists").to_pylist()) == 1
+    assert reject_counts(store, found) == {"completion: expected text, got a number": 1}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("ties", "keep"), ("winner_values", "0=first"), ("trajectory", True),
+        ("chat_template_kwargs", '{"a": 1}'), ("chat_template", "t.jinja"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_an_error(
+    option: str, value: object, store: Store, model_dir: Path, write_rows: Write
+) -> None:
+    path = write_rows([{"prompt": "q", "chosen": "yes", "rejected": "no"}])
+    template = path.parent / "t.jinja"
+    template.write_text("{{ messages }}")
+    given: Any = str(template) if option == "chat_template" else value
+    settings = AddSettings(data=(str(path),), pair_set="r", tokenizer=model_dir, **{option: given})
+
+    name = option.replace("_", "-")
+    with pytest.raises(SourceError, match=f"--{name} has no effect on pairs"):
+        add_pairs(store, plan_add(store, settings))
 
 
 def test_a_list_goes_on_in_the_next_chunk(

@@ -278,6 +278,95 @@ def test_spans_tell_whose_turn_each_token_is(store: Store, folder: Path, write_r
     ]
 
 
+def test_spans_tell_turns_where_the_renderings_part(
+    store: Store, folder: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(THINKING)
+    more = {"role": "user", "content": "and Rome?"}
+    rows = [{"prompt": [USER], "chosen": [YES, more, NO], "rejected": [NO, more, YES]}]
+
+    add(store, write_rows(rows), folder, chat_template=str(template))
+
+    asked = ("<|im_start|>user\nand Rome?<|im_end|>\n", "user")
+    sunny, no = ("sunny<|im_end|>\n", "assistant"), ("no<|im_end|>\n", "assistant")
+    assert spans_of(store, folder) == [[no, asked, sunny], [sunny, asked, no]]
+
+
+RETURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}|{{ m.content }}"
+    "{{ '</s>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant|{% endif %}"
+)
+
+
+def test_a_turn_ends_where_the_next_ones_header_begins(
+    store: Store, folder: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    template = tmp_path / "returns.jinja"
+    template.write_text(RETURNS)
+    rows = [{"prompt": [USER], "chosen": [YES, USER, NO], "rejected": [NO, USER, NO]}]
+
+    add(store, write_rows(rows), folder, chat_template=str(template))
+
+    asked, last = ("<|im_start|>user|in Paris?<|im_end|>", "user"), ("no</s>", "assistant")
+    assert spans_of(store, folder) == [
+        [("no<|im_end|>", "assistant"), asked, last],
+        [("sunny<|im_end|>", "assistant"), asked, last],
+    ]
+
+
+BRACKETS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]"
+    "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_token_that_begins_in_the_templates_own_text_is_its_turns(
+    store: Store, folder: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    template = tmp_path / "brackets.jinja"
+    template.write_text(BRACKETS)
+    say, answer = {"role": "user", "content": "say"}, {"role": "assistant", "content": "answer"}
+    rows = [{"prompt": [USER], "chosen": [answer, say, answer], "rejected": [answer, say, NO]}]
+
+    add(store, write_rows(rows), folder, chat_template=str(template))
+
+    first, asked = (" answer </s>", "assistant"), ("[say]", "user")
+    assert spans_of(store, folder) == [
+        [first, asked, (" answer </s>", "assistant")], [first, asked, ("no </s>", "assistant")],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "more", "reason"),
+    [
+        (BRACKETS, {"tools": TOOLS}, "chat template: it does not write tools"),
+        (BRACKETS, {"chosen": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+         "chat template: it does not write tool_calls"),
+        ("{% for m in messages %}{% if loop.last %}{{ tools }}{% endif %}[{{ m.content }}]"
+         "{% endfor %}", {"tools": TOOLS}, "chat template: writes another prompt before"),
+    ],
+)  # fmt: skip
+def test_what_a_template_does_not_write_is_a_reason(
+    template: str, more: dict[str, Any], reason: str, store: Store, folder: Path,
+    write_rows: Write, tmp_path: Path,
+) -> None:  # fmt: skip
+    path = tmp_path / "own.jinja"
+    path.write_text(template)
+    row = {"prompt": [USER], "chosen": [YES], "rejected": [NO]} | more
+    with pytest.raises(SourceError, match=reason):
+        add(store, write_rows([row]), folder, chat_template=str(path))
+
+
+def test_an_argument_that_the_template_does_not_use_is_an_error(
+    store: Store, folder: Path, write_rows: Write
+) -> None:
+    data = write_rows([{"prompt": [USER], "chosen": [YES], "rejected": [NO]}])
+    with pytest.raises(ModelError, match="enable_thinkin has no effect, the chat template"):
+        add(store, data, folder, chat_template_kwargs='{"enable_thinkin": false}')
+
+
 def test_spans_survive_a_template_that_rewrites_what_was_said(
     store: Store, folder: Path, write_rows: Write, tmp_path: Path
 ) -> None:
