@@ -44,7 +44,7 @@ class PairSet:
     @property
     def has_messages(self) -> bool:
         """Whether its completions were given as messages, which a chat template renders."""
-        return "(messages)" in self.form
+        return "(messages" in self.form
 
     def __str__(self) -> str:
         return f"{self.name}@{self.fingerprint[:12]}"

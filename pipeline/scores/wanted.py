@@ -74,9 +74,8 @@ class Wanted:
             spec = self._planned.tokenizer
             return spec.without_template(), None
         settings = self._store.read_spec(self.version)
-        is_messages = "(messages)" in self.pair_set().form
         # A template that the user gave is no model's own.
-        is_own = is_messages and "chat_template" not in settings
+        is_own = self.pair_set().has_messages and "chat_template" not in settings
         template = settings.get("template") if is_own else None
         return self._store.read_spec(self.tokenizer), str(template) if template else None
 
