@@ -79,7 +79,7 @@ def test_held_out_pairs_are_measured_without_dropout(
     plan = plan_training(scored, train_settings(**DROPOUT, eval_every=4))
     summary = train(plan)
 
-    pairs, table = plan.eval_pairs, summary.held_out[-1].table
+    pairs, table = plan.eval_pairs[0], summary.held_out["eval"][-1].table
     assert pairs is not None
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     rows = scored.read("sequences", scored.partitions("sequences")[0]).to_pylist()

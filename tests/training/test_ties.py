@@ -188,7 +188,7 @@ def test_no_margin_is_right_before_the_first_step(
         plan_training(store, train_settings(loss_type=loss_type, max_steps=1, eval_every=1))
     )
 
-    before, first = summary.held_out[0], summary.first
+    before, first = summary.held_out["eval"][0], summary.first
     assert first is not None
     assert before.residual is not None
     assert before.residual[1] > 0  # there is rounding, else this tests nothing
@@ -198,7 +198,7 @@ def test_no_margin_is_right_before_the_first_step(
     rows = store.read("examples").to_pylist()
     at_start = [row for row in rows if row["step"] == 0 or row["split"] == "train"]
     assert {row["chosen_rewards"] - row["rejected_rewards"] for row in at_start} == {0.0}
-    assert summary.held_out[-1].metrics["rewards/accuracies"] > 0
+    assert summary.held_out["eval"][-1].metrics["rewards/accuracies"] > 0
 
 
 def test_margin_of_other_weights_counts_however_small(
@@ -215,4 +215,4 @@ def test_margin_of_other_weights_counts_however_small(
 
     summary = train(plan_training(store, train_settings(model=other, max_steps=1, eval_every=1)))
 
-    assert 0 < summary.held_out[0].metrics["rewards/accuracies"] < 1
+    assert 0 < summary.held_out["eval"][0].metrics["rewards/accuracies"] < 1
