@@ -32,6 +32,16 @@ class Written:
     """Whose turn the characters of a rendered completion are; empty for texts."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prompt:
+    """The ids of a prompt, and why they do not spell it; None if they do."""
+
+    ids: list[int]
+    tail: list[int]
+    """Of its end alone."""
+    difference: str | None
+
+
 class Encoder:
     """Turns examples into sequences, with one tokenizer and one truncation rule."""
 
@@ -39,9 +49,14 @@ class Encoder:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._truncation = truncation
+        # Both sides of a chunk have the same prompts, which are its longest texts.
+        self._examples: Examples | None = None
+        self._prompts: dict[str, _Prompt] = {}
 
     def sequences(self, examples: Examples, side: str) -> dict[int, Sequence]:
         """Tokenise one side of the chunk; reasons for unusable rows go to ``examples.problem``."""
+        if examples is not self._examples:
+            self._examples, self._prompts = examples, {}
         values = examples.chosen if side == "chosen" else examples.rejected
         rows = [
             i for i, value in enumerate(values) if examples.problem[i] is None and value is not None
@@ -113,13 +128,11 @@ class Encoder:
         plain = {i: each for i, each in written.items() if each.whole is None}
         parted = {i: each for i, each in written.items() if each.whole is not None}
         tokenizer = self._tokenizer
-        encode_prompts = tokenizer.prompt_ids if is_text else tokenizer.rendered_prompt_ids
+        self._encode_prompts([each.prompt for each in plain.values()], is_text=is_text)
         encode = tokenizer.completion_ids if is_text else tokenizer.rendered_completion_ids
-        unique = list(dict.fromkeys(each.prompt for each in plain.values()))
-        prompt_ids = dict(zip(unique, encode_prompts(unique), strict=True))
         completion_ids = encode([each.completion for each in plain.values()])
         found = {
-            i: (prompt_ids[each.prompt], ids)
+            i: (self._prompts[each.prompt].ids, ids)
             for (i, each), ids in zip(plain.items(), completion_ids, strict=True)
         }
         if parted:
@@ -127,6 +140,15 @@ class Encoder:
             wholes = [str(each.whole) for each in parted.values()]
             found |= zip(parted, tokenizer.parted_ids(prompts, wholes), strict=True)
         return dict(sorted(found.items()))
+
+    def _encode_prompts(self, prompts: Iterable[str], *, is_text: bool) -> None:
+        """Tokenise the prompts that the chunk's other side did not have."""
+        new = [each for each in dict.fromkeys(prompts) if each not in self._prompts]
+        tokenizer = self._tokenizer
+        encode = tokenizer.prompt_ids if is_text else tokenizer.rendered_prompt_ids
+        for prompt, ids, tail in zip(new, encode(new), tokenizer.tail_ids(new), strict=True):
+            difference = tokenizer.difference(ids, prompt, is_prompt=True)
+            self._prompts[prompt] = _Prompt(ids=ids, tail=tail, difference=difference)
 
     def _describe(
         self,
@@ -137,17 +159,19 @@ class Encoder:
         """Add to sequences whose turns they hold, and what is to be counted of them."""
         plain = [i for i in kept if written[i].whole is None]
         prompts = [written[i].prompt for i in plain]
-        merges = self._tokenizer.merges(prompts, [written[i].completion for i in plain])
-        of_prompts: dict[str, str | None] = {}
+        merges = self._tokenizer.merges(
+            prompts,
+            [self._prompts[each].tail for each in prompts],
+            [written[i].completion for i in plain],
+            [ids[i][1][0] for i in plain],
+        )
         for i, merged in zip(plain, merges, strict=True):
             prompt, completion = written[i].prompt, written[i].completion
             kept[i].merges = merged
-            if prompt not in of_prompts:
-                of_prompts[prompt] = self._tokenizer.difference(ids[i][0], prompt, is_prompt=True)
             own = self._tokenizer.difference(ids[i][1], completion, is_prompt=False)
             if own and self._tokenizer.decode_together(*ids[i], prompt, completion):
                 own = None
-            kept[i].findings = _findings(of_prompts[prompt], own)
+            kept[i].findings = _findings(self._prompts[prompt].difference, own)
         for i, each in kept.items():
             num_tokens = len(each.ids) - each.num_prompt_tokens
             each.spans = self._spans(written[i], len(ids[i][1]), num_tokens)

@@ -74,6 +74,7 @@ ALONGSIDE = ("system", "input", "history", "tools", "chat_template_kwargs", "spl
 """Parts that any form may have."""
 OPTIONAL_LATER = ("weight", "system", "input", "history", "tools", "chat_template_kwargs")
 NUM_JUDGED = 64  # values of a column from which it is told what it holds
+NUM_LOOKED_AT = 256  # rows in which they are looked for before all are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,19 +115,26 @@ class Form:
         return self.name in ("lists", "scored rows")
 
 
-def find_form(rows: pa.Table, named: Mapping[str, str], *, as_messages: bool = False) -> Form:
+def find_form(
+    rows: pa.Table,
+    named: Mapping[str, str],
+    *,
+    kinds: Mapping[str, str] | None = None,
+    as_messages: bool = False,
+) -> Form:
     """Return the form of a source from its first rows.
 
     Args:
         rows: As `stores.sources.read_rows` yields them.
         named: Columns the user named, by part.
+        kinds: What `row_names` returns of them; None if it was not asked yet.
         as_messages: Whether texts are turns, to be written with the chat template.
 
     Raises:
         SourceError: If the columns do not have a form that this version knows, or a column that was
             named is not there or has no use.
     """
-    kinds = row_names(rows)
+    kinds = row_names(rows) if kinds is None else kinds
     if not kinds:
         reason = unreadable_reason(rows) or "found none"
         raise SourceError(f"expected JSON objects, {reason}")
@@ -193,15 +201,17 @@ class _Judge:
 
     def first(self, name: str) -> list[object]:
         """Return the first values of a column that are not null, read from JSON."""
-        taken = columns_of(self._rows, [name])
-        texts = taken[f"value/{name}"].to_pylist()
-        types = taken[f"type/{name}"].to_pylist()
         found: list[object] = []
-        for text, kind in zip(texts, types, strict=True):
-            if text is None or kind in (None, "NULL"):
-                continue
-            found.append(json.loads(text) if kind in ("ARRAY", "OBJECT") else text)
-            if len(found) == NUM_JUDGED:
+        for few in (self._rows.slice(0, NUM_LOOKED_AT), self._rows):
+            taken = columns_of(few, [name])
+            texts = taken[f"value/{name}"].to_pylist()
+            types = taken[f"type/{name}"].to_pylist()
+            found = [
+                json.loads(text) if kind in ("ARRAY", "OBJECT") else text
+                for text, kind in zip(texts, types, strict=True)
+                if text is not None and kind not in (None, "NULL")
+            ][:NUM_JUDGED]
+            if len(found) == NUM_JUDGED or few.num_rows == self._rows.num_rows:
                 break
         return found
 
@@ -214,7 +224,7 @@ class _Judge:
 
     def begin(self, names: Sequence[str], prompt: str) -> bool:
         """Whether the texts of some columns begin with their prompt in every row."""
-        texts = columns_of(self._rows, [*names, prompt]).slice(0, NUM_JUDGED)
+        texts = columns_of(self._rows.slice(0, NUM_JUDGED), [*names, prompt])
         prompts = texts[f"value/{prompt}"].to_pylist()
         rows = zip(*(texts[f"value/{name}"].to_pylist() for name in names), strict=True)
         told = [
@@ -453,9 +463,8 @@ def _check_used(named: Mapping[str, str], used: Mapping[str, str], form: Form) -
             raise SourceError(f"--{part}-column {name} has no effect on {form.name}{hint}")
 
 
-def unsettled(form: Form, rows: pa.Table) -> list[str]:
-    """Return the columns of which the rows hold no value, and that decide what rows mean."""
-    kinds = row_names(rows)
+def unsettled(form: Form, kinds: Mapping[str, str]) -> list[str]:
+    """Return the columns that hold no value, of rows of these kinds, and decide what rows mean."""
     decisive = [name for part, name in form.columns.items() if part not in ALONGSIDE]
     return [name for name in decisive if kinds.get(name, "NULL") == "NULL"]
 

@@ -1,11 +1,12 @@
 """Read sources as examples: the form of each file is told first, then its rows come in chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 import pyarrow as pa
 
 from offpref.stores.errors import SourceError
-from offpref.stores.sources import SourceFile, columns_of, read_rows
+from offpref.stores.sources import SourceFile, columns_of, read_rows, row_names
 
 from .examples import Examples, ReadOptions, read_examples
 from .forms import Form, find_form, unsettled, widened
@@ -31,13 +32,18 @@ def read_sources(
         is_trajectory=settings.trajectory,
     )
     # The form of every file is known before a row of the first one is kept.
-    forms = [form_of(file, settings) for file in files]
-    check_effect(forms, settings)
-    for number, (file, form) in enumerate(zip(files, forms, strict=True)):
-        for rows in read_rows(file):
-            if not rows.num_rows:
+    first = read_rows(files[0]) if files else iter(())
+    told = [_told(files[0], first, settings)] if files else []
+    told += [(form_of(file, settings), None) for file in files[1:]]
+    check_effect([form for form, _ in told], settings)
+    for number, (file, (form, rows_read)) in enumerate(zip(files, told, strict=True)):
+        # Of the first file, what its form was told from is not read again.
+        goes_on = number == 0 and rows_read is not None
+        for rows in chain((rows_read,), first) if goes_on else read_rows(file):
+            if rows is None or not rows.num_rows:
                 continue
-            form = widened(form, rows)
+            if rows is not rows_read:
+                form = widened(form, rows)
             for start in range(0, rows.num_rows, CHUNK_ROWS):
                 yield read_examples(rows.slice(start, CHUNK_ROWS), form, options), number
 
@@ -72,6 +78,17 @@ def check_effect(forms: Sequence[Form], settings: AddSettings) -> None:
 def form_of(file: SourceFile, settings: AddSettings) -> Form:
     """Return the form of a file, told from rows that hold values.
 
+    Raises:
+        SourceError: If its columns have no known form; the message names the file.
+    """
+    return _told(file, read_rows(file), settings)[0]
+
+
+def _told(
+    file: SourceFile, batches: Iterator[pa.Table], settings: AddSettings
+) -> tuple[Form, pa.Table | None]:
+    """Return the form of a file, and its first batch of rows if that told it.
+
     Rows whose columns are empty tell nothing: a file may begin with thousands of them.
 
     Raises:
@@ -80,25 +97,22 @@ def form_of(file: SourceFile, settings: AddSettings) -> Form:
     named = _named_columns(settings)
     sample: pa.Table | None = None
     form: Form | None = None
+    kinds: Mapping[str, str] = {}
     problem: SourceError | None = None
-    for number, rows in enumerate(read_rows(file)):
-        if number == MAX_SEARCHED_BATCHES:
-            break
-        if not rows.num_rows:
-            continue
-        new = rows if form is None else _telling(rows, unsettled(form, sample))
-        sample = (
-            rows if sample is None else pa.concat_tables([sample, new.slice(0, NUM_SAMPLE_ROWS)])
-        )
+    for rows in islice((each for each in batches if each.num_rows), MAX_SEARCHED_BATCHES):
+        new = rows if form is None else _telling(rows, unsettled(form, kinds))
+        is_first = sample is None
+        sample = rows if is_first else pa.concat_tables([sample, new.slice(0, NUM_SAMPLE_ROWS)])
+        kinds = row_names(sample)
         try:
-            form = find_form(sample, named, as_messages=settings.apply_chat_template)
+            form = find_form(sample, named, kinds=kinds, as_messages=settings.apply_chat_template)
         except SourceError as error:
             problem = error
             continue
-        if not unsettled(form, sample):
-            break
+        if not unsettled(form, kinds):
+            return form, rows if is_first else None
     if form is not None:
-        return form
+        return form, None
     if problem is not None:
         raise SourceError(f"{file.address}: {problem}") from problem
     raise SourceError(f"{file.address}: expected rows of data, found none")

@@ -220,19 +220,32 @@ class Tokenizer:
     def _ends(self, text: str, token: int) -> bool:
         return text.encode("utf-8", "replace").endswith(self.token_bytes.table[token])
 
-    def merges(self, prompts: Sequence[str], completions: Sequence[str]) -> list[bool]:
+    def tail_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the end of each prompt, for `merges`."""
+        return self._encode([_tail(prompt) for prompt in prompts], special=False)
+
+    def merges(
+        self,
+        prompts: Sequence[str],
+        tails: Sequence[Sequence[int]],
+        completions: Sequence[str],
+        first_ids: Sequence[int],
+    ) -> list[bool]:
         """Return whether joint tokenisation would merge across each boundary.
 
         Only a window around the boundary is examined, because merges do not cross words.
+
+        Args:
+            prompts: The prompts.
+            tails: Their ends, as `tail_ids` returns them.
+            completions: The completions.
+            first_ids: The first id of each.
         """
-        tails = [_tail(prompt) for prompt in prompts]
-        heads = [_head(completion) for completion in completions]
-        apart_tails = self._encode(tails, special=False)
-        apart_heads = self._completions(heads)
-        joint = self._encode([t + h for t, h in zip(tails, heads, strict=True)], special=False)
+        windows = zip(prompts, completions, strict=True)
+        joint = self._encode([_tail(p) + _head(c) for p, c in windows], special=False)
         return [
-            ids != before + after
-            for ids, before, after in zip(joint, apart_tails, apart_heads, strict=True)
+            ids[: len(tail) + 1] != [*tail, first]
+            for ids, tail, first in zip(joint, tails, first_ids, strict=True)
         ]
 
     def vocabulary(self) -> tuple[list[int], list[bytes], list[bool]]:

@@ -46,9 +46,10 @@ def test_ids_are_those_of_joint_tokenisation_where_the_boundary_is_clean(folder:
     prompt = "Once upon a time,"
     own_ids = ours.prompt_ids([prompt])[0]
     joint = [theirs(prompt + text, add_special_tokens=False).input_ids for text in COMPLETIONS]
-    merged = ours.merges([prompt] * len(COMPLETIONS), COMPLETIONS)
+    prompts = [prompt] * len(COMPLETIONS)
 
     ids = ours.completion_ids(COMPLETIONS)
+    merged = ours.merges(prompts, ours.tail_ids(prompts), COMPLETIONS, [own[0] for own in ids])
 
     num_clean = 0
     for whole, own, crosses in zip(joint, ids, merged, strict=True):

@@ -73,7 +73,8 @@ def test_merges_are_those_of_joint_tokenisation(
     ]
     completions = ["me there was", " no", "lo and then goes on and on for more words than it needs"]
 
-    merged = tokenizer.merges(prompts, completions)
+    firsts = [ids[0] for ids in tokenizer.completion_ids(completions)]
+    merged = tokenizer.merges(prompts, tokenizer.tail_ids(prompts), completions, firsts)
 
     apart = [joint(p, add_special_tokens=False).input_ids for p in prompts]
     both = [
