@@ -52,11 +52,12 @@ class Encoder:
         # Both sides of a chunk have the same prompts, which are its longest texts.
         self._examples: Examples | None = None
         self._prompts: dict[str, _Prompt] = {}
+        self._rendered: dict[tuple[int, bool], str] = {}  # by the number of the row
 
     def sequences(self, examples: Examples, side: str) -> dict[int, Sequence]:
         """Tokenise one side of the chunk; reasons for unusable rows go to ``examples.problem``."""
         if examples is not self._examples:
-            self._examples, self._prompts = examples, {}
+            self._examples, self._prompts, self._rendered = examples, {}, {}
         values = examples.chosen if side == "chosen" else examples.rejected
         rows = [
             i for i, value in enumerate(values) if examples.problem[i] is None and value is not None
@@ -82,7 +83,8 @@ class Encoder:
                     examples.problem[i] = f"{side}: empty completion"
                     continue
                 try:
-                    written[i] = self._render(prompt, completion, examples.inputs[i] or NO_INPUTS)
+                    inputs = examples.inputs[i] or NO_INPUTS
+                    written[i] = self._render(i, prompt, completion, inputs)
                 except ValueError as error:
                     examples.problem[i] = str(error)
                     continue
@@ -93,9 +95,19 @@ class Encoder:
         return {i: texts for i, texts in written.items() if examples.problem[i] is None}
 
     def _render(
-        self, prompt: list[Message], completion: list[Message], inputs: TemplateInputs
+        self,
+        number: int,
+        prompt: list[Message],
+        completion: list[Message],
+        inputs: TemplateInputs,
     ) -> Written:
         """Return prompt and completion, lists of messages, as the chat template writes them.
+
+        Args:
+            number: Of the example, whose other side has the same prompt.
+            prompt: The messages before the completion.
+            completion: The completion's messages.
+            inputs: What the template is given besides.
 
         Raises:
             ValueError: If the template refuses the messages, or writes nothing for a completion.
@@ -105,7 +117,10 @@ class Encoder:
         def write(messages: Iterable[Message], prompts: bool) -> str:
             return template.text(list(messages), inputs, prompts=prompts)
 
-        before = write(prompt, completion[0].get("role") == "assistant")
+        key = number, completion[0].get("role") == "assistant"
+        before = self._rendered.get(key)
+        if before is None:
+            before = self._rendered[key] = write(prompt, key[1])
         whole = write([*prompt, *completion], False)
         is_split = whole.startswith(before)
         start = len(before) if is_split else common_length(before, whole)

@@ -63,6 +63,8 @@ class Examples:
     """Of the completion, which is the chosen one; for lists."""
     begins_list: list[bool] = field(default_factory=list)
     """Whether the example is the first of a list; for lists."""
+    prompt_texts: dict[int, str] = field(default_factory=dict)
+    """What `prompt_text` has returned, by example: both sides and the table ask for it."""
     text_form: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,6 +96,12 @@ def as_text(value: object) -> str:
 
 def prompt_text(examples: Examples, i: int) -> str:
     """Return a prompt as the ``texts`` table keeps it, with what else its template is given."""
+    if i not in examples.prompt_texts:
+        examples.prompt_texts[i] = _prompt_text(examples, i)
+    return examples.prompt_texts[i]
+
+
+def _prompt_text(examples: Examples, i: int) -> str:
     inputs = examples.inputs[i]
     if inputs is None or examples.text_form != "messages":
         return as_text(examples.prompt[i])

@@ -49,6 +49,15 @@ class TokenBytes:
             found[i] = token.content.encode()
         return dict(sorted(found.items()))
 
+    @cached_property
+    def joins_words(self) -> bool:
+        """Whether decoding puts spaces between tokens that no token spells, as between words."""
+        if self._backend is None:
+            return True
+        parts = json.loads(self._backend.to_str())
+        kinds = json.dumps([parts.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")])
+        return not any(mark in kinds for mark in ('"ByteLevel"', '"Metaspace"', "\\u2581"))
+
     def spelled(self, ids: Sequence[int]) -> bytes:
         """Return the bytes that ids spell together."""
         table = self.table
@@ -72,12 +81,12 @@ class TokenBytes:
         found, wanted = self.spelled(ids), text.encode("utf-8", "replace")
         if found == wanted or (may_begin_with_space and found == b" " + wanted):
             return None
-        if text == self.decoded(ids):
-            return None  # it puts words together in a way of its own
+        if self.joins_words and text == self.decoded(ids):
+            return None
         if self._unknown_id is not None and self._unknown_id in ids:
             return UNKNOWN
         if b"".join(found.split()) == b"".join(wanted.split()):
-            has_special = any(i in self.special_ids for i in ids)
+            has_special = not self.special_ids.isdisjoint(ids)
             return SPACES_BESIDE_TOKENS if has_special else SPACES
         normalizer = None if self._backend is None else self._backend.normalizer
         if normalizer is not None:

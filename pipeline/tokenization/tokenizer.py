@@ -196,6 +196,8 @@ class Tokenizer:
         Of words that a tokenizer puts spaces between, they do even where the completion does not
         alone.
         """
+        if not self.token_bytes.joins_words:
+            return False
         whole = [
             *self._own_of_prompt(prompt_ids, prompt),
             *self._own_of_completion(completion_ids, completion),
