@@ -27,7 +27,8 @@ class AddSettings:
     """What a pair set is made from, and how."""
 
     data: tuple[str, ...] = setting(
-        "File, folder or address; may be repeated. NAME=0.7 and NAME=5000, for each, mix pair sets."
+        "File, folder or address; may be repeated. NAME=0.7 or NAME=5000 is a share, or a number "
+        "of pairs, of a pair set in a mixture."
     )
     pair_set: str = setting("Name for the pair set.")
     tokenizer: Path = setting("Folder with the tokenizer, such as a model's folder.")
@@ -81,10 +82,18 @@ class AddSettings:
     rejected_column: str | None = _column("rejected")
     completion_column: str | None = _column("completion")
     label_column: str | None = _column("label")
-    winner_column: str | None = _column("winner")
-    score_column: str | None = _column("score")
-    system_column: str | None = _column("system")
-    input_column: str | None = _column("input")
+    winner_column: str | None = setting(
+        "Column that says which of two completions is better.", default=None
+    )
+    score_column: str | None = setting(
+        "Column with the scores of completions, or their name in each completion.", default=None
+    )
+    system_column: str | None = setting(
+        "Column of the system prompt, if it has another name than usual.", default=None
+    )
+    input_column: str | None = setting(
+        "Column that goes behind the prompt, if it has another name than usual.", default=None
+    )
     weight_column: str | None = _column("weight")
 
     def __post_init__(self) -> None:
