@@ -267,11 +267,6 @@ class Tokenizer:
         first = self.bos_token_id if self.bos_token_id is not None else self.eos_token_id
         return [cast(int, first)]
 
-    def special_tokens(self) -> list[str]:
-        """Return the contents of added tokens, which options may split if a text contains them."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        return sorted({each.content for each in added if each.content})
-
     def _spec(self) -> TokenizerSpec:
         template = self._tokenizer.chat_template
         return TokenizerSpec(
