@@ -321,9 +321,7 @@ class _Reader(RowParts):
         weights = self.weights()
         prompts = self.prompts()
         chosen, rejected = self._text_lists("chosen"), self._text_lists("rejected")
-        found = self._examples(
-            prompts, list(chosen), list(rejected), weights, [None] * self.num_rows
-        )
+        found = self._examples(prompts, list(chosen), list(rejected), weights, self.inputs())
         places = [
             (i, one, other)
             for i in range(self.num_rows)

@@ -15,6 +15,9 @@ from transformers import AutoTokenizer
 from offpref.pipeline.adding.add import add_pairs, plan_add
 from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.pairs.pair_sets import PairSet, other_counts, reject_counts
+from offpref.pipeline.scores.score import score
+from offpref.pipeline.scores.settings import ScoreSettings
+from offpref.pipeline.small_world import write_model, write_tokenizer
 from offpref.stores.errors import ModelError, SourceError
 from offpref.stores.store import Store
 
@@ -425,3 +428,35 @@ def test_no_usable_row_is_an_error_with_reasons(
     row = {"prompt": [USER], "chosen": [YES], "rejected": [YES]}
     with pytest.raises(SourceError, match=r"rejected all 1: 1 chosen equals rejected .*row 0\)"):
         add(store, write_rows([row]), folder)
+
+
+def test_tools_are_rendered_for_each_pair_of_a_grid(
+    store: Store, folder: Path, write_rows: Write
+) -> None:
+    row = {"prompt": "in Paris?", "chosen": ["sunny"], "rejected": ["no", "rain"], "tools": TOOLS}
+
+    found = add(store, write_rows([row]), folder, apply_chat_template=True)
+
+    assert found.num_pairs == 2
+    assert written(folder, [USER], [YES], tools=TOOLS) in texts_of(store, folder)
+    assert all("weather" in prompt for prompt, _ in texts_of(store, folder))
+
+
+def test_a_given_template_is_not_compared_with_the_models_own(
+    store: Store, write_rows: Write, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    write_model(model, vocab_size=write_tokenizer(model), seed=0)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }} {% endfor %}"
+    )
+    given = tmp_path / "given.jinja"
+    given.write_text("{% for m in messages %}<s> {{ m.content }} {% endfor %}")
+    row = {"prompt": [USER], "chosen": [{**YES, "content": "good"}],
+           "rejected": [{**NO, "content": "bad"}]}  # fmt: skip
+    add(store, write_rows([row]), model, chat_template=str(given))
+
+    done = score(store, ScoreSettings(pair_set="p", model=model))
+
+    assert done.num_new == 2
