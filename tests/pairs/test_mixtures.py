@@ -170,3 +170,18 @@ def test_a_setting_about_data_has_no_effect_on_pair_sets(
     )
     with pytest.raises(ValueError, match=f"{option} has no effect on a mixture of pair sets"):
         fitted(settings)
+
+
+def test_a_pair_of_two_parts_is_in_the_mixture_once(
+    store: Store, model_dir: Path, folder: Path
+) -> None:
+    for name in ("one", "other"):
+        add(store, model_dir, str(folder / "helpful.jsonl"), name=name)
+    num_pairs = store.read("pairs").num_rows // 2
+
+    found = add(store, model_dir, f"one={num_pairs}", f"other={num_pairs}", name="both")
+
+    assert found.num_pairs == num_pairs == len(keys(store, found))
+    with open_catalog(store.path) as catalog:
+        question = "select count(*) from pairs where pair_set = 'both'"
+        assert next(catalog.answer(question).rows) == (num_pairs,)
