@@ -65,7 +65,7 @@ class Batch:
             self._rows.setdefault((table, partition), []).append(rows)
 
     def remove(self, shards: Iterable[Shard]) -> None:
-        """Remove shards whose rows this batch writes anew, in the same commit."""
+        """Remove shards whose rows this batch writes anew, if they are to stay, in one commit."""
         self._removed |= {shard.name for shard in shards}
 
     def add_head(self, fingerprint: str, content: bytes) -> None:
@@ -92,7 +92,7 @@ class Batch:
         Raises:
             StoreWriteError: If the file system refuses; then nothing of the batch is live.
         """
-        if kind is None and (self._rows or self._heads):
+        if kind is None and (self._rows or self._heads or self._removed):
             self._commit()
 
     def _commit(self) -> None:

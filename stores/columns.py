@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 ROW_HASH_NAME = "row_hash"
 
+SHARED_PARTITION = "shared"
+"""The partition of tables whose rows depend on nothing but their key."""
+
 # What columns hold, by names that SQL and Arrow both have a type for.
 BOOL, INT32, INT64, FLOAT, DOUBLE = "bool", "int32", "int64", "float", "double"
 STRING, BINARY, LARGE_BINARY, TIMESTAMP = "string", "binary", "large_binary", "timestamp"

@@ -1,4 +1,4 @@
-"""The columns of the tables that training runs and evaluations write; `schema` has all tables."""
+"""The columns of the tables about runs and evaluations; `schema` has all tables."""
 
 from .columns import (
     BOOL,
@@ -9,6 +9,7 @@ from .columns import (
     INT32_LIST,
     INT64,
     NUMBERS,
+    SHARED_PARTITION,
     STRING,
     TIMESTAMP,
     UUID,
@@ -237,4 +238,33 @@ GENERATIONS = TableSchema(
     ),
     key=("evaluation_id", "prompt_key", "sample"),
     order=("evaluation_id", "prompt_key", "sample"),
+)
+
+VISIBILITY = TableSchema(
+    name="visibility",
+    row="something was put away, or shown again: the newest row of a subject counts",
+    partition=SHARED_PARTITION,
+    columns=(
+        column("kind", STRING, "run, pair-set or evaluation"),
+        column("subject", STRING, "its id, or fingerprint"),
+        column("changed_at", TIMESTAMP, "when"),
+        column("is_hidden", BOOL, "whether it is put away from then on"),
+        column("name", STRING, "what it was called"),
+    ),
+    key=("kind", "subject", "changed_at", "is_hidden"),
+    order=("kind", "subject", "changed_at", "is_hidden"),
+)
+
+TAGS = TableSchema(
+    name="tags",
+    row="a run was given a label, or lost it: the newest row of a run and label counts",
+    partition=SHARED_PARTITION,
+    columns=(
+        column("run_id", UUID, "the run"),
+        column("tag", STRING, "the label"),
+        column("changed_at", TIMESTAMP, "when"),
+        column("is_set", BOOL, "whether the run has it from then on"),
+    ),
+    key=("run_id", "tag", "changed_at", "is_set"),
+    order=("run_id", "tag", "changed_at", "is_set"),
 )

@@ -28,6 +28,7 @@ from .columns import (
     column,
 )
 from .columns import ROW_HASH_NAME as ROW_HASH_NAME
+from .columns import SHARED_PARTITION as SHARED_PARTITION
 from .run_tables import (
     EVALUATIONS as EVALUATIONS,
 )
@@ -50,7 +51,13 @@ from .run_tables import (
     STEPS as STEPS,
 )
 from .run_tables import (
+    TAGS as TAGS,
+)
+from .run_tables import (
     TOKENS as TOKENS,
+)
+from .run_tables import (
+    VISIBILITY as VISIBILITY,
 )
 
 if TYPE_CHECKING:
@@ -58,10 +65,6 @@ if TYPE_CHECKING:
     from .columns import ROW_HASH as ROW_HASH
 
 FORMAT_VERSION = 1
-
-SHARED_PARTITION = "shared"
-"""The partition of tables whose rows depend on nothing but their key."""
-
 
 TEXTS = TableSchema(
     name="texts",
@@ -320,8 +323,30 @@ TABLES: dict[str, TableSchema] = {
         PAIR_SETS, PAIR_SET_COUNTS, REJECTS,
         LOGPS, TOPK, HIDDEN, REWARDS,
         RUNS, RUN_EVENTS, STEPS, EXAMPLES, TOKENS, MASKS, EVALUATIONS, GENERATIONS,
+        VISIBILITY, TAGS,
     )
 }  # fmt: skip
+
+
+HIDEABLE = {
+    "run": ("runs", "run_events", "steps", "examples", "tokens", "masks", "tags"),
+    "pair-set": (
+        "pairs",
+        "lists",
+        "rejects",
+        "pair_sets",
+        "pair_set_counts",
+        "kl_pairs",
+        "mixtures",
+    ),
+    "evaluation": ("evaluations", "generations"),
+}
+"""Tables with rows of what can be put away, by its kind."""
+
+SUBJECT_COLUMNS = {
+    "run": "run_id", "pair-set": "pair_set_fingerprint", "evaluation": "evaluation_id"
+}  # fmt: skip
+"""The column of these tables that says whose row it is."""
 
 
 def table_schema(name: str) -> TableSchema:

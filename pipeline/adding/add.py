@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from offpref.pipeline.models.fingerprints import default_max_length
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets
+from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, find_version
 from offpref.pipeline.read_ahead import read_ahead
 from offpref.pipeline.tokenization.chat_templates import find_template
 from offpref.pipeline.tokenization.specs import RULE, TokenizerSpec, hash_of, tokenizer_files
@@ -159,9 +159,8 @@ def add_pairs(
         SourceError: If a source cannot be read as a whole, has unknown columns, or no row of all is
             of use.
     """
-    for known in pair_sets(store):
-        if known.fingerprint == planned.fingerprint:
-            return known, False
+    if known := find_version(store, planned.fingerprint):
+        return known, False
     if planned.parts:
         parts = [(share, _added(store, part, on_rows)) for share, part in planned.parts]
         return add_mixture(store, planned.spec, parts)

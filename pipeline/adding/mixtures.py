@@ -15,7 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from offpref.pipeline.pairs.pair_sets import PairSet, pair_rows, pair_sets, time_of_version
+from offpref.pipeline.pairs.pair_sets import (
+    PairSet,
+    find_version,
+    pair_rows,
+    pair_sets,
+    time_of_version,
+)
 from offpref.pipeline.pairs.splits import key_array
 from offpref.pipeline.pairs.step_order import epoch_order
 from offpref.stores import keys
@@ -125,9 +131,8 @@ def add_mixture(
         PairSetError: If a pair set has fewer pairs than are asked for.
     """
     fingerprint = keys.fingerprint(spec)
-    for known in pair_sets(store):
-        if known.fingerprint == fingerprint:
-            return known, False
+    if known := find_version(store, fingerprint):
+        return known, False
     check_alike([part for _, part in parts])
     store.write_spec(spec)
     drawn = _draw(store, parts, int(str(spec["seed"])))

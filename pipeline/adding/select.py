@@ -11,7 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, time_of_version
+from offpref.pipeline.pairs.pair_sets import (
+    PairSet,
+    find_pair_set,
+    find_version,
+    time_of_version,
+)
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError
 from offpref.stores.schema import LISTS, PAIR_SETS, PAIRS
@@ -51,9 +56,8 @@ def select_pairs(store: Store, settings: SelectSettings) -> tuple[PairSet, bool]
         **{key: own[key] for key in KEPT_SETTINGS if key in own},
     }
     fingerprint = keys.fingerprint(spec)
-    for known in pair_sets(store):
-        if known.fingerprint == fingerprint:
-            return known, False
+    if known := find_version(store, fingerprint):
+        return known, False
     store.write_spec(spec)
     num_lists, rows = 0, []
     for row in _lists(store, source):

@@ -39,6 +39,13 @@ class PageSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ListSettings:
+    """What is listed."""
+
+    hidden: bool = setting("List what is put away instead.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VerifySettings:
     """What is verified beside every byte."""
 
@@ -49,6 +56,71 @@ class VerifySettings:
         "Remove damaged scores, rewards and output heads first, so that they are computed again.",
         default=False,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactSettings:
+    """What is dropped."""
+
+    grace_days: float = setting(
+        "Days that what was put away can still be restored; older is dropped for good.",
+        default=GRACE_DAYS, range=AT_LEAST_ZERO,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def grace_seconds(self) -> float:
+        """The grace as stores take it."""
+        return self.grace_days * 86400
+
+
+KINDS = ("run", "pair-set", "evaluation")
+"""What can be put away; as in ``stores.visibility``, here so that help needs no library."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamesSettings:
+    """What is put away, or shown again."""
+
+    kind: str = setting("What is named.", is_argument=True, choices=KINDS)
+    name: tuple[str, ...] = setting(
+        "Names, patterns such as 'try*', or beginnings of ids.", is_argument=True
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.name:
+            raise ValueError(f"expected at least one name of a {self.kind}, got none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PutAwaySettings(NamesSettings):
+    """What is put away."""
+
+    yes: bool = setting("Do not ask first.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TagSettings:
+    """Which runs get which labels."""
+
+    run: tuple[str, ...] = setting(
+        "Names of runs, patterns such as 'sigmoid*', or beginnings of ids.", is_argument=True
+    )
+    add: tuple[str, ...] = setting("Label to give; may be repeated.", default=(), metavar="TAG")
+    drop: tuple[str, ...] = setting("Label to take; may be repeated.", default=(), metavar="TAG")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.run or not (self.add or self.drop):
+            raise ValueError(
+                "expected names of runs, and labels to add or drop, as in"
+                " `offpref store tag STORE 'sigmoid*' --add best`"
+            )
+        if both := set(self.add) & set(self.drop):
+            raise ValueError(f"expected a label to be added or dropped, got both for {min(both)!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

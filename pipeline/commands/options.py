@@ -160,8 +160,9 @@ def _parameter(each: Field[Any], hint: Any, *, is_required: bool, help: str) -> 
     kind = kinds[0] if kinds else hint
     if said["is_argument"]:
         return click.Argument(
-            [each.name], type=_type(said, kind), required=is_required, metavar=said["metavar"]
-        )
+            [each.name], type=_type(said, kind), required=is_required, metavar=said["metavar"],
+            nargs=-1 if get_origin(hint) is tuple else 1,
+        )  # fmt: skip
     flag = said["flag"] or f"--{each.name.replace('_', '-')}"
     names = [*([said["short"]] if said["short"] else []), flag, each.name]
     if kind is bool:

@@ -15,7 +15,7 @@ from offpref.pipeline.settings import AT_LEAST_ZERO, Range, check_settings, sett
 from offpref.stores.query.query_limits import MEMORY_LIMIT, QueryLimits
 
 from .options import command, options_of, settings_from, usage_errors
-from .terminal import answer_stream, say
+from .terminal import answer_stream, say, say_lines
 
 if TYPE_CHECKING:
     from offpref.stores.query.catalog import Catalog
@@ -249,12 +249,12 @@ def _write(path: Path | None, write: Callable[[Any], object]) -> None:
 
 
 def _list() -> None:
-    from offpref.stores.query.described import question_lines
+    from offpref.stores.query.described import question_lines, selector_lines
     from offpref.stores.query.questions import query_names
 
     for name in query_names():
-        for line in question_lines(name):
-            say(line)
+        say_lines(question_lines(name))
+    say_lines(selector_lines())
 
 
 def _show_schema(catalog: "Catalog") -> None:

@@ -1,24 +1,33 @@
-"""The commands that look after a store: list, verify, compact, collect garbage."""
+"""The commands that look after a store: list, put away, label, verify, compact, collect garbage."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from offpref.pipeline.api.store_settings import GarbageSettings, VerifySettings
+from offpref.pipeline.api.store_settings import (
+    CompactSettings,
+    GarbageSettings,
+    ListSettings,
+    VerifySettings,
+)
 
 from .options import command, options_of, settings_from
+from .put_away import restore, rm, tag
 from .terminal import say, say_lines
 
 
 @click.group(name="store")
 def store_group() -> None:
-    """Look after a store: list, verify, compact, collect garbage."""
+    """Look after a store: list, put away, label, verify, compact, collect garbage."""
 
 
-@command(name="ls")
-def list_store(store: Path) -> None:
+@command(options_of(ListSettings), name="ls")
+def list_store(store: Path, **options: Any) -> None:
     """List what STORE holds: rows, bytes and shards of every table and partition."""
+    if settings_from(ListSettings, options).hidden:
+        _list_hidden(store)
+        return
     from offpref.pipeline.tokenization.former_rule import former_lines
     from offpref.stores.live import LiveStore
     from offpref.stores.maintenance.listing import list_contents
@@ -32,6 +41,15 @@ def list_store(store: Path) -> None:
 
         lines += coverage(Store.open(store))
     say_lines([*lines, *former_lines(opened)])
+
+
+def _list_hidden(path: Path) -> None:
+    from offpref.stores.store import Store
+    from offpref.stores.visibility import hidden
+
+    for each in sorted(hidden(Store.open(path)).values(), key=lambda each: each.hidden_at):
+        when = f"{each.hidden_at:%Y-%m-%d %H:%M:%S}"
+        say(f"{each.kind:10} {each.name}  {each.subject}  put away {when}")
 
 
 @command(options_of(VerifySettings), name="verify")
@@ -52,13 +70,14 @@ def verify(store: Path, **options: Any) -> None:
         raise SystemExit(1)
 
 
-@command(name="compact")
-def compact(store: Path) -> None:
-    """Merge the small shards of STORE; writers and readers may continue meanwhile."""
+@command(options_of(CompactSettings), name="compact")
+def compact(store: Path, **options: Any) -> None:
+    """Merge the small shards of STORE, drop what was put away; others may go on meanwhile."""
     from offpref.stores.maintenance.compact import compact_store
     from offpref.stores.store import Store
 
-    say(compact_store(Store.open(store)))
+    settings = settings_from(CompactSettings, options)
+    say(compact_store(Store.open(store), grace_seconds=settings.grace_seconds))
 
 
 @command(options_of(GarbageSettings), name="gc")
@@ -71,5 +90,5 @@ def gc(store: Path, **options: Any) -> None:
     say(collect_garbage(Store.open(store), grace_seconds=settings.grace_seconds))
 
 
-for each in (list_store, verify, compact, gc):
+for each in (list_store, rm, restore, tag, verify, compact, gc):
     store_group.add_command(each)

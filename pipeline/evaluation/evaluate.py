@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,7 @@ from offpref.stores.errors import PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.schema import EVALUATIONS, GENERATIONS
 from offpref.stores.store import Store
+from offpref.stores.visibility import EVALUATION, show_if_hidden
 
 from .model_use import ModelUse
 from .rows import Measured, evaluation_row, generation_rows
@@ -177,8 +179,10 @@ class Evaluation:
         }
 
     def find(self, spec: dict[str, object]) -> dict[str, Any] | None:
-        """Return the row of an evaluation that was done before."""
-        for row in self._store.read(EVALUATIONS.name, content.fingerprint(spec)).to_pylist():
+        """Return the row of an evaluation that was done before; one put away is shown again."""
+        partition = content.fingerprint(spec)
+        show_if_hidden(self._store, EVALUATION, str(UUID(partition)))
+        for row in self._store.read(EVALUATIONS.name, partition).to_pylist():
             return {**row, "name": self._name}  # what the policy is called now
         return None
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 from offpref.pipeline.models.fingerprints import max_positions, model_config
 from offpref.pipeline.pairs.pair_sets import (
     PairSet,
+    find_version,
     pair_rows,
-    pair_sets,
     time_of_version,
     version_rows,
 )
@@ -211,8 +211,7 @@ class _SampleRows:
 
     def find(self) -> PairSet | None:
         """Return the sample set if it is complete."""
-        known = [each for each in pair_sets(self._store) if each.fingerprint == self.fingerprint]
-        return known[0] if known else None
+        return find_version(self._store, self.fingerprint)
 
     def missing_batches(self) -> Iterator[range]:
         """Yield the rows of each batch that the store lacks."""

@@ -19,6 +19,7 @@ from offpref.stores.errors import PairSetError, StoreFormatError
 from offpref.stores.files.regular import parse_object
 from offpref.stores.schema import MIXTURES, PAIR_SET_COUNTS, PAIR_SETS, PAIRS, REJECTS
 from offpref.stores.store import Store
+from offpref.stores.visibility import PAIR_SET, hidden, show_if_hidden
 
 KEPT = "columns that are kept: "
 SKIPPED = "files that are no data: "
@@ -51,10 +52,12 @@ class PairSet:
 
 
 def pair_sets(store: Store) -> list[PairSet]:
-    """Return all complete versions of all pair sets, oldest first."""
-    found = []
+    """Return all complete versions of all pair sets that are not put away, oldest first."""
+    found, gone = [], hidden(store, PAIR_SET)
     for tokenizer in store.partitions(PAIR_SETS.name):
         for row in store.read(PAIR_SETS.name, tokenizer).to_pylist():
+            if row["pair_set_fingerprint"] in gone:
+                continue
             _check_settings(row["settings"], Path(f"{PAIR_SETS.name}/{tokenizer}"))
             counts = {name: row[name] for name in row if name.startswith("num_")}
             described = PairSet(
@@ -95,6 +98,13 @@ def _check_settings(text: str, place: Path) -> None:
             )
 
 
+def find_version(store: Store, fingerprint: str) -> PairSet | None:
+    """Return the version that is being made, if the store has it; one put away is shown again."""
+    show_if_hidden(store, PAIR_SET, fingerprint)
+    found = [each for each in pair_sets(store) if each.fingerprint == fingerprint]
+    return found[0] if found else None
+
+
 def time_of_version(store: Store, name: str) -> datetime:
     """Return the creation time of a version that is made now, after all others of its name.
 
@@ -116,12 +126,26 @@ def find_pair_set(store: Store, name: str) -> PairSet:
     found = [s for s in known if s.name == wanted and s.fingerprint.startswith(version)]
     if not found:
         names = ", ".join(str(each) for each in known) or "none"
-        raise PairSetError(f"{store.path}: unknown pair set {name!r}; there are: {names}")
+        raise PairSetError(
+            f"{store.path}: unknown pair set {name!r}; there are: {names}"
+            f"{_hidden_advice(store, wanted, version)}"
+        )
     if version and len({each.fingerprint for each in found}) > 1:
         raise PairSetError(
             f"{name}: expected one version, got several: {', '.join(map(str, found))}"
         )
     return found[-1]
+
+
+def _hidden_advice(store: Store, name: str, version: str) -> str:
+    """Return what to do if versions of that name are put away."""
+    names = [each.name for each in hidden(store, PAIR_SET).values()]
+    gone = [
+        each for each in names if each.startswith(f"{name}@{version[:12]}")
+    ]  # a name may not hold @
+    if not gone:
+        return ""
+    return f"; {gone[-1]} is put away, `offpref store restore` shows it again"
 
 
 def pair_rows(

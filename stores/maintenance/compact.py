@@ -1,4 +1,4 @@
-"""Merge small shards into large ones, and commit records into one.
+"""Merge small shards into large ones, and commit records into one; drop what is put away for long.
 
 Safe beside any number of writers, readers and other compactors: a merged shard and the removal of
 what it merges become live in one commit, and rows that two compactors both copied are duplicates
@@ -12,26 +12,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
-from offpref.stores.errors import ShardCorruptError, ShardMissingError
+from offpref.stores.errors import ShardMissingError
 from offpref.stores.files.commits import Record, merge, write_record
-from offpref.stores.files.duplicates import to_hashes
 from offpref.stores.files.heartbeat import keep_alive
-from offpref.stores.files.regular import parse_object
-from offpref.stores.files.rowhash import row_hashes
 from offpref.stores.files.shards import (
     Shard,
     clear_read_errors,
     open_shard,
-    read_shard,
     table_schema,
     write_shard,
 )
 from offpref.stores.files.unpacking import max_unpacked_bytes, unpacked_bytes
 from offpref.stores.schema import ROW_HASH, TABLES
 from offpref.stores.store import Store
+
+from .dropping import drop_hidden
+from .grace import GRACE_SECONDS
+from .shard_rows import checked_rows, origins
 
 SHARD_BYTES = 256 * 2**20
 UNPACKED_BYTES = 2**30
@@ -50,21 +49,30 @@ class Compacted:
     num_records_merged: int
     """Commit records that were merged into one."""
 
+    num_dropped: int
+    """Runs, versions of pair sets and evaluations that had been put away and are gone now."""
+
     def __str__(self) -> str:
         """Return one line for people."""
+        dropped = f"; {self.num_dropped:,} put away are dropped" if self.num_dropped else ""
         return (
             f"{self.num_shards_before:,} shards became {self.num_shards_after:,};"
-            f" {self.num_records_merged:,} commit records merged"
+            f" {self.num_records_merged:,} commit records merged{dropped}"
         )
 
 
-def compact_store(store: Store, *, shard_bytes: int = SHARD_BYTES) -> Compacted:
+def compact_store(
+    store: Store, *, shard_bytes: int = SHARD_BYTES, grace_seconds: float = GRACE_SECONDS
+) -> Compacted:
     """Merge the small shards of each partition of ``store``, then its commit records.
+
+    What has been put away for longer than the grace is dropped first, and cannot come back.
 
     Args:
         store: The store.
         shard_bytes: Size that a merged shard shall not exceed; shards of more than half of it are
             left alone.
+        grace_seconds: How long something must have been put away.
 
     Raises:
         ShardCorruptError: If a shard is damaged; nothing of it is copied.
@@ -73,6 +81,7 @@ def compact_store(store: Store, *, shard_bytes: int = SHARD_BYTES) -> Compacted:
     store.refresh()
     keep_alive(store.path)
     num_before = len(_live(store))
+    num_dropped = drop_hidden(store, grace_seconds=grace_seconds)
     for table in TABLES:
         for partition in store.partitions(table):
             for shards in _groups(store.shards(table, partition), shard_bytes):
@@ -87,6 +96,7 @@ def compact_store(store: Store, *, shard_bytes: int = SHARD_BYTES) -> Compacted:
         num_shards_before=num_before,
         num_shards_after=len(_live(store)),
         num_records_merged=_merge_records(store),
+        num_dropped=num_dropped,
     )
 
 
@@ -122,11 +132,11 @@ def _unpacked(shard: Shard) -> int:
 
 def _merge_shards(store: Store, shards: Sequence[Shard]) -> None:
     table = table_schema(shards[0].table)
-    parts, origins = [], []
+    parts, found = [], []
     for shard in shards:
-        parts.append(_checked_rows(shard))
-        origins += _origins(shard)
-    distinct = {json.dumps(origin, sort_keys=True): origin for origin in origins}
+        parts.append(checked_rows(shard))
+        found += origins(shard)
+    distinct = {json.dumps(origin, sort_keys=True): origin for origin in found}
     provenance = {"compacted": [distinct[text] for text in sorted(distinct)]}
     merged = write_shard(
         pa.concat_tables(parts), table, shards[0].partition, store.path, provenance
@@ -139,26 +149,6 @@ def _merge_shards(store: Store, shards: Sequence[Shard]) -> None:
         ),
         store.path,
     )
-
-
-def _checked_rows(shard: Shard) -> pa.Table:
-    """The rows of ``shard``, of which nothing may be damaged: a copy would look whole."""
-    names = table_schema(shard.table).schema.names
-    rows = read_shard(shard, [*names, ROW_HASH.name])
-    if not np.array_equal(row_hashes(rows.select(names)), to_hashes(rows.column(ROW_HASH.name))):
-        raise ShardCorruptError(
-            f"{shard.path} is damaged and not merged; run `offpref store verify`"
-        )
-    return rows.select(names)
-
-
-def _origins(shard: Shard) -> list[object]:
-    """The provenance of every batch that the rows of ``shard`` came with."""
-    with clear_read_errors(shard), open_shard(shard) as file:
-        content = (file.metadata.metadata or {}).get(b"offpref.provenance", b"{}")
-    provenance = parse_object(content, shard.path)
-    compacted = provenance.get("compacted")
-    return compacted if isinstance(compacted, list) else [provenance]
 
 
 def _merge_records(store: Store) -> int:

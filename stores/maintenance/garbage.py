@@ -23,9 +23,7 @@ from offpref.stores.files.regular import check_regular, is_regular, list_folder
 from offpref.stores.files.shards import shard_files
 from offpref.stores.store import Store
 
-from .grace import GRACE_DAYS
-
-GRACE_SECONDS = GRACE_DAYS * 24 * 3600
+from .grace import GRACE_DAYS, GRACE_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,3 +2,5 @@
 
 GRACE_DAYS = 7.0
 """Default number of days; with fewer, a slow writer or reader could lose a file."""
+
+GRACE_SECONDS = GRACE_DAYS * 24 * 3600

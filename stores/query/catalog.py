@@ -24,8 +24,9 @@ from offpref.stores.schema import TABLES
 
 from .connection import GuardedConnection
 from .query_limits import QueryLimits
-from .questions import Parameter, Question, Value, parse_question, query_names, read_question
+from .questions import Question, Value, parse_question, query_names, read_question
 from .readable_shards import ReadableShards
+from .run_names import RUNS_SQL, SELECTORS, NamedRun, choose_runs, named_runs
 from .sql_check import check_reads, first_line
 from .texttable import text_table
 from .views import (
@@ -216,6 +217,16 @@ class Catalog(Closing):
         self._connection.start_clock()
         return self._with_shards(find)
 
+    def named_runs(self) -> list[NamedRun]:
+        """Return the runs of the store that are not put away, the newest first."""
+        self._connection.start_clock()
+        return self._with_shards(self._named_runs)
+
+    def _named_runs(self) -> list[NamedRun]:
+        self._readable.make_readable(needed_views("latest_runs"))
+        self._add_views(needed_views("latest_runs"))
+        return named_runs(self._rows(RUNS_SQL))
+
     def check(self, question: str, parameters: Mapping[str, str] | None = None) -> None:
         """Check a question's name and parameters, as `select` does before it answers.
 
@@ -343,34 +354,14 @@ class Catalog(Closing):
         """Return what DuckDB is given for each parameter of a question."""
         values = {each.name: each.value(given.get(each.name)) for each in question.parameters}
         for each in question.parameters:
-            names = values[each.name]
-            if each.kind == "runs" and names is not None:
-                values[each.name] = self._run_ids(each, str(names))
+            if each.kind == "runs":
+                names = [each.name, *(SELECTORS if each.name == "run" else ())]
+                wanted = [given.get(name) for name in names]
+                for name in names:
+                    values.pop(name, None)
+                is_asked = any(text is not None for text in wanted)
+                values[each.name] = choose_runs(self._named_runs(), *wanted) if is_asked else None
         return values
-
-    def _run_ids(self, parameter: Parameter, names: str) -> list[str]:
-        """Return the ids of the runs that are named, or whose ids begin so; commas between them."""
-        self._readable.make_readable(needed_views("latest_runs"))
-        self._add_views(needed_views("latest_runs"))
-        rows = self._rows(
-            "select run, name, run_id::varchar from latest_runs order by started_at desc, run"
-        )
-        found: list[str] = []
-        for wanted in [names] if names in {row[0] for row in rows} else names.split(","):
-            beginning = wanted.strip().lower().replace("-", "")
-            # A name counts before the beginning of an id, which a short name may be as well.
-            ids = [row[2] for row in rows if wanted.strip() in row[:2]] or [
-                row[2]
-                for row in rows
-                if beginning and row[2].replace("-", "").startswith(beginning)
-            ]
-            if not ids:
-                known = ", ".join(dict.fromkeys(row[0] for row in rows[:20])) or "none"
-                raise ValueError(
-                    f"{parameter.name}: no run is called {wanted.strip()!r}; there are: {known}"
-                )
-            found += ids
-        return list(dict.fromkeys(found))
 
     def _shards(self) -> list[Shard]:
         return [shard for table in TABLES for shard in self._store.shards(table)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from offpref.stores.schema import TABLES
 
 from .catalog import Catalog
-from .questions import Question, read_comments, read_question
+from .questions import Parameter, Question, read_comments, read_question
+from .run_names import SELECTORS
 from .views import OF_STEPS, SQL, view_names
 
 _OF_THE_STORE: dict[str, tuple[str, dict[str, str]]] = {
@@ -81,10 +82,21 @@ def question_lines(name: str) -> list[str]:
     """Return what a person reads of a question: its name, what it answers, its parameters."""
     question = read_question(name)
     lines = [f"{name}: {question.answers}"]
-    for each in question.parameters:
+    for each in _own_parameters(question):
         default = "" if each.default is None else f" = {each.default}"
         lines.append(f"    {each.name} ({each.kind}){default}: {each.meaning}")
     return lines
+
+
+def selector_lines() -> list[str]:
+    """Return what a person reads of the parameters that every question about runs has."""
+    lines = ["every question that has the parameter run also has:"]
+    return lines + [f"    {name} (text): {meaning}" for name, meaning in SELECTORS.items()]
+
+
+def _own_parameters(question: Question) -> list[Parameter]:
+    """Return a question's parameters without those that all about runs have."""
+    return [each for each in question.parameters if each.name not in SELECTORS]
 
 
 def _kinds(catalog: Catalog, view: str) -> list[tuple[str, str]]:
@@ -121,7 +133,7 @@ def question_section(catalog: Catalog, name: str) -> str:
     """Return what the page on questions says of one, in Markdown, without its answer."""
     question = read_question(name)
     lines = [f"### {name}", "", question.answers, ""]
-    for parameter in question.parameters:
+    for parameter in _own_parameters(question):
         default = "" if parameter.default is None else f" (default {parameter.default})"
         lines.append(f"- `--set {parameter.name}=...`{default}: {parameter.meaning}")
     if question.parameters:

@@ -10,8 +10,9 @@ A question is a file ``sql/<name>.sql`` that begins with comments:
 The first sentence, which may span several lines, says what it answers. ``param`` gives a name
 that the SQL spells ``$name``, a type and, after ``=``, a default; without one it is null. Types are
 ``integer``, ``number``, ``text`` and ``runs``: names of runs, or beginnings of their ids, which the
-SQL sees as ``uuid[]``. ``column`` says what a column means; those of the same name as a column of a
-table need no words of their own.
+SQL sees as ``uuid[]``; a question with one called ``run`` has those of `run_names.SELECTORS`, too,
+which choose among runs before DuckDB is asked. ``column`` says what a column means; those of the
+same name as a column of a table need no words of their own.
 
 Values are handed to DuckDB beside the SQL, as prepared parameters; none becomes a part of its text.
 """
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from offpref.stores.errors import UnknownQueryError
+
+from .run_names import SELECTORS
 
 SQL = Path(__file__).parent / "sql"
 
@@ -131,6 +134,11 @@ def parse_question(name: str, text: str) -> Question:
                     name=found[1], kind=found[2], default=_unquoted(found[3]), meaning=found[4]
                 )
             )
+            if (found[1], found[2]) == ("run", "runs"):
+                parameters += [
+                    Parameter(name=name, kind="text", default=None, meaning=meaning)
+                    for name, meaning in SELECTORS.items()
+                ]
         elif found := _COLUMN.fullmatch(note):
             columns[found[1]] = found[2]
         else:

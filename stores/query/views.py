@@ -4,8 +4,9 @@ A view of a table shows each row once (of duplicates the one that counts), keys 
 tables that belong to a scorer or a tokenizer a first column ``reference`` or ``tokenizer``: the
 fingerprint. A table without rows still has its columns. ``pairs``, ``lists`` and ``rejects`` show
 complete versions of pair sets. ``steps``, ``examples`` and
-``tokens`` show the newest attempt of each step; ``<table>_of_all_attempts`` shows all. Three more
-tell of the store itself: ``shards``, ``specs`` and ``scorers``.
+``tokens`` show the newest attempt of each step; ``<table>_of_all_attempts`` shows all. Rows of what
+is put away (visibility.py) are in no view; ``put_away`` lists it. Three more tell of the store
+itself: ``shards``, ``specs`` and ``scorers``.
 
 The joins that people need are kept as ``sql/view_<name>.sql``; each begins with a comment that says
 what a row is, and what the columns mean that no table has.
@@ -40,7 +41,7 @@ from offpref.stores.columns import (
 from offpref.stores.files.commits import Shard
 from offpref.stores.keys import canonical_json
 from offpref.stores.live import LiveStore
-from offpref.stores.schema import TABLES
+from offpref.stores.schema import HIDEABLE, SUBJECT_COLUMNS, TABLES
 from offpref.stores.shown_names import shown_name
 
 from .repeats import Place, places_sql
@@ -104,10 +105,11 @@ def view_sql(store: LiveStore, name: str, find_spans: FindSpans, find_places: Fi
             repeated = _overlapping(repeated, find_spans(paths, _ORDERS[table]))
         places = find_places(repeated, TABLES[table]) if repeated else ()
         sql = _table_sql(shards, repeated, TABLES[table], places)
-        if table not in OF_PAIR_SETS or not shards:
-            return sql
-        has_mixtures = table == "pairs" and bool(store.shards("mixtures"))
-        return _complete_sql(sql) + (_mixed_sql(sql) if has_mixtures else "")
+        if table in OF_PAIR_SETS:  # what is hidden is in no complete version
+            has_mixtures = table == "pairs" and bool(store.shards("mixtures"))
+            return _complete_sql(sql) + (_mixed_sql(sql) if has_mixtures else "") if shards else sql
+        has_hidden = bool(store.shards("visibility"))
+        return _visible_sql(sql, table) if shards and has_hidden else sql
     if table in OF_STEPS:
         return _newest_attempts_sql(table)
     if name in _OF_THE_STORE:
@@ -146,16 +148,22 @@ def setup_sql(store: LiveStore, find_spans: FindSpans, find_places: FindPlaces) 
 @cache
 def _needed() -> dict[str, tuple[str, ...]]:
     """Each view with those that it reads, itself after them."""
-    needed: dict[str, tuple[str, ...]] = {"shards": (), "specs": (), "scorers": ("shards", "specs")}
+    needed: dict[str, tuple[str, ...]] = {
+        "shards": (), "specs": (), "scorers": ("shards", "specs"),
+        "visibility": (), "put_away": ("visibility",),
+    }  # fmt: skip
     for table in TABLES:
-        if table in OF_STEPS:
-            needed[f"{table}_of_all_attempts"] = ()
-        elif table not in OF_PAIR_SETS:
-            needed[table] = ()
+        if table not in OF_PAIR_SETS and table != "visibility":
+            base = f"{table}_of_all_attempts" if table in OF_STEPS else table
+            needed[base] = ("put_away",) if _kind_of(table) else ()
     needed |= dict.fromkeys(OF_PAIR_SETS, ("pair_sets",)) | {"pairs": ("pair_sets", "mixtures")}
     for table in OF_STEPS:
         needed[table] = tuple(sorted({f"{table}_of_all_attempts", "steps_of_all_attempts"}))
-    kept = {path.stem.removeprefix("view_"): path for path in sorted(SQL.glob("view_*.sql"))}
+    kept = {
+        name: path
+        for path in sorted(SQL.glob("view_*.sql"))
+        if (name := path.stem.removeprefix("view_")) not in needed
+    }
     words = {name: set(re.findall(r"\w+", _code(path))) for name, path in kept.items()}
     while words:
         for name in list(words):
@@ -245,6 +253,21 @@ def _table_sql(
             f" and gone.number = row.file_row_number)"
         )
     return sql
+
+
+def _visible_sql(sql: str, table: str) -> str:
+    """SQL for the rows of what is not put away."""
+    kind = _kind_of(table)
+    if kind is None:
+        return sql
+    subject = SUBJECT_COLUMNS[kind]
+    gone = f"select subject from put_away where kind = '{kind}'"
+    return f"select * from ({sql}) where {subject}::varchar not in ({gone})"
+
+
+def _kind_of(table: str) -> str | None:
+    """Return the kind of what a table's rows belong to; None if it cannot be put away."""
+    return next((kind for kind, tables in HIDEABLE.items() if table in tables), None)
 
 
 def _complete_sql(sql: str) -> str:

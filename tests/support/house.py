@@ -39,7 +39,7 @@ STORE_RANKS: Mapping[str, int] = {
     "stores/sources": 1,
     "stores": 2,
     "stores/query": 3,
-    "stores/maintenance": 3,
+    "stores/maintenance": 4,  # it finds what is to be put away by asking
     "stores/report": 4,
 }
 STORE_BASE = ("schema", "run_tables", "columns", "errors", "keys", "printable")

@@ -12,7 +12,7 @@
 with shown as (
   select *
   from latest_runs
-  where $run::uuid[] is null or list_contains($run::uuid[], run_id)
+  where if($run::uuid[] is null, not is_superseded, list_contains($run::uuid[], run_id))
 ),
 evaluated as (
   select

@@ -1,6 +1,7 @@
--- The runs, the newest first: what they were, how far they got, and how they ended.
+-- The runs, the newest first: what they were, how far they got, and how they ended; dead attempts too.
 -- param run runs: runs to show; all if not given
 -- column started_at: when its newest attempt started, UTC
+-- column seen_at: when its last event was, UTC; a silent run is silent since then
 -- column loss_type: the loss, as in --loss-type
 -- column first_loss: loss of the first training step
 -- column last_loss: loss of the last one
@@ -29,12 +30,14 @@ select
   shown.run_id,
   shown.config->>'loss_type' as loss_type,
   shown.pair_set,
-  run_status.status,
+  shown.status,
+  strftime(run_status.seen_at, '%Y-%m-%d %H:%M:%S') as seen_at,
   run_status.num_steps,
   round(measured.first_loss, 4) as first_loss,
   round(measured.last_loss, 4) as last_loss,
   round(measured.accuracy, 3) as accuracy,
   round(measured.eval_accuracy, 3) as eval_accuracy,
+  shown.tags,
   shown.num_attempts,
   strftime(shown.started_at, '%Y-%m-%d %H:%M:%S') as started_at
 from shown

@@ -13,7 +13,11 @@ with wrong as (
   from last_examples
   join latest_runs using (run_id)
   where reward_margins < 0
-    and ($run::uuid[] is null or list_contains($run::uuid[], latest_runs.run_id))
+    and if(
+      $run::uuid[] is null,
+      not latest_runs.is_superseded,
+      list_contains($run::uuid[], latest_runs.run_id)
+    )
     and ($split::varchar is null or last_examples.split = $split)
   order by
     reward_margins,

@@ -114,7 +114,10 @@ def test_runs_are_named_by_name_or_id(wanted: str, found: list[str], store: Stor
     [
         ({"run": "dpq"}, "no run is called 'dpq'; there are: dpo"),
         ({"run": ""}, "no run is called ''"),
-        ({"rum": "dpo"}, "accuracy has no parameter 'rum'; it has: run, by, num_buckets"),
+        (
+            {"rum": "dpo"},
+            "accuracy has no parameter 'rum'; it has: run, status, tag, by, num_buckets",
+        ),
         ({"num_buckets": "two"}, "num_buckets must be of type integer, got 'two'"),
     ],
 )
