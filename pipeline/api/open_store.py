@@ -408,9 +408,10 @@ class OpenStore(Closing):
         return self._notebook
 
     def _contents(self) -> list[str]:
-        from offpref.stores.maintenance.listing import list_contents
+        from offpref.stores.maintenance.listing import COLUMNS, KINDS, list_contents
+        from offpref.stores.query.texttable import text_table
 
-        return list_contents(self._fresh())
+        return text_table(COLUMNS, KINDS, list_contents(self._fresh()))
 
     def _bar(self, bar: Any) -> Any:  # a bar or a context without one
         from contextlib import nullcontext

@@ -7,7 +7,7 @@ from offpref.pipeline.losses.names import LOSS_TYPES, check_loss_type
 from offpref.pipeline.settings import check_settings, setting
 
 from .options import command, options_of, settings_from, usage_errors
-from .terminal import say_lines
+from .tables import print_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,6 @@ def losses(**options: Any) -> None:
     """List losses: what each needs of the store, and which options act on it."""
     settings = settings_from(LossesSettings, options)
     from offpref.pipeline.losses.own import find_loss  # brings torch
-    from offpref.stores.query.texttable import text_table
 
     columns = ["loss_type", "needs", "pairs have", "options"]
     with usage_errors():
@@ -37,4 +36,4 @@ def losses(**options: Any) -> None:
         (name, loss.needs, loss.sides, ", ".join(loss.shown_options) or "none")
         for name, loss in found.items()
     ]
-    say_lines(text_table(columns, ["VARCHAR"] * len(columns), rows))
+    print_table(columns, ["VARCHAR"] * len(columns), rows)

@@ -1,8 +1,7 @@
 """The command ``query``, which reads a store and imports neither torch nor transformers."""
 
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +14,15 @@ from offpref.pipeline.settings import AT_LEAST_ZERO, Range, check_settings, sett
 from offpref.stores.query.query_limits import MEMORY_LIMIT, QueryLimits
 
 from .options import command, options_of, settings_from, usage_errors
+from .tables import print_table
 from .terminal import answer_stream, say, say_lines
 
 if TYPE_CHECKING:
     from offpref.stores.query.catalog import Catalog
 
-FORMATS = ("table", "csv", "json", "jsonl", "markdown", "parquet")
+FORMATS = ("table", "vertical", "csv", "json", "jsonl", "markdown", "parquet")
 """As in ``stores.query.formats``, here so that help needs no more than click."""
+TABLES = ("table", "vertical")
 TABLE_ROWS = 20
 
 
@@ -42,7 +43,9 @@ class QuerySettings:
         default=(), metavar="NAME=VALUE",
     )  # fmt: skip
     format: str = setting(
-        "Format of the answer; parquet needs --output.", default="table", choices=FORMATS
+        "Format of the answer: vertical has a line for each value, whole; parquet needs --output.",
+        default="table",
+        choices=FORMATS,
     )
     output: Path | None = setting(
         "File for the answer; it appears whole or not at all.", default=None, path="any",
@@ -211,20 +214,47 @@ def _answer(
 
             catalog.read_batches(sql, partial(write_parquet, path=path), limit, parameters)
             return
-        if kind == "table":
-            is_terminal = output is None and sys.stdout.isatty()
-            text = catalog.table_text(
-                sql,
-                limit=TABLE_ROWS if limit is None else limit,
-                parameters=parameters,
-                width=shutil.get_terminal_size().columns if is_terminal else None,
-            )
-            _write(path, lambda file: file.write(text + "\n"))
+        if kind in TABLES:
+            columns = _print(catalog, sql, parameters, settings, path)
+            _say_left_out(catalog, sql, columns, parameters)
             return
         from offpref.stores.query.formats import write_answer
 
         found = catalog.answer(sql, limit, parameters)
         _write(path, lambda file: write_answer(found, kind, file))
+        _say_left_out(catalog, sql, found.columns, parameters)
+
+
+def _print(
+    catalog: "Catalog",
+    sql: str,
+    parameters: Mapping[str, str],
+    settings: QuerySettings,
+    path: Path | None,
+) -> Sequence[str]:
+    """Print an answer as a table, or write it to a file; return its columns."""
+    from offpref.stores.query.texttable import text_table, vertical_table
+
+    limit = TABLE_ROWS if settings.limit is None else settings.limit
+    found = catalog.answer(sql, limit + 1, parameters)
+    rows = list(found.rows)
+    is_vertical = settings.format == "vertical"
+    more = [f"... more than {limit} rows; --limit shows more"] * (len(rows) > limit)
+    if path is None:
+        print_table(found.columns, found.kinds, rows[:limit], is_vertical=is_vertical)
+        say_lines(more)
+    else:
+        make = vertical_table if is_vertical else text_table
+        lines = [*make(found.columns, found.kinds, rows[:limit]), *more]
+        _write(path, lambda file: file.writelines(f"{line}\n" for line in lines))
+    return found.columns
+
+
+def _say_left_out(
+    catalog: "Catalog", sql: str, columns: Sequence[str], parameters: Mapping[str, str]
+) -> None:
+    for line in catalog.left_out(sql, columns, parameters):
+        say(f"note: {line}", err=True)
 
 
 def _draw(

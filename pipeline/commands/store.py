@@ -14,6 +14,7 @@ from offpref.pipeline.api.store_settings import (
 
 from .options import command, options_of, settings_from
 from .put_away import restore, rm, tag
+from .tables import print_table
 from .terminal import say, say_lines
 
 
@@ -30,11 +31,12 @@ def list_store(store: Path, **options: Any) -> None:
         return
     from offpref.pipeline.tokenization.former_rule import former_lines
     from offpref.stores.live import LiveStore
-    from offpref.stores.maintenance.listing import list_contents
+    from offpref.stores.maintenance.listing import COLUMNS, KINDS, list_contents
     from offpref.stores.schema import REWARDS
 
     opened = LiveStore.open(store)
-    lines = list_contents(opened)
+    print_table(COLUMNS, KINDS, list_contents(opened))
+    lines = []
     if opened.partitions(REWARDS.name):  # the only rows that are read, with pyarrow
         from offpref.pipeline.rewards.objectives import coverage
         from offpref.stores.store import Store

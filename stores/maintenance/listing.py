@@ -30,33 +30,26 @@ class Listed:
     """Number of its shards."""
 
 
-def list_contents(store: LiveStore) -> list[str]:
-    """Return a table for a person: a line of headings, one line per partition, and the sum."""
+COLUMNS = ("table", "partition", "name", "rows", "bytes", "shards")
+KINDS = ("VARCHAR", "VARCHAR", "VARCHAR", "BIGINT", "BIGINT", "BIGINT")
+"""Types of the columns, as DuckDB calls them."""
+
+
+def list_contents(store: LiveStore) -> list[tuple[str, ...]]:
+    """Return rows for a person, of COLUMNS: one for each partition, and the sum."""
     listed = list_partitions(store)
-    rows = [("table", "partition", "name", "rows", "bytes", "shards")]
-    rows += [
+    rows = [
         (
-            part.table,
-            part.partition,
-            part.name or "",
-            f"{part.num_rows:,}",
-            f"{part.num_bytes:,}",
-            f"{part.num_shards:,}",
+            part.table, part.partition, part.name or "",
+            *(f"{number:,}" for number in (part.num_rows, part.num_bytes, part.num_shards)),
         )
         for part in listed
-    ]
-    num_rows = sum(part.num_rows for part in listed)
-    num_bytes = sum(part.num_bytes for part in listed)
-    num_shards = sum(part.num_shards for part in listed)
-    rows.append(("", "", "", f"{num_rows:,}", f"{num_bytes:,}", f"{num_shards:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    ]  # fmt: skip
+    sums = (
+        sum(part.num_rows for part in listed), sum(part.num_bytes for part in listed),
+        sum(part.num_shards for part in listed),
+    )  # fmt: skip
+    return [*rows, ("", "", "", *(f"{number:,}" for number in sums))]
 
 
 def list_partitions(store: LiveStore) -> list[Listed]:

@@ -23,12 +23,13 @@ from offpref.stores.live import LiveStore
 from offpref.stores.schema import TABLES
 
 from .connection import GuardedConnection
+from .left_out import left_out
 from .query_limits import QueryLimits
+from .question_views import question_view, question_views, view_code
 from .questions import Question, Value, parse_question, query_names, read_question
 from .readable_shards import ReadableShards
 from .run_names import RUNS_SQL, SELECTORS, NamedRun, choose_runs, named_runs
-from .sql_check import check_reads, first_line
-from .texttable import text_table
+from .sql_check import check_reads, explained
 from .views import (
     full_path,
     needed_views,
@@ -165,28 +166,6 @@ class Catalog(Closing):
 
         self._ask(question, parameters or {}, run)
 
-    def table_text(
-        self,
-        question: str,
-        limit: int | None = None,
-        parameters: Mapping[str, str] | None = None,
-        width: int | None = None,
-    ) -> str:
-        """Return the answer as text for a person, columns aligned.
-
-        Args:
-            question: The name of a query, or one SELECT.
-            limit: Rows to show at most, and a line that says so if there are more; None shows all.
-            parameters: Values of the question's parameters, as a person spells them.
-            width: Characters that a line may have; None cuts long cells alone.
-        """
-        found = self.answer(question, None if limit is None else limit + 1, parameters)
-        rows = list(found.rows)
-        lines = text_table(found.columns, found.kinds, rows[:limit], width=width)
-        if limit is not None and len(rows) > limit:
-            lines.append(f"... more than {limit} rows; --limit shows more")
-        return "\n".join(lines)
-
     def sql(self, question: str, parameters: Mapping[str, str] | None = None) -> Relation:
         """Return the answer as a relation of DuckDB's; nothing is read until rows are fetched.
 
@@ -205,13 +184,15 @@ class Catalog(Closing):
         Raises:
             ValueError: If there is no such view.
         """
-        if view not in view_names():
-            known = ", ".join(sorted(view_names()))
-            raise ValueError(f"no view is called {view!r}; there are: {known}")
+        known = {*view_names(), *question_views()}
+        if view not in known:
+            raise ValueError(f"no view is called {view!r}; there are: {', '.join(sorted(known))}")
 
         def find() -> Relation:
-            self._readable.make_readable(needed_views(view))
-            self._add_views(needed_views(view))
+            code = view_code(view) if view in question_views() else view
+            self._readable.make_readable(needed_views(code))
+            self._add_views(needed_views(code))
+            self._add_question_views([view] if view in question_views() else [])
             return self._connection.duckdb.cursor().view(view)
 
         self._connection.start_clock()
@@ -226,6 +207,27 @@ class Catalog(Closing):
         self._readable.make_readable(needed_views("latest_runs"))
         self._add_views(needed_views("latest_runs"))
         return named_runs(self._rows(RUNS_SQL))
+
+    def left_out(
+        self, question: str, columns: Sequence[str], parameters: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Return what the answer to a named question leaves out; nothing is said of SQL.
+
+        ``columns`` are those of the answer; the other arguments and errors are `select`'s.
+        """
+        asked, is_name = self._asked(question)
+        if not is_name:
+            return []
+
+        def run(sql: str, values: Mapping[str, Value]) -> list[str]:
+            def ask(text: str, own: Mapping[str, Value]) -> list[tuple[Any, ...]]:
+                self._readable.make_readable(needed_views(text))
+                self._add_views(needed_views(text))
+                return self._execute(text, own).fetchall()
+
+            return list(left_out(asked, values, columns, self._named_runs(), ask))
+
+        return self._ask(question, parameters or {}, run)
 
     def check(self, question: str, parameters: Mapping[str, str] | None = None) -> None:
         """Check a question's name and parameters, as `select` does before it answers.
@@ -259,23 +261,31 @@ class Catalog(Closing):
         if is_name or asked.parameters:
             asked.check_parameters(given)
 
-        named = [read_question(name) for name in query_names() if name in tables - {*view_names()}]
-        text = _with_questions(sql, named)
+        named = tables & set(question_views())
         self._connection.start_clock()
 
         def ask() -> Found:
-            code = "\n".join([asked.code if is_name else sql, *(each.code for each in named)])
+            code = "\n".join([asked.code if is_name else sql, *map(view_code, sorted(named))])
             self._readable.make_readable(needed_views(code))
             has_all = _LISTS_VIEWS.search(code) is not None
             self._add_views(view_names() if has_all else needed_views(code))
+            self._add_question_views(question_views() if has_all else named)
             is_declared = is_name or asked.parameters
             values = self._values(asked, given) if is_declared else _guessed(given)
-            for each in named:
-                own = self._values(each, {}).items()
-                values |= {_own_parameter(each, name): value for name, value in own}
-            return run(text, values)
+            try:
+                return run(sql, values)
+            except (duckdb.BinderException, duckdb.CatalogException):
+                if not is_name:
+                    self._bind(sql, values)
+                raise
 
         return self._with_shards(ask)
+
+    def _bind(self, sql: str, values: Mapping[str, Value]) -> None:
+        """Bind SQL as it was written: an error then has its places, and knows every view."""
+        self._add_views(view_names())
+        self._add_question_views(question_views())
+        self._connection.duckdb.cursor().execute(sql, dict(values) or None)
 
     def _with_shards(self, ask: Callable[[], Found]) -> Found:
         """Return what ``ask`` returns; once more where a shard it needs was compacted meanwhile."""
@@ -304,7 +314,7 @@ class Catalog(Closing):
     def _refused(self, error: Exception) -> QueryRefusedError:
         """The message for an error of DuckDB; for too little memory, what may help."""
         if not isinstance(error, MemoryError | duckdb.OutOfMemoryException):
-            return QueryRefusedError(f"the query failed: {first_line(error)}")
+            return QueryRefusedError(f"the query failed: {explained(error)}")
         advice = "--memory-limit allows more"
         counts = [len(self._store.shards(table)) for table in self._readable.tables]
         if max(counts, default=0) > _MANY_SHARDS:
@@ -380,10 +390,21 @@ class Catalog(Closing):
 
         def make() -> str:
             self._readable.make_readable(view_names())
-            return setup_sql(self._store, self._readable.spans, self._readable.places)
+            return setup_sql(self._store, self._readable.spans, self._readable.places) + "".join(
+                f"\ncreate or replace view {name} as\n{question_view(name)};\n"
+                for name in question_views()
+            )
 
         self._connection.start_clock()
         return self._with_shards(make)
+
+    def _add_question_views(self, names: Iterable[str]) -> None:
+        """Make views of what questions answer without parameters."""
+        for name in names:
+            if name not in self._views:
+                self._add_views(needed_views(view_code(name)))
+                self._execute(f"create view {name} as {question_view(name)}", {})
+                self._views.add(name)
 
     def _add_views(self, names: Iterable[str]) -> None:
         """Make the views that are not there yet: a question pays for those that it may read."""
@@ -392,25 +413,6 @@ class Catalog(Closing):
                 sql = view_sql(self._store, name, self._readable.spans, self._readable.places)
                 self._execute(f"create view {name} as {sql}", {})
                 self._views.add(name)
-
-
-def _with_questions(sql: str, named: Sequence[Question]) -> str:
-    """Return SQL that sees the answers of some questions as tables, without their parameters."""
-    if not named:
-        return sql
-    tables = []
-    for each in named:
-        text = _bare(each.sql)
-        for parameter in each.parameters:
-            own = _own_parameter(each, parameter.name)
-            text = re.sub(rf"\${parameter.name}\b", f"${own}", text)
-        tables.append(f"{each.name} as ({text}\n)")
-    return f"with {', '.join(tables)} select * from ({_bare(sql)}\n)"
-
-
-def _own_parameter(question: Question, name: str) -> str:
-    """Return what a question's parameter is called beside those of the SQL that reads it."""
-    return f"{question.name}__{name}"
 
 
 def _guessed(given: Mapping[str, str]) -> dict[str, Value]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .catalog import QueryAnswer
 
 TEXT_FORMATS = ("csv", "json", "jsonl", "markdown")
-FORMATS = ("table", *TEXT_FORMATS, "parquet")
+FORMATS = ("table", "vertical", *TEXT_FORMATS, "parquet")
 
 
 def write_answer(answer: "QueryAnswer", kind: str, file: TextIO) -> None:

@@ -12,7 +12,8 @@ that the SQL spells ``$name``, a type and, after ``=``, a default; without one i
 ``integer``, ``number``, ``text`` and ``runs``: names of runs, or beginnings of their ids, which the
 SQL sees as ``uuid[]``; a question with one called ``run`` has those of `run_names.SELECTORS`, too,
 which choose among runs before DuckDB is asked. ``column`` says what a column means; those of the
-same name as a column of a table need no words of their own.
+same name as a column of a table need no words of their own. ``leaves out`` says what an answer does
+not count, so that a person can be told how much that was (left_out.py).
 
 Values are handed to DuckDB beside the SQL, as prepared parameters; none becomes a part of its text.
 """
@@ -32,6 +33,7 @@ SQL = Path(__file__).parent / "sql"
 Value: TypeAlias = "str | int | float | bool | list[str] | None"
 
 _PARAM = re.compile(r"param (\w+) (integer|number|text|runs)(?: = (\S.*?))?: (.+)")
+_LEAVES_OUT = re.compile(r"leaves out (unpaired)")
 _COLUMN = re.compile(r"column (\w+): (.+)")
 
 
@@ -75,6 +77,8 @@ class Question:
     parameters: tuple[Parameter, ...]
     columns: Mapping[str, str]
     """Meanings of columns, by name."""
+    leaves_out: tuple[str, ...]
+    """What it leaves out beside runs: ``unpaired``, pairs with one completion."""
     sql: str
 
     @property
@@ -126,7 +130,7 @@ def parse_question(name: str, text: str) -> Question:
         ValueError: If a comment begins like a parameter or a column and then differs.
     """
     answers, notes = read_comments(text)
-    parameters, columns = [], {}
+    parameters, columns, leaves_out = [], {}, []
     for note in notes:
         if found := _PARAM.fullmatch(note):
             parameters.append(
@@ -141,27 +145,34 @@ def parse_question(name: str, text: str) -> Question:
                 ]
         elif found := _COLUMN.fullmatch(note):
             columns[found[1]] = found[2]
+        elif found := _LEAVES_OUT.fullmatch(note):
+            leaves_out.append(found[1])
         else:
             raise ValueError(
                 "expected a comment like `param NAME integer|number|text|runs = DEFAULT: meaning`"
                 f" or `column NAME: meaning`, got {note!r}"
             )
     return Question(
-        name=name, answers=answers, parameters=tuple(parameters), columns=columns, sql=text
+        name=name,
+        answers=answers,
+        parameters=tuple(parameters),
+        columns=columns,
+        leaves_out=tuple(leaves_out),
+        sql=text,
     )
 
 
 def read_comments(text: str) -> tuple[str, Sequence[str]]:
     """Return the sentence that a file of SQL begins with, and the notes that follow it.
 
-    A note begins with ``param`` or ``column`` and may continue on indented lines.
+    A note begins with ``param``, ``column`` or ``leaves out`` and may continue on indented lines.
     """
     notes = [""]
     for line in text.splitlines():
         if not line.startswith("--"):
             break
         comment = line.removeprefix("--").removeprefix(" ")
-        if re.match(r"(param|column) \w+", comment):
+        if re.match(r"(param|column|leaves out) \w+", comment):
             notes.append(comment)
         else:
             notes[-1] = f"{notes[-1]} {comment.strip()}".strip()

@@ -29,7 +29,7 @@ def check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
     try:
         statements = connection.extract_statements(sql)
     except duckdb.Error as error:
-        raise QueryRefusedError(f"the query is not SQL: {first_line(error)}") from error
+        raise QueryRefusedError(f"the query is not SQL: {explained(error)}") from error
     kinds = [_kind(statement) for statement in statements]
     if kinds != ["SELECT"]:
         raise QueryRefusedError(f"expected one SELECT, got {', '.join(kinds) or 'nothing'}")
@@ -44,6 +44,12 @@ def check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
         if node.get("type") == "BASE_TABLE":
             tables.add(str(node["table_name"]).lower())
     return tables
+
+
+def explained(error: Exception) -> str:
+    """Return an error's message as DuckDB has it: what is near, and the place in the SQL."""
+    lines = [line.rstrip() for line in str(error).strip().splitlines() if line.strip()]
+    return "\n".join(lines) or type(error).__name__
 
 
 def first_line(error: Exception) -> str:

@@ -4,7 +4,9 @@
 --   completion), length_difference (tokens of the chosen minus those of the rejected one), margin
 --   (size of the implicit reward margin), or the name of a column of the source
 -- param num_buckets integer = 5: number of buckets with equally many pairs, for by = length, length_difference, margin
--- column pairs: which pairs: all of the split, a range of what they are grouped by, or its value
+-- leaves out unpaired
+-- column pairs: which pairs: all of the split, a range of what they are grouped by, or its value;
+--   'without NAME' where the source does not say it
 -- column num_pairs: pairs with both completions
 -- column accuracy: share of them with the higher reward for the chosen one; a tie counts as wrong
 -- column reward_margin: reward of the chosen minus that of the rejected one, mean
@@ -38,8 +40,10 @@ described as (
     if(
       $by::varchar in ('split', 'length', 'length_difference', 'margin'),
       null,
-      pairs.source->>$by::varchar
-    ) as value
+      coalesce(pairs.source->>$by::varchar, 'without ' || $by::varchar)
+    ) as value,
+    bool_or(list_contains(json_keys(pairs.source), $by::varchar)) over (partition by seen.run_id)
+      as has_column
   from seen
   left join pair_lengths as pairs
     on $by::varchar not in ('split', 'margin')
@@ -58,7 +62,8 @@ grouped as (
   where if(
     $by::varchar in ('split', 'length', 'length_difference', 'margin')
       or exists (select 1 from pairs where list_contains(json_keys(source), $by::varchar)),
-    true,
+    -- Another pair set may have the column, which says nothing about the pairs of this run.
+    $by::varchar in ('split', 'length', 'length_difference', 'margin') or coalesce(has_column, false),
     error(
       'by must be split, length, length_difference, margin or a column of the source, got '
       || $by::varchar

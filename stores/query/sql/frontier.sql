@@ -3,6 +3,8 @@
 -- measured. Only policies measured in the same way are ranked; the others are named.
 -- param run runs: runs to show; all, and evaluated policies without a run, if not given
 -- param split text = 'eval': split of the pairs, if there are no samples
+-- param objective text: the reward to show; all if not given
+-- leaves out unpaired
 -- column policy: the run, or the name of the evaluated policy
 -- column measured_on: 'samples' of the policy, or stored 'pairs'
 -- column objective: name of the reward; for pairs 'rewards/accuracies' and 'rewards/margins', which are implicit
@@ -13,6 +15,7 @@
 -- column num_measured: samples, or pairs
 -- column is_pareto: no other policy of the same conditions has at least this reward at no more KL
 --   and is better in one of them; null without a KL
+-- column rank: 1 has the highest reward of the policies of the same conditions
 -- column conditions: how it was measured, as far as this differs between the objective's policies:
 --   for samples, the prompts, the sampling settings and the source of the reward; for pairs, the
 --   pairs, the axis of their rewards and the source of the KL; the reference
@@ -122,9 +125,22 @@ on_pairs as (
     } as conditions
   from by_objective
 ),
+every as (
+  select * from on_samples union all select * from on_pairs
+),
 measured as (
   select *, row_number() over () as number
-  from (select * from on_samples union all select * from on_pairs)
+  from every
+  where case
+    when $objective::varchar is null then true
+    when $objective::varchar in (select objective from every)
+      then objective = $objective::varchar
+    else error(
+      'objective must be one of '
+      || (select string_agg(distinct objective, ', ' order by objective) from every)
+      || ', got ' || $objective::varchar
+    )
+  end
 ),
 entries as (
   select
@@ -158,6 +174,9 @@ compared as (
       and other.reward >= mine.reward
       and (other.kl < mine.kl or other.reward > mine.reward)
     ) as is_beaten,
+    1 + count(*) filter (
+      other.conditions = mine.conditions and other.reward > mine.reward
+    ) as rank,
     string_agg(distinct other.policy, ', ' order by other.policy)
       filter (other.conditions <> mine.conditions) as left_out
   from measured as mine
@@ -175,6 +194,7 @@ select
   measured.kl_source,
   measured.num_measured,
   if(measured.kl is null, null, not coalesce(compared.is_beaten, false)) as is_pareto,
+  compared.rank,
   map_from_entries(
     [
       entry for entry in map_entries(measured.conditions)

@@ -3,6 +3,7 @@
 -- param split text: split to show; all if not given
 -- param min_runs integer = 2: runs that must have seen a pair
 -- param num_pairs integer = 50: pairs to show at most
+-- column rank: 1 is seen by most runs, and most wrong on average
 -- column num_runs: runs that have seen the pair; every one gives the rejected completion more reward
 -- column reward_margin: reward of the chosen minus that of the rejected completion, mean over runs
 -- column smallest_margin: the same, for the run that gets it least wrong
@@ -33,6 +34,9 @@ noisy as (
   limit $num_pairs::bigint
 )
 select
+  row_number() over (
+    order by noisy.num_runs desc, noisy.reward_margin, noisy.pair_key, noisy.split
+  ) as rank,
   noisy.split,
   noisy.num_runs,
   round(noisy.reward_margin, 4) as reward_margin,
@@ -43,7 +47,4 @@ select
   noisy.pair_key
 from noisy
 left join pairs_with_text as pairs using (pair_set_fingerprint, pair_key)
-order by
-  noisy.num_runs desc,
-  noisy.reward_margin,
-  noisy.pair_key
+order by rank

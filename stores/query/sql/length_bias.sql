@@ -1,6 +1,7 @@
 -- Whether rewards and likelihoods depend on length: Spearman's rank correlations, over completions, and
 -- over pairs for the margin.
 -- param run runs: runs to show; all if not given
+-- leaves out unpaired
 -- column num_completions: distinct completions, each when it was last seen
 -- column length_logps: correlation of a completion's tokens with its log-prob
 -- column length_mean_logps: with its log-prob divided by its tokens

@@ -1,5 +1,6 @@
 -- The distribution of reward margins, each pair when it was last seen.
 -- param run runs: runs to show; all if not given
+-- leaves out unpaired
 -- column num_pairs: pairs with both completions
 -- column mean: mean of chosen_rewards minus rejected_rewards
 -- column deviation: standard deviation

@@ -3,6 +3,7 @@
 -- the policy prefers. Only policies measured in the same way are ranked; the others are named.
 -- param run runs: runs to show; all, and evaluated policies without a run, if not given
 -- param split text = 'eval': split of the pairs, if there are no samples
+-- leaves out unpaired
 -- column policy: the run, or the name of the evaluated policy
 -- column measured_on: 'samples' of the policy, or stored 'pairs'
 -- column rewards: mean reward by objective

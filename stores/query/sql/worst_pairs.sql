@@ -2,6 +2,7 @@
 -- param run runs: runs to show; all if not given
 -- param split text: split to show; all if not given
 -- param num_pairs integer = 50: pairs to show at most
+-- column rank: 1 is the most wrong
 -- column reward_margin: reward of the chosen minus that of the rejected completion
 with wrong as (
   select
@@ -26,6 +27,7 @@ with wrong as (
   limit $num_pairs::bigint
 )
 select
+  row_number() over (order by wrong.reward_margins, wrong.run, wrong.pair_key) as rank,
   wrong.run,
   wrong.split,
   round(wrong.reward_margins, 4) as reward_margin,

@@ -16,7 +16,7 @@ from offpref.stores.errors import (
 )
 from offpref.stores.maintenance.compact import compact_store
 from offpref.stores.maintenance.garbage import collect_garbage
-from offpref.stores.query.catalog import Catalog, open_catalog, query_names
+from offpref.stores.query.catalog import open_catalog, query_names
 from offpref.stores.query.questions import read_question
 from offpref.stores.schema import LOGPS, REJECTS, TABLES
 from offpref.stores.store import Store
@@ -234,9 +234,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("sql", HOSTILE)
-def test_hostile_sql_is_refused_in_one_line_and_touches_nothing(
-    store: Store, tmp_path: Path, sql: str
-) -> None:
+def test_hostile_sql_is_refused_and_touches_nothing(store: Store, tmp_path: Path, sql: str) -> None:
     commit(store, {1: -1.0})
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -249,7 +247,7 @@ def test_hostile_sql_is_refused_in_one_line_and_touches_nothing(
     with open_catalog(store.path) as catalog, pytest.raises(QueryRefusedError) as caught:
         catalog.select(sql.format(outside=outside, store=store.path, shard=shard))
 
-    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -312,7 +310,9 @@ def test_named_query_runs_on_an_empty_store_and_says_what_it_answers(
 
 
 def test_unknown_query_lists_the_known_ones(store: Store) -> None:
-    with pytest.raises(UnknownQueryError, match=r"'magic'.*accuracy, compare, curves"):
+    with pytest.raises(
+        UnknownQueryError, match=r"'magic'.*accuracy, best, changed_tokens, compare, curves"
+    ):
         answer(store, "magic")
 
 
@@ -358,22 +358,6 @@ def test_rejects_query_counts_by_reason_and_shows_the_first_row(store: Store) ->
     assert [list(row.values())[2:] for row in found] == [
         ["empty completion", 3, "a", 9],
         ["equal completions", 1, "a", 2],
-    ]
-
-
-def test_text_for_a_person_is_aligned_and_says_that_there_is_more(store: Store) -> None:
-    commit(store, {1: -1.0, 2: -2.0, 3: -3.0})
-
-    with Catalog(store) as catalog:
-        text = catalog.table_text(
-            "select token_logps[1] as value, reference from logps order by value", limit=2
-        )
-
-    assert text.splitlines() == [
-        "value  reference",
-        "   -3  fp",
-        "   -2  fp",
-        "... more than 2 rows; --limit shows more",
     ]
 
 
