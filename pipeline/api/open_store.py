@@ -17,6 +17,7 @@ from offpref.stores.query.answer_table import AnswerTable
 from offpref.stores.store import Store
 
 from .given import settings_of, training_settings, values_of
+from .keeping import StoreKeeping
 from .lines import (
     evaluation_lines,
     export_line,
@@ -29,19 +30,17 @@ from .lines import (
     version_lines,
 )
 from .results import (
-    Checked,
     Exported,
     ObjectiveRewards,
     Page,
     Pairs,
     PolicyMeasures,
-    Result,
     RewardModel,
     Run,
     Scores,
     SweepRuns,
 )
-from .store_settings import GarbageSettings, PageSettings, VerifySettings
+from .store_settings import PageSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +57,7 @@ Folder = str | PathLike[str]
 PairSetName = str | Pairs
 
 
-class OpenStore(Closing):
+class OpenStore(StoreKeeping, Closing):
     """A store, to add to, score, train from and ask."""
 
     def __init__(self, store: Store, *, shows_progress: bool = True) -> None:
@@ -276,7 +275,10 @@ class OpenStore(Closing):
             limit: Rows at most; None for all.
             parameters: The question's, as ``offpref query --set`` takes them.
         """
-        return AnswerTable(self._questions().arrow(question, limit=limit, **parameters))
+        store = self._questions()
+        found = store.arrow(question, limit=limit, **parameters)
+        left_out = store.left_out(question, found.column_names, **parameters)
+        return AnswerTable(found, left_out)
 
     def sql(self, question: str, **parameters: str) -> "Relation":
         """Return the same as a relation of DuckDB's: ``.df()``, ``.arrow()``, ``.pl()`` read it.
@@ -317,39 +319,6 @@ class OpenStore(Closing):
             number = export(catalog, asked)
         line = export_line(asked, number)
         return Exported(lines=(line,), path=asked.output, num_written=number)
-
-    def verify(self, **settings: Any) -> Checked:
-        """Read every byte of the store and compare it with what was recorded.
-
-        Args:
-            settings: Options of `offpref store verify`: ``deep``, ``drop_damaged``.
-        """
-        asked = settings_of(VerifySettings, settings)
-        from .verification import drop_lines, verify
-
-        dropped, found = drop_lines(self.path, asked), verify(self.path, asked)
-        return Checked(
-            lines=(*dropped, *found.lines), problems=found.problems, notes=found.notes,
-            dropped=dropped,
-        )  # fmt: skip
-
-    def compact(self) -> Result:
-        """Merge small shards; writers and readers may continue meanwhile."""
-        from offpref.stores.maintenance.compact import compact_store
-
-        return Result(lines=(str(compact_store(self._fresh())),))
-
-    def gc(self, **settings: Any) -> Result:
-        """Delete the files that no commit names, or that were removed, after a grace.
-
-        Args:
-            settings: Options of `offpref store gc`: ``grace_days``, ``force``.
-        """
-        asked = settings_of(GarbageSettings, settings)
-        from offpref.stores.maintenance.garbage import collect_garbage
-
-        found = collect_garbage(self._fresh(), grace_seconds=asked.grace_seconds)
-        return Result(lines=(str(found),))
 
     def pairs(self) -> list[Pairs]:
         """Return all complete versions of all pair sets, oldest first."""
@@ -392,11 +361,6 @@ class OpenStore(Closing):
         with self._bar(TokenBar(verb)) as bar:
             done = train(plan, bar)
         return _run(done)
-
-    def _fresh(self) -> Store:
-        """Return the store as it is now."""
-        self._store.refresh()
-        return self._store
 
     def _questions(self) -> "Notebook":
         from offpref.stores.query.notebook import Notebook

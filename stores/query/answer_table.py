@@ -1,5 +1,6 @@
 """The answer to a question, in memory: it shows itself, and becomes what other libraries read."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,11 @@ SHOWN_ROWS = 40
 class AnswerTable:
     """The answer to a question, in memory."""
 
-    def __init__(self, table: "pa.Table") -> None:
-        """Take the rows; keys are text."""
+    def __init__(self, table: "pa.Table", left_out: Sequence[str] = ()) -> None:
+        """Take the rows, keys being text, and what they leave out."""
         self._table = table
+        self.left_out = tuple(left_out)
+        """What a named question leaves out: dead attempts, runs with nothing of what is asked."""
 
     @property
     def columns(self) -> list[str]:
@@ -51,11 +54,12 @@ class AnswerTable:
 
     def __repr__(self) -> str:
         shown = self._table.slice(0, SHOWN_ROWS)
-        kinds = [str(each.type) for each in self._table.schema]
+        kinds = ["DOUBLE" if _is_number(each.type) else "VARCHAR" for each in self._table.schema]
         rows = [tuple(row.values()) for row in shown.to_pylist()]
         lines = text_table(self.columns, kinds, rows)
         if len(self) > SHOWN_ROWS:
             lines.append(f"... {len(self) - SHOWN_ROWS:,} more rows")
+        lines += [f"note: {each}" for each in self.left_out]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -68,7 +72,12 @@ class AnswerTable:
         )
         left = len(self) - SHOWN_ROWS
         more = f"<p>{left:,} more rows</p>" if left > 0 else ""
+        more += "".join(f"<p>note: {escape(each)}</p>" for each in self.left_out)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _is_number(kind: "pa.DataType") -> bool:
+    return str(kind).startswith(("int", "uint", "float", "double", "halffloat", "decimal"))
 
 
 def _shown(value: object) -> str:

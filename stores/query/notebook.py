@@ -8,6 +8,7 @@ store.arrow("accuracy", run="dpo")
 store.pandas("select * from latest_runs")
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,10 @@ class Notebook(Closing):
             ValueError: If a parameter is unknown, or its value cannot be one.
         """
         return self._catalog.select(question, limit, parameters)
+
+    def left_out(self, question: str, columns: Sequence[str], **parameters: str) -> tuple[str, ...]:
+        """Return what the answer with these columns leaves out; errors are `arrow`'s."""
+        return tuple(self._catalog.left_out(question, columns, parameters))
 
     def pandas(self, question: str, **parameters: str) -> "pd.DataFrame":
         """Return the same as a pandas data frame.

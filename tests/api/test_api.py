@@ -78,8 +78,40 @@ def test_answers_are_rows_tables_and_relations(store: offpref.OpenStore) -> None
     assert answer.df()["n"].tolist() == relation.df()["n"].tolist() == [10, 70]
     assert answer.arrow().column_names == answer.columns == ["split", "n"]
     assert len(answer) == 2
-    assert repr(answer).splitlines() == ["split  n", "eval   10", "train  70"]
+    assert repr(answer).splitlines() == ["split   n", "eval   10", "train  70"]
     assert "<td>eval</td><td>10</td>" in answer._repr_html_()
+
+
+def test_runs_are_labelled_put_away_and_shown_again(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "b", **QUICK)
+
+    store.tag("a", add=["best"])
+    best = store.query("accuracy", tag="best").rows()
+    hidden = store.put_away("run", "a")
+    left = [row["run"] for row in store.runs().rows()]
+    back = store.restore("run", "a")
+
+    assert {row["run"] for row in best} == {"a"}
+    assert repr(hidden) == "put away   run a"
+    assert left == ["b"]
+    assert repr(back) == "restored   run a"
+    assert len(store.runs()) == 2
+    with pytest.raises(offpref.OffprefError, match="no run is called 'c'"):
+        store.put_away("run", "c")
+
+
+def test_an_answer_says_what_it_leaves_out(
+    store: offpref.OpenStore, model_dir: Path, tmp_path: Path
+) -> None:
+    store.train("reviews", model=model_dir, output_dir=tmp_path / "a", **QUICK)
+
+    answer = store.query("kl")
+
+    assert answer.left_out == ("1 run (a) is left out, with nothing of what is asked",)
+    assert repr(answer).endswith("note: 1 run (a) is left out, with nothing of what is asked")
 
 
 def test_a_relation_sees_what_came_since(
