@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from offpref.pipeline.pairs.pair_sets import KEPT, SKIPPED, PairSet, time_of_version
+from offpref.pipeline.pairs.pair_sets import (
+    KEPT,
+    OF_SPLIT,
+    SKIPPED,
+    PairSet,
+    time_of_version,
+)
 from offpref.pipeline.pairs.sequences import Sequence, sequence_table, span_table
 from offpref.stores import keys
 from offpref.stores.columns import TableSchema
@@ -402,17 +408,17 @@ class Adder:
         self._queue(table, partition, rows.filter(mask))
 
     def _split(self, given: str | None, source: int, prompt_key: bytes) -> str:
-        """Return a row's split, so that no prompt is in two.
+        """Return a row's split, so that no prompt is in two, and count the row.
 
         It is what its column says, or the name of its file; rows of 'train' are held out by a hash
         of the prompt.
         """
         split = given or self._files[source].split or "train"
-        fraction = self._settings.eval_fraction
-        if not fraction or split != "train":
-            return split
-        share = int.from_bytes(prompt_key[:8], "big") / 2**64
-        return "eval" if share < fraction else "train"
+        if split == "train" and self._settings.eval_fraction:
+            share = int.from_bytes(prompt_key[:8], "big") / 2**64
+            split = "eval" if share < self._settings.eval_fraction else split
+        self._found[f"{OF_SPLIT}{split}"] += 1
+        return split
 
 
 def _some(names: Listed[str]) -> str:

@@ -6,6 +6,7 @@ A row that cannot be used gets its reason in ``Examples.problem``; no row is dro
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,13 @@ from offpref.pipeline.tokenization.common_beginning import common_length
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.pipeline.tokenization.turns import Turn, completion_turns
 from offpref.stores import keys
+from offpref.stores.errors import SourceError
 
 from .examples import Examples, as_text, prompt_text
 from .messages import is_empty_message
+
+KEEP_END = "keep-end"
+"""The truncation that cuts off the beginning of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,23 +58,50 @@ class Encoder:
         self._examples: Examples | None = None
         self._prompts: dict[str, _Prompt] = {}
         self._rendered: dict[tuple[int, bool], str] = {}  # by the number of the row
+        self._sides: dict[str, tuple[dict[int, Written], dict[int, tuple[Any, Any]]]] = {}
 
     def sequences(self, examples: Examples, side: str) -> dict[int, Sequence]:
         """Tokenise one side of the chunk; reasons for unusable rows go to ``examples.problem``."""
         if examples is not self._examples:
             self._examples, self._prompts, self._rendered = examples, {}, {}
-        values = examples.chosen if side == "chosen" else examples.rejected
-        rows = [
-            i for i, value in enumerate(values) if examples.problem[i] is None and value is not None
-        ]
-        if examples.form.value == "ids":
-            given = {i: (examples.prompt[i], values[i]) for i in rows}
-            return self._keep(examples, side, values, given)
-        written = self._written(examples, side, values, rows)
-        ids = self._ids(written, is_text=examples.form.value == "text")
-        kept = self._keep(examples, side, values, ids)
-        self._describe(kept, written, ids)
+            self._sides.clear()
+        longest: dict[int, int] = {}
+        if self._truncation == KEEP_END and self._max_length is not None:
+            if examples.form.is_list:
+                raise SourceError(
+                    f"--truncation {KEEP_END} cuts the prompt of a pair, the data holds lists: "
+                    "expected drop or keep-start"
+                )
+            for each in ("chosen", "rejected"):  # the prompt is cut for the longer of both
+                for i, (_, completion) in self._encoded(examples, each)[1].items():
+                    longest[i] = max(longest.get(i, 0), len(np.asarray(completion)))
+        written, ids = self._encoded(examples, side)
+        ids = {i: each for i, each in ids.items() if examples.problem[i] is None}
+        kept = self._keep(examples, side, ids, longest)
+        if examples.form.value != "ids":
+            self._describe(kept, written, ids)
+        for i in kept.keys() & longest.keys():
+            if len(np.asarray(ids[i][0])) > kept[i].num_prompt_tokens:
+                kept[i].findings = (*kept[i].findings, CUT)
         return kept
+
+    def _encoded(
+        self, examples: Examples, side: str
+    ) -> tuple[dict[int, Written], dict[int, tuple[Any, Any]]]:
+        """Return what is tokenised of a side, and the ids of prompts and completions; once."""
+        if side not in self._sides:
+            values = examples.chosen if side == "chosen" else examples.rejected
+            rows = [
+                i for i, value in enumerate(values)
+                if examples.problem[i] is None and value is not None
+            ]  # fmt: skip
+            if examples.form.value == "ids":
+                self._sides[side] = {}, {i: (examples.prompt[i], values[i]) for i in rows}
+            else:
+                written = self._written(examples, side, values, rows)
+                is_text = examples.form.value == "text"
+                self._sides[side] = written, dict(self._ids(written, is_text=is_text))
+        return self._sides[side]
 
     def _written(
         self, examples: Examples, side: str, values: list[object], rows: list[int]
@@ -221,15 +253,21 @@ class Encoder:
         self,
         examples: Examples,
         side: str,
-        values: list[object],
         ids: Mapping[int, tuple[object, object]],
+        longest: Mapping[int, int],
     ) -> dict[int, Sequence]:
-        """Check, truncate and key the ids of each row."""
+        """Check, truncate and key the ids of each row.
+
+        ``longest`` has the tokens of the longer completion, where the prompt is to be cut for it.
+        """
+        values = examples.chosen if side == "chosen" else examples.rejected
         kept = {}
         for i, (prompt, completion) in ids.items():
             prompt_ids = np.asarray(prompt, np.int64)
             completion_ids = np.asarray(completion, np.int64)
             problem = self._id_problem(prompt_ids, completion_ids, side)
+            if problem is None and i in longest:
+                prompt_ids, problem = self._cut(prompt_ids, longest[i])
             length = len(prompt_ids) + len(completion_ids)
             limit = self._max_length or length
             if problem is None and len(prompt_ids) >= limit:
@@ -250,6 +288,20 @@ class Encoder:
             )
         return kept
 
+    def _cut(self, prompt: Ids, num_completion: int) -> tuple[Ids, str | None]:
+        """Return the end of a prompt that fits before a completion, and what is wrong if none does.
+
+        A token that begins every sequence stays.
+        """
+        assert self._max_length is not None  # the caller has looked
+        room = self._max_length - num_completion
+        num_head = int(prompt[0] == self._tokenizer.bos_token_id)
+        if room >= len(prompt):
+            return prompt, None
+        if room <= num_head:
+            return prompt, "completion: longer than the limit without its prompt"
+        return np.concatenate([prompt[:num_head], prompt[len(prompt) - room + num_head :]]), None
+
     def _id_problem(self, prompt: Ids, completion: Ids, side: str) -> str | None:
         if not len(prompt):
             return "prompt: no token ids"
@@ -262,6 +314,7 @@ class Encoder:
 
 PARTED = "completions that begin where the ids of prompt and whole part"
 """The template writes the prompt differently before a completion."""
+CUT = "prompts that lost their beginning to truncation"
 UNTOLD_TURNS = "completions of which the template does not tell whose turn a token is"
 NOT_SPELLED = "do not decode to their text:"
 

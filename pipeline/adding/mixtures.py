@@ -6,6 +6,7 @@ one twice.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offpref.pipeline.pairs.pair_sets import (
+    OF_SPLIT,
     PairSet,
     find_version,
     pair_rows,
@@ -154,9 +156,11 @@ def add_mixture(
         "num_merges": 0,
     }
     counted = [
-        {"pair_set": name, "pair_set_fingerprint": fingerprint,
-         "what": f"pairs of {part}", "number": len(own)}
-        for (_, part), own in zip(parts, drawn, strict=True)
+        {"pair_set": name, "pair_set_fingerprint": fingerprint, "what": what, "number": number}
+        for what, number in (
+            *((f"pairs of {part}", len(own)) for (_, part), own in zip(parts, drawn, strict=True)),
+            *_splits(store, parts, drawn).items(),
+        )
     ]  # fmt: skip
     with store.batch() as batch:
         for (_, part), own in zip(parts, drawn, strict=True):
@@ -194,6 +198,18 @@ def _draw(store: Store, parts: Sequence[tuple[Share, PairSet]], seed: int) -> li
             whole = whole[~np.isin(whole, before)]
         found.append(whole)
     return found
+
+
+def _splits(
+    store: Store, parts: Sequence[tuple[Share, PairSet]], drawn: Sequence[Keys]
+) -> Counter[str]:
+    """Return how many of the drawn pairs each split has."""
+    counts = Counter[str]()
+    for (_, part), own in zip(parts, drawn, strict=True):
+        rows = pair_rows(store, part, ["pair_key", "split"])
+        splits = rows["split"].filter(pa.array(np.isin(to_keys(rows["pair_key"]), own)))
+        counts.update(f"{OF_SPLIT}{split}" for split in splits.to_pylist())
+    return counts
 
 
 def _numbers(shares: Sequence[Share], available: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@ Nothing is tokenised and nothing is scored. Completions of equal score never mak
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offpref.pipeline.pairs.pair_sets import (
+    OF_SPLIT,
     PairSet,
     find_pair_set,
     find_version,
@@ -19,7 +21,7 @@ from offpref.pipeline.pairs.pair_sets import (
 )
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError
-from offpref.stores.schema import LISTS, PAIR_SETS, PAIRS
+from offpref.stores.schema import LISTS, PAIR_SET_COUNTS, PAIR_SETS, PAIRS
 from offpref.stores.store import Store
 
 from .settings import SelectSettings
@@ -153,6 +155,16 @@ def _write(
             part = rows[start : start + CHUNK_PAIRS]
             table = pa.Table.from_pylist(part, schema=PAIRS.schema)
             batch.add(PAIRS.name, source.tokenizer, table)
+        splits = Counter(row["split"] for row in rows)
+        counted = [
+            {"pair_set": name, "pair_set_fingerprint": fingerprint, "what": f"{OF_SPLIT}{split}",
+             "number": number}
+            for split, number in splits.items()
+        ]  # fmt: skip
+        batch.add(
+            PAIR_SET_COUNTS.name, source.tokenizer,
+            pa.Table.from_pylist(counted, schema=PAIR_SET_COUNTS.schema),
+        )  # fmt: skip
         complete = pa.Table.from_pylist([described], schema=PAIR_SETS.schema)
         batch.add(PAIR_SETS.name, source.tokenizer, complete)
     store.refresh()

@@ -8,7 +8,7 @@ from typing import Any
 from offpref.pipeline.settings import SHARE_BELOW_ONE, Range, check_settings, setting
 from offpref.pipeline.tokenization.chat_templates import read_arguments
 
-TRUNCATIONS = ("drop", "keep-start")
+TRUNCATIONS = ("drop", "keep-start", "keep-end")
 FIRST, SECOND, TIE = "first", "second", "tie"
 TIES = ("drop", "keep")
 PARTS = (
@@ -44,7 +44,8 @@ class AddSettings:
     )  # fmt: skip
     """None allows any length; the command line asks the model in the tokenizer's folder."""
     truncation: str = setting(
-        "Whether to drop a longer row or to cut off the end of its completion.", default="drop",
+        "What becomes of a longer row: it is dropped, loses the end of its completion, or the "
+        "beginning of its prompt.", default="drop",
         choices=TRUNCATIONS,
     )  # fmt: skip
     template_date: date | None = setting(

@@ -13,6 +13,7 @@ from offpref.pipeline.pairs.pair_sets import (
     other_counts,
     pair_sets,
     reject_counts,
+    split_counts,
 )
 from offpref.stores.store import Store
 
@@ -55,6 +56,8 @@ def _content_lines(store: Store, found: PairSet) -> Iterator[str]:
     made = f"{found.num_pairs:,} pairs" if found.num_pairs or not num_lists else ""
     made += f"{', ' if made and num_lists else ''}{f'{num_lists:,} lists' if num_lists else ''}"
     yield f"rows       {found.num_rows:,}: {made}, {found.num_rejects:,} rejected"
+    if splits := split_counts(store, found):
+        yield f"splits     {', '.join(f'{name} {number:,}' for name, number in splits.items())}"
     for reason, number in reject_counts(store, found).items():
         yield f"  rejected {number:,}: {reason}"
     if found.num_eos_lost:

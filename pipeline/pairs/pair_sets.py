@@ -23,6 +23,7 @@ from offpref.stores.visibility import PAIR_SET, hidden, show_if_hidden
 
 KEPT = "columns that are kept: "
 SKIPPED = "files that are no data: "
+OF_SPLIT = "of split "
 """Beginnings of what is counted, before names."""
 
 
@@ -194,6 +195,20 @@ def is_of_former_rule(found: PairSet) -> bool:
 
 def other_counts(store: Store, found: PairSet) -> dict[str, int]:
     """Return what else was counted while a version was added, most frequent first."""
+    counts = _counts(store, found)
+    return {what: number for what, number in counts.items() if not what.startswith(OF_SPLIT)}
+
+
+def split_counts(store: Store, found: PairSet) -> dict[str, int]:
+    """Return how many pairs and lists each split has; nothing if an older release added them."""
+    return {
+        what.removeprefix(OF_SPLIT): number
+        for what, number in _counts(store, found).items()
+        if what.startswith(OF_SPLIT)
+    }
+
+
+def _counts(store: Store, found: PairSet) -> dict[str, int]:
     is_own = pc.field("pair_set_fingerprint") == found.fingerprint
     rows = store.read(PAIR_SET_COUNTS.name, found.tokenizer, ["what", "number"], is_own).to_pylist()
     return {each["what"]: each["number"] for each in sorted(rows, key=lambda r: -r["number"])}

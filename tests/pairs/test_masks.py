@@ -328,14 +328,16 @@ NOWHERE = "00000000-0000-0000-0000-0000000000ff"
         ("select sequence_key, 0 as position from nothing_there", QueryRefusedError, "failed"),
     ],
 )  # fmt: skip
-def test_a_query_that_names_no_tokens_is_an_error_of_one_line(
+def test_a_query_that_names_no_tokens_is_an_error(
     small, query: str, error: type[Exception], message: str
 ) -> None:
     found = small([pair("the film"), pair("the actor")])
 
     with pytest.raises(error, match=message) as raised:
         found.masked(f"sql:{query}")
-    assert "\n" not in str(raised.value)
+    first, *place = str(raised.value).splitlines()  # DuckDB's place in the query may follow
+    assert first
+    assert not place or place[-1].strip(" ^") == ""
     assert isinstance(raised.value, ValueError | StoreError)
 
 

@@ -13,7 +13,14 @@ import pytest
 from offpref.pipeline.adding.add import add_pairs, plan_add
 from offpref.pipeline.adding.adder import Adder
 from offpref.pipeline.adding.settings import AddSettings
-from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_sets, reject_counts
+from offpref.pipeline.api.lines import pair_set_lines
+from offpref.pipeline.pairs.pair_sets import (
+    PairSet,
+    find_pair_set,
+    other_counts,
+    pair_sets,
+    reject_counts,
+)
 from offpref.pipeline.tokenization.tokenizer import Tokenizer
 from offpref.stores import keys
 from offpref.stores.errors import PairSetError, SourceError
@@ -130,6 +137,70 @@ def test_keep_start_cuts_the_completion_and_flags_the_lost_end(
     assert (len(cut["ids"]), cut["ids"][-1] == 2) == (10, False)
     assert [each["eos_lost"] for each in rows if each is not cut] == [False]
     assert found.num_eos_lost == 1
+
+
+def test_keep_end_cuts_the_prompt_alike_for_both_completions(
+    store: Store, model_dir: Path, write_rows: Write
+) -> None:
+    """And keeps the token that begins every sequence."""
+    row = {
+        "prompt": "the film was " * 6,
+        "chosen": "the film was very very good",
+        "rejected": "bad",
+    }
+    tokenizer = Tokenizer(model_dir)
+    (prompt,) = tokenizer.prompt_ids([row["prompt"]])
+    chosen, rejected = tokenizer.completion_ids([row["chosen"], row["rejected"]])
+    assert prompt[0] == tokenizer.bos_token_id
+
+    found, _ = add(store, write_rows([row]), model_dir, max_length=14, truncation="keep-end")
+
+    room = 14 - len(chosen)
+    cut = [prompt[0], *prompt[len(prompt) - room + 1 :]]
+    rows = store.read("sequences", found.tokenizer).to_pylist()
+    assert sorted(each["ids"] for each in rows) == sorted([[*cut, *chosen], [*cut, *rejected]])
+    assert {each["num_prompt_tokens"] for each in rows} == {room}
+    assert (found.num_pairs, found.num_rejects, found.num_eos_lost) == (1, 0, 0)
+    assert other_counts(store, found)["prompts that lost their beginning to truncation"] == 2
+
+
+def test_keep_end_changes_no_row_that_fits(
+    store: Store, model_dir: Path, write_rows: Write
+) -> None:
+    add(store, write_rows(ROWS), model_dir)
+    before = store.digest("sequences")
+
+    add(store, write_rows(ROWS), model_dir, max_length=64, truncation="keep-end")
+
+    assert store.digest("sequences") == before
+
+
+def test_keep_end_takes_no_lists(store: Store, model_dir: Path, write_rows: Write) -> None:
+    lists = {"prompt": "p", "completions": ["good", "bad"], "scores": [1, 0]}
+
+    with pytest.raises(SourceError, match="the data holds lists: expected drop or keep-start"):
+        add(store, write_rows([lists]), model_dir, max_length=64, truncation="keep-end")
+
+
+def test_keep_end_rejects_a_completion_that_leaves_no_prompt(
+    store: Store, model_dir: Path, write_rows: Write
+) -> None:
+    ids = {"prompt": [5, 6, 7], "chosen": [5] * 8, "rejected": [6, 2]}
+    good = {"prompt": [5, 6, 7], "chosen": [5, 2], "rejected": [6, 2]}
+
+    found, _ = add(store, write_rows([ids, good]), model_dir, max_length=8, truncation="keep-end")
+
+    why = "completion: longer than the limit without its prompt"
+    assert reject_counts(store, found) == {why: 1}
+
+
+def test_splits_are_counted(store: Store, model_dir: Path, write_rows: Write) -> None:
+    rows = [{**ROWS[0], "chosen": f"good {'very ' * n}", "part": part}
+            for n, part in enumerate(["train", "train", "test"])]  # fmt: skip
+
+    found, _ = add(store, write_rows(rows), model_dir, split_column="part")
+
+    assert "splits     train 2, test 1" in list(pair_set_lines(store, found, is_new=True))
 
 
 def test_completions_equal_after_truncation_are_a_reject(
@@ -339,7 +410,7 @@ def test_unknown_pair_set_lists_the_known(store: Store, model_dir: Path, write_r
     ("options", "message"),
     [
         ({"max_length": 1}, "at least 2"),
-        ({"truncation": "keep-end"}, "one of drop, keep-start"),
+        ({"truncation": "middle"}, "one of drop, keep-start, keep-end"),
         ({"eval_fraction": 1.0}, r"in \[0, 1\)"),
         ({"eval_fraction": 0.1, "split_column": "part"}, "has no effect"),
     ],
