@@ -5,8 +5,8 @@
 -- param split text = 'eval': split of the pairs
 -- leaves out unpaired
 -- column rank: 1 is the best of the runs on these pairs
--- column num_pairs: pairs with both completions
--- column accuracy: share of them with the higher reward for the chosen one; a tie counts as half
+-- column num_pairs: pairs whose completions have unlike rewards
+-- column accuracy: share of them with the higher reward for the chosen one
 -- column accuracy_error: its standard error
 -- column behind: the highest accuracy minus this one, over the pairs that both runs saw
 -- column behind_error: standard error of this paired difference
@@ -26,12 +26,12 @@ seen as (
     shown.run,
     shown.pair_set || '@' || left(shown.pair_set_fingerprint, 12) as pair_set,
     last_examples.pair_key,
-    (sign(reward_margins) + 1) / 2 as is_right,
+    (reward_margins > 0)::int as is_right,
     (chosen_reverse_kl + rejected_reverse_kl) / 2 as kl,
     last_examples.kl_source
   from last_examples
   join shown using (run_id)
-  where last_examples.split = $split::varchar and reward_margins is not null
+  where last_examples.split = $split::varchar and reward_margins <> 0
 ),
 of_run as (
   select

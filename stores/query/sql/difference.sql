@@ -10,8 +10,8 @@
 -- leaves out unpaired
 -- column other_run: the run it is compared with
 -- column measure: what is compared
--- column num_pairs: pairs that were resampled
--- column value: the measure of run, mean over these pairs; a tie counts as half in accuracy
+-- column num_pairs: pairs that were resampled: those that every one of these runs has seen
+-- column value: the measure of run, mean over these pairs; ties are left out of accuracy
 -- column other_value: of other_run
 -- column difference: value minus other_value
 -- column low: lower end of its interval
@@ -34,7 +34,7 @@ seen as (
     shown.pair_set || '@' || left(shown.pair_set_fingerprint, 12) as pair_set,
     last_examples.pair_key,
     case $measure::varchar
-      when 'accuracy' then (sign(reward_margins) + 1) / 2
+      when 'accuracy' then if(reward_margins = 0, null, (reward_margins > 0)::int)
       when 'reward_margin' then reward_margins
       else error('measure must be accuracy or reward_margin, got ' || $measure::varchar)
     end as value
@@ -50,7 +50,7 @@ common as (
   group by
     pair_set,
     pair_key
-  having count(*) = (
+  having count(value) = (
     select count(distinct run_id) from seen as every where every.pair_set = seen.pair_set
   )
 ),
