@@ -40,9 +40,11 @@ def verify(store: Path, **options: Any) -> None:
     settings = settings_from(VerifySettings, options)
     from offpref.pipeline.api.verification import drop_lines
     from offpref.pipeline.api.verification import verify as check
+    from offpref.pipeline.progress import ByteBar
 
     say_lines(drop_lines(store, settings))
-    found = check(store, settings)
+    with ByteBar("verify") as bar:
+        found = check(store, settings, bar)
     say_lines([*found.problems, *found.ways_out])
     for note in found.notes:
         say(note, err=True)
@@ -55,10 +57,13 @@ def verify(store: Path, **options: Any) -> None:
 @command(name="compact")
 def compact(store: Path) -> None:
     """Merge the small shards of STORE; writers and readers may continue meanwhile."""
+    from offpref.pipeline.progress import ByteBar
     from offpref.stores.maintenance.compact import compact_store
     from offpref.stores.store import Store
 
-    say(compact_store(Store.open(store)))
+    with ByteBar("compact") as bar:
+        done = compact_store(Store.open(store), on_bytes=bar.advance)
+    say(done)
 
 
 @command(options_of(GarbageSettings), name="gc")

@@ -6,7 +6,7 @@
 -- param num_buckets integer = 5: number of buckets with equally many pairs, for by = length, length_difference, margin
 -- column pairs: which pairs: all of the split, a range of what they are grouped by, or its value
 -- column num_pairs: pairs with both completions
--- column accuracy: share of them with the higher reward for the chosen one; a tie counts as wrong
+-- column accuracy: share of them with the higher reward for the chosen one, among those without a tie; null without any
 -- column reward_margin: reward of the chosen minus that of the rejected one, mean
 -- column loss: mean loss of a pair
 with shown as (
@@ -75,7 +75,7 @@ select
     else value
   end as pairs,
   count(*) as num_pairs,
-  round(avg((reward_margins > 0)::int), 4) as accuracy,
+  round(avg((reward_margins > 0)::int) filter (reward_margins <> 0), 4) as accuracy,
   round(avg(reward_margins), 4) as reward_margin,
   round(avg(loss), 4) as loss
 from grouped
