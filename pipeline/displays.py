@@ -266,7 +266,8 @@ class _Lines:
         longest = max((len(each.title) for each in self._standings), default=0)
         for each in self._standings:
             standing = replace(each, title=each.title.ljust(longest))
-            line, bar = fitted(standing, options.max_width - 1)
+            mark = "-" if options.ascii_only else "\u2501"
+            line, bar = fitted(standing, options.max_width - 1, mark=mark)
             text = Text(line, no_wrap=True, overflow="crop")
             if bar:
                 share = min(1.0, standing.num_done / max(standing.num_total or 1, 1))
@@ -276,11 +277,16 @@ class _Lines:
             yield text
 
 
-def fitted(standing: Standing, width: int) -> tuple[str, str]:
+def fitted(standing: Standing, width: int, *, mark: str) -> tuple[str, str]:
     """Return a line of at most ``width`` characters about a work, and the bar in it.
 
     A narrow terminal loses the bar first, then the rate and what was measured, from the end on; the
     count and the time left stay.
+
+    Args:
+        standing: How far the work is.
+        width: Characters of the line.
+        mark: What the bar is made of.
     """
     title, pieces = printable(standing.title), standing.pieces()
     first, middle, last = pieces[0], pieces[1:], []
@@ -293,5 +299,5 @@ def fitted(standing: Standing, width: int) -> tuple[str, str]:
     room = min(_BAR_WIDTH, width - len(line) - len(_GAP))
     if standing.num_total is None or room < _MIN_BAR or len(middle) < num_pieces:
         return line[: max(width, 0)], ""
-    bar = "\u2501" * room
+    bar = mark * room
     return _GAP.join([title, bar, first, *middle, *last]), bar

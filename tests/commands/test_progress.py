@@ -96,7 +96,7 @@ def test_another_part_of_the_work_is_counted_anew() -> None:
 
 @pytest.mark.parametrize("width", [12, 34, 60, 99, 110, 200])
 def test_a_line_fits_any_terminal_and_keeps_count_and_time(width: int) -> None:
-    line, bar = fitted(STANDING, width)
+    line, bar = fitted(STANDING, width, mark="=")
 
     assert len(line) <= width
     assert bar in line

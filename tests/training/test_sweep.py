@@ -25,8 +25,10 @@ from offpref.pipeline.pairs.pair_sets import pair_sets
 from offpref.pipeline.rewards.settings import BREVITY
 from offpref.pipeline.sweeps.points import option_words, read_points
 from offpref.pipeline.sweeps.processes import Ended, RunProcesses, Stopping
+from offpref.pipeline.sweeps.sweep import SweepPlan, plan_sweep
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.train import train
+from offpref.stores.errors import TrainingError
 from offpref.stores.store import Store
 
 Write = Callable[..., Path]
@@ -420,6 +422,26 @@ def test_a_folder_of_another_run_is_named_without_options_that_a_sweep_does_not_
     assert "seed=0: " in done.output
     assert "learning_rate was 0.001 and is 0.002; choose another output_dir" in done.output
     assert "--" not in done.output
+
+
+def test_a_run_of_another_length_is_not_taken_for_the_one_that_is_asked_for(
+    scored: Store, write_sweep: Write
+) -> None:
+    def planned(num_steps: int) -> SweepPlan:
+        config = write_sweep("[grid]\nseed = [0]", f"max_steps = {num_steps}\nsave_every = 9")
+        return plan_sweep(scored.path, read_points(config))
+
+    (point,) = planned(2).waiting
+    train(plan_training(scored, point.settings))
+
+    assert planned(2).skipped == ["seed=0"]
+    assert [each.name for each in planned(3).waiting] == ["seed=0"]
+    with pytest.raises(TrainingError, match=r"seed=0: .* has done 2: expected more than 2; choose"):
+        planned(1)
+    train(plan_training(scored, planned(3).waiting[0].settings))
+    assert planned(3).skipped == ["seed=0"]
+    with pytest.raises(TrainingError, match="has done 3"):
+        planned(2)
 
 
 def runs_pair_set(store: Store) -> str:

@@ -262,3 +262,17 @@ def test_one_step_says_that_its_loss_is_that_before_its_update(
     last = r"loss .* \d\.\d{4}, before the update of the only step"
     assert any(re.fullmatch(last, line) for line in lines)
     assert not any("->" in line or "-0.0000" in line for line in lines)
+
+
+@pytest.mark.parametrize("loss_type", ["tdpo1", "tdpo2"])
+def test_a_kl_of_the_same_weights_is_rounding_too(
+    tiered: Store, train_settings: Settings, loss_type: str
+) -> None:
+    settings = train_settings(loss_type=loss_type, max_steps=1, eval_every=1)
+    summary = train(plan_training(tiered, settings))
+
+    before, after = summary.held_out["eval"]
+    assert summary.first is not None
+    assert before.metrics["forward_kl/chosen"] != 0  # there is rounding, else this tests nothing
+    assert "rewards/accuracies" not in before.metrics | summary.first.metrics
+    assert "rewards/accuracies" in after.metrics
