@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offpref.pipeline.losses.coupling import Values
+from offpref.pipeline.losses.training_loss import TrainingLoss
 from offpref.pipeline.pairs.splits import TrainingPairs
 
 from .microbatches import Microbatch
@@ -159,14 +160,20 @@ def largest_residual(values: Values) -> float:
     return float(max(found, default=0.0))
 
 
-def largest_forward_kl(values: Values) -> float:
-    """Return the largest forward KL of a completion, nats; rounding where there is none."""
-    found = [
-        np.abs(values[f"{side}_forward_kl"]).max()
-        for side in ("chosen", "rejected")
-        if f"{side}_forward_kl" in values
-    ]
-    return float(max(found, default=0.0))
+def rounding_of_margins(values: Values, loss: TrainingLoss) -> float:
+    """Return how large a margin rounding can make, while the policy has the reference's weights.
+
+    It is 2 * s * d, as :func:`without_rounding` explains; 0 where the rewards are not those of
+    log-ratios, and say something without a reference.
+    """
+    if loss.reward_scale is None:
+        return 0.0
+    residual = largest_residual(values)
+    if loss.rewards_contain_kl:
+        residual += max(
+            float(np.abs(values[f"{side}_forward_kl"]).max()) for side in ("chosen", "rejected")
+        )
+    return 2 * loss.reward_scale * residual
 
 
 def without_rounding(values: Values, tolerance: float) -> Values:
@@ -185,7 +192,7 @@ def without_rounding(values: Values, tolerance: float) -> Values:
 
     Args:
         values: As measured.
-        tolerance: 2 * s * d, in units of the rewards.
+        tolerance: 2 * s * d, in units of the rewards, see :func:`rounding_of_margins`.
     """
     if "chosen_rewards" not in values:
         return values

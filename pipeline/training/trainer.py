@@ -34,10 +34,10 @@ from .measurements import (
     Part,
     RankShare,
     StepMeasurement,
-    largest_forward_kl,
     largest_residual,
     put_together,
     rank_share,
+    rounding_of_margins,
     without_rounding,
 )
 from .microbatches import Microbatch
@@ -249,13 +249,10 @@ class Trainer:
 
     def _settled(self, values: Values) -> Values:
         """Take rounding out of rewards, while the policy has the reference's weights still."""
-        reference, scale = self._plan.reference, self._loss.reward_scale
-        if scale is None or reference is None or not reference.is_policy:
+        reference = self._plan.reference
+        if reference is None or not reference.is_policy:
             return values
-        residual = largest_residual(values)
-        if self._loss.rewards_contain_kl:
-            residual += largest_forward_kl(values)
-        return without_rounding(values, 2 * scale * residual)
+        return without_rounding(values, rounding_of_margins(values, self._loss))
 
     def _keep(self, step: int, measured: StepMeasurement, seconds: float, waited: float) -> None:
         self.history = [*self.history[:1], (step, measured)]

@@ -17,10 +17,16 @@ from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.api.lines import training_lines
 from offpref.pipeline.losses.pair_losses import aot, aot_unpaired, ranking
 from offpref.pipeline.losses.pair_scores import PairScores
+from offpref.pipeline.losses.settings import LossSettings
+from offpref.pipeline.losses.training_loss import training_loss
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs
-from offpref.pipeline.training.measurements import pair_metrics, without_rounding
+from offpref.pipeline.training.measurements import (
+    pair_metrics,
+    rounding_of_margins,
+    without_rounding,
+)
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
@@ -276,3 +282,20 @@ def test_a_kl_of_the_same_weights_is_rounding_too(
     assert before.metrics["forward_kl/chosen"] != 0  # there is rounding, else this tests nothing
     assert "rewards/accuracies" not in before.metrics | summary.first.metrics
     assert "rewards/accuracies" in after.metrics
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"loss_type": ("sigmoid",), "beta": 0.5}, 2 * 0.5 * 0.25),
+        ({"loss_type": ("tdpo1",), "beta": 0.5}, 2 * 0.5 * (0.25 + 2)),  # the KL is in the rewards
+        ({"loss_type": ("simpo",)}, 0.0),  # a reward without a reference
+    ],
+)
+def test_a_tie_is_what_the_residual_allows(given: dict, expected: float) -> None:
+    values = {
+        "policy_chosen_logps": np.array([-3.0, -5.0]), "ref_chosen_logps": np.array([-3.0, -5.25]),
+        "policy_rejected_logps": np.array([-1.0]), "ref_rejected_logps": np.array([-1.125]),
+        "chosen_forward_kl": np.array([0.0, 2.0]), "rejected_forward_kl": np.array([1.0, 0.5]),
+    }  # fmt: skip
+    assert rounding_of_margins(values, training_loss(LossSettings(**given))) == expected
