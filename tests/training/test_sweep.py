@@ -118,13 +118,13 @@ def test_a_file_that_cannot_act_is_refused(
     assert not runs(scored)
 
 
-def test_a_sweep_trains_each_point_once_and_scores_nothing(
-    scored: Store, write_sweep: Write
+def test_a_sweep_trains_each_point_once_as_train_does_and_scores_nothing(
+    scored: Store, write_sweep: Write, tmp_path: Path
 ) -> None:
     before = scored.digest("logps")
     config = write_sweep("[grid]\nbeta = [0.1, 0.5]\nseed = [1]", "max_steps = 2")
 
-    first = offpref("sweep", scored.path, config, "--jobs", 2)
+    first = offpref("sweep", scored.path, config)
     again = offpref("sweep", scored.path, config)
 
     assert first.exit_code == 0, first.output
@@ -135,24 +135,13 @@ def test_a_sweep_trains_each_point_once_and_scores_nothing(
     assert settings == [(0.1, 1), (0.5, 1)]
     assert {row["attempt"] for row in found} == {0}
     assert scored.digest("logps") == before
-
-
-def test_a_point_is_the_run_that_train_makes(
-    scored: Store, write_sweep: Write, model_dir: Path, tmp_path: Path
-) -> None:
-    config = write_sweep("[grid]\nbeta = [0.5]", "max_steps = 2")
-    assert offpref("sweep", scored.path, config).exit_code == 0
-    alone = offpref(
-        "train", scored.path, "--pair-set", "reviews", "--model", model_dir, "--output-dir",
-        tmp_path / "alone", "--pairs-per-step", 8, "--learning-rate", 1e-3, "--device", "cpu",
-        "--max-steps", 2, "--beta", 0.5,
-    )  # fmt: skip
-    assert alone.exit_code == 0, alone.output
-
-    one, two = (
-        load_file(tmp_path / folder / "model.safetensors") for folder in ("runs/beta=0.5", "alone")
-    )
-    assert all(torch.equal(one[name], two[name]) for name in two)
+    for point in read_points(config):
+        alone = replace(point.settings, output_dir=tmp_path / "alone" / point.name)
+        train(plan_training(scored, alone))
+        one, other = (
+            load_file(each.output_dir / "model.safetensors") for each in (point.settings, alone)
+        )
+        assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_what_a_point_lacks_stops_the_sweep_before_it_starts(
@@ -170,7 +159,7 @@ def test_what_a_point_lacks_stops_the_sweep_before_it_starts(
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(scored: Store, write_sweep: Write) -> None:
     config = write_sweep("[grid]\nlearning_rate = [1e30, 1e-3]", "max_steps = 3")
-    done = offpref("sweep", scored.path, config)
+    done = offpref("sweep", scored.path, config, "--jobs", 2)
     assert done.exit_code == 1
     assert "failed     learning-rate=1e+30: step " in done.output
     assert "done       1 trained, 0 skipped, 1 failed" in done.output
