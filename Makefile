@@ -7,6 +7,7 @@ BIN := .venv/bin
 
 empty :=
 space := $(empty) $(empty)
+comma := ,
 
 # The stages' variables; more options with ARGS="--option value".
 STORE ?= store
@@ -32,9 +33,14 @@ help:  ## List the commands and their variables
 install: .venv/installed  ## Set up .venv with the tested versions and the package, editable
 
 .venv/installed: pyproject.toml constraints.txt
+	@$(if $(wildcard $@),echo "Updating .venv: pyproject.toml or constraints.txt has changed.",\
+		echo "First run: installs torch$(comma) transformers$(comma) DuckDB and the tools into .venv$(comma) once. That takes minutes and"; \
+		echo "about 3 GB of disk; several GB more where torch comes with CUDA. Then it runs: $(or $(MAKECMDGOALS),install).")
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	@echo "Installing torch, the largest part ..."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@echo "Installing offpref, what it imports, and the tools ..."
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--editable . --group dev
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .venv/duckdb-1.4 duckdb==1.4.5  # a test's

@@ -13,6 +13,7 @@
     + ShardMissingError
     + ShardCorruptError
     + PairSetError
+      . MissingError
     + UnknownQueryError
     + QueryRefusedError
   - SettingError
@@ -88,6 +89,10 @@ class QueryRefusedError(StoreError):
 
 class PairSetError(StoreError):
     """The store has no such pair set, or the pair set cannot be used that way."""
+
+
+class MissingError(PairSetError):
+    """Scores or rewards that a run needs are not there; a line for each ends with a command."""
 
 
 class SourceError(OffprefError):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from offpref.pipeline.progress import ByteBar, Progress
 from offpref.stores.store import Store
 
 from .given import settings_of
@@ -20,6 +21,7 @@ class StoreKeeping:
     """What an open store does for itself."""
 
     _store: Store
+    _shows_progress: bool
 
     def verify(self, **settings: Any) -> Checked:
         """Read every byte of the store and compare it with what was recorded.
@@ -30,7 +32,9 @@ class StoreKeeping:
         asked = settings_of(VerifySettings, settings)
         from .verification import drop_lines, verify
 
-        dropped, found = drop_lines(self._store.path, asked), verify(self._store.path, asked)
+        dropped = drop_lines(self._store.path, asked)
+        with self._bar(ByteBar("verify")) as bar:
+            found = verify(self._store.path, asked, bar)
         return Checked(
             lines=(*dropped, *found.lines), problems=found.problems, notes=found.notes,
             dropped=dropped,
@@ -81,7 +85,11 @@ class StoreKeeping:
         asked = settings_of(CompactSettings, settings)
         from offpref.stores.maintenance.compact import compact_store
 
-        return Result(lines=(str(compact_store(self._fresh(), grace_seconds=asked.grace_seconds)),))
+        with self._bar(ByteBar("compact")) as bar:
+            done = compact_store(
+                self._fresh(), grace_seconds=asked.grace_seconds, on_bytes=bar.advance
+            )
+        return Result(lines=(str(done),))
 
     def gc(self, **settings: Any) -> Result:
         """Delete the files that no commit names, or that were removed, after a grace.
@@ -99,3 +107,8 @@ class StoreKeeping:
         """Return the store as it is now."""
         self._store.refresh()
         return self._store
+
+    def _bar(self, bar: Any) -> Any:  # a bar or a context without one
+        from contextlib import nullcontext
+
+        return bar if self._shows_progress else nullcontext(Progress())

@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
     from offpref.pipeline.training.train import MaskSummary, TrainSummary
     from offpref.stores.report.html import ReportSummary
 
+NOTHING = "\u2013"
+"""Stands for a number that could not be measured."""
+
 
 def pair_set_lines(store: Store, found: PairSet, *, is_new: bool) -> Iterator[str]:
     """Yield what was added, and what of it could not be used."""
@@ -174,11 +177,7 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
         resumed = ": finished before, nothing was done"
     yield f"steps      {summary.num_steps:,}{resumed}"
     if summary.first is not None and summary.last is not None and summary.seconds:
-        yield f"loss       {summary.first.loss:.4f} -> {summary.last.loss:.4f}"
-        for name, value in summary.last.metrics.items():
-            # A step of unpaired data may have had no completion of one kind.
-            first = summary.first.metrics.get(name, float("nan"))
-            yield f"  {name:<20} {first:.4f} -> {value:.4f}"
+        yield from _step_lines(summary.first, summary.last)
         for split, found in summary.held_out.items():
             name = "" if len(summary.held_out) == 1 else f"{split}: "
             yield f"held out   {name}{_held_out(found)}"
@@ -200,6 +199,24 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
     yield f"policy     {summary.output_dir}"
 
 
+def _step_lines(first: "StepMeasurement", last: "StepMeasurement") -> Iterator[str]:
+    """Yield what the first and the last step measured, each before its update."""
+    steps = [first] if first is last else [first, last]
+    if first is last:
+        yield f"loss       {last.loss:z.4f}, before the update of the only step"
+    else:
+        yield f"loss       {first.loss:z.4f} -> {last.loss:z.4f}"
+    for name in dict.fromkeys([*last.metrics, *first.metrics]):
+        # A step of ties has no accuracy, one of unpaired data may lack completions of one kind.
+        ends = [_number(each.metrics.get(name)) for each in steps]
+        yield f"  {name:<20} {' -> '.join(ends)}"
+
+
+def _number(value: float | None) -> str:
+    """Return a measurement as it is shown; a dash where nothing could be measured."""
+    return NOTHING if value is None else f"{value:z.4f}"
+
+
 def _mask(mask: "MaskSummary") -> str:
     """Return how much a mask counts, and which pairs it leaves nothing of."""
     share = mask.num_counted / mask.num_tokens
@@ -215,10 +232,11 @@ def _mask(mask: "MaskSummary") -> str:
 
 def _held_out(found: Sequence["StepMeasurement"]) -> str:
     """Return loss and accuracy of held-out pairs, first and last."""
-    text = "loss " + " -> ".join(f"{each.loss:.4f}" for each in found)
+    text = "loss " + " -> ".join(_number(each.loss) for each in found)
     accuracies = [each.metrics.get("rewards/accuracies") for each in found]
-    shown = " -> ".join(f"{each:.4f}" for each in accuracies if each is not None)
-    return f"{text}, accuracy {shown}" if shown else text
+    if all(each is None for each in accuracies):
+        return text
+    return f"{text}, accuracy {' -> '.join(map(_number, accuracies))}"
 
 
 def reward_model_lines(summary: "RewardTrainSummary") -> Iterator[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offpref.pipeline.adding.settings import AddSettings
-from offpref.pipeline.progress import Progress, RowBar, TokenBar
+from offpref.pipeline.displays import Nothing, display
+from offpref.pipeline.progress import RowBar, StepBar, TokenBar
 from offpref.stores.closing import Closing
 from offpref.stores.query.answer_table import AnswerTable
 from offpref.stores.store import Store
@@ -213,7 +214,7 @@ class OpenStore(StoreKeeping, Closing):
 
         given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
         asked = settings_of(RewardTrainSettings, given)
-        with self._bar(TokenBar("train-reward")) as bar:
+        with self._bar(StepBar("train-reward")) as bar:
             done = train_reward(self._fresh(), asked, bar)
         return RewardModel(
             lines=tuple(reward_model_lines(done)), output_dir=done.output_dir,
@@ -227,14 +228,16 @@ class OpenStore(StoreKeeping, Closing):
             config: The file.
             settings: ``jobs``: runs at a time, 1 by default.
         """
-        from offpref.pipeline.training.sweep_plan import SweepSettings, read_points
+        from offpref.pipeline.sweeps.points import SweepSettings, read_points
 
         asked = settings_of(SweepSettings, {**settings, "config": config})
         points = read_points(asked.config)
-        from offpref.pipeline.training.sweep import plan_sweep, run_sweep  # bring torch
+        from offpref.pipeline.sweeps.sweep import plan_sweep, run_sweep  # bring torch
 
         said: list[str] = []
-        done = run_sweep(plan_sweep(self.path, points), jobs=asked.jobs, say=said.append)
+        shown = display() if self._shows_progress else Nothing()
+        plan = plan_sweep(self.path, points)
+        done = run_sweep(plan, jobs=asked.jobs, say=said.append, shown=shown)
         return SweepRuns(
             lines=tuple(said), trained=tuple(done.trained), skipped=tuple(done.skipped),
             failed=done.failed,
@@ -358,7 +361,7 @@ class OpenStore(StoreKeeping, Closing):
 
         check_kernels(asked.kernels, asked.device)
         plan = plan_training(self._fresh(), asked)
-        with self._bar(TokenBar(verb)) as bar:
+        with self._bar(StepBar(verb)) as bar:
             done = train(plan, bar)
         return _run(done)
 
@@ -376,18 +379,6 @@ class OpenStore(StoreKeeping, Closing):
         from offpref.stores.query.texttable import text_table
 
         return text_table(COLUMNS, KINDS, list_contents(self._fresh()))
-
-    def _bar(self, bar: Any) -> Any:  # a bar or a context without one
-        from contextlib import nullcontext
-
-        return bar if self._shows_progress else nullcontext(_Silent())
-
-
-class _Silent(Progress):
-    """Shows nothing, of rows either."""
-
-    def advance(self, num_done: int, num_total: int = 0) -> None:
-        """Take what is done."""
 
 
 def _run(done: "TrainSummary") -> Run:

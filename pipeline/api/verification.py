@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from offpref.pipeline.progress import Progress
 from offpref.stores.maintenance.repair import drop_damaged
 from offpref.stores.maintenance.verify import verify_store
 
@@ -38,13 +39,13 @@ def drop_lines(path: Path, settings: VerifySettings) -> tuple[str, ...]:
     return tuple(dropped or ["dropped nothing: scores, rewards and heads are whole"])
 
 
-def verify(path: Path, settings: VerifySettings) -> Verification:
+def verify(path: Path, settings: VerifySettings, progress: Progress | None = None) -> Verification:
     """Read every byte of a store and compare it with what was recorded.
 
     Raises:
         StoreNotFoundError: If there is no store.
     """
-    found = verify_store(path)
+    found = verify_store(path, (progress or Progress()).advance)
     problems, summaries = found.problems, [found.summary]
     if settings.deep:
         from offpref.pipeline.scores.deep_verify import verify_hidden  # brings torch

@@ -52,7 +52,7 @@ class ScratchSettings:
 def sft(store: Path, **options: Any) -> None:
     """Fine-tune on demonstrations, or on the chosen completions of pairs (Preferred-FT)."""
     from offpref.pipeline.api.lines import training_lines
-    from offpref.pipeline.progress import TokenBar
+    from offpref.pipeline.progress import StepBar
     from offpref.stores.store import Store
 
     scratch = settings_from(ScratchSettings, options)
@@ -71,7 +71,7 @@ def sft(store: Path, **options: Any) -> None:
         plan = plan_training(opened, settings)
     from offpref.pipeline.training.train import train as run
 
-    with TokenBar("sft") as bar:
+    with StepBar("sft") as bar:
         summary = run(plan, bar)
     if summary.is_first:
         say_lines(training_lines(summary))

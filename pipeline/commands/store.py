@@ -60,9 +60,11 @@ def verify(store: Path, **options: Any) -> None:
     settings = settings_from(VerifySettings, options)
     from offpref.pipeline.api.verification import drop_lines
     from offpref.pipeline.api.verification import verify as check
+    from offpref.pipeline.progress import ByteBar
 
     say_lines(drop_lines(store, settings))
-    found = check(store, settings)
+    with ByteBar("verify") as bar:
+        found = check(store, settings, bar)
     say_lines([*found.problems, *found.ways_out])
     for note in found.notes:
         say(note, err=True)
@@ -75,11 +77,16 @@ def verify(store: Path, **options: Any) -> None:
 @command(options_of(CompactSettings), name="compact")
 def compact(store: Path, **options: Any) -> None:
     """Merge the small shards of STORE, drop what was put away; others may go on meanwhile."""
+    settings = settings_from(CompactSettings, options)
+    from offpref.pipeline.progress import ByteBar
     from offpref.stores.maintenance.compact import compact_store
     from offpref.stores.store import Store
 
-    settings = settings_from(CompactSettings, options)
-    say(compact_store(Store.open(store), grace_seconds=settings.grace_seconds))
+    with ByteBar("compact") as bar:
+        done = compact_store(
+            Store.open(store), grace_seconds=settings.grace_seconds, on_bytes=bar.advance
+        )
+    say(done)
 
 
 @command(options_of(GarbageSettings), name="gc")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.training.sweep_plan import SweepSettings, read_points
+from offpref.pipeline.sweeps.points import SweepSettings, read_points
 
 from .options import command, options_of, settings_from, usage_errors
 from .terminal import say
@@ -19,14 +19,15 @@ def sweep(store: Path, **options: Any) -> None:
     settings = settings_from(SweepSettings, options)
     with usage_errors():
         points = read_points(settings.config)
-    from offpref.pipeline.training.sweep import (  # bring torch: only for settings that can act
+    from offpref.pipeline.displays import display
+    from offpref.pipeline.sweeps.sweep import (  # bring torch: only for settings that can act
         plan_sweep,
         run_sweep,
     )
 
     with usage_errors():
         plan = plan_sweep(store, points)
-    summary = run_sweep(plan, jobs=settings.jobs, say=say)
+    summary = run_sweep(plan, jobs=settings.jobs, say=say, shown=display())
     say(
         f"done       {len(summary.trained):,} trained, {len(summary.skipped):,} skipped, "
         f"{len(summary.failed):,} failed in {summary.seconds:,.1f} s"

@@ -19,8 +19,11 @@ _LINES = "\n\t"
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Print a line for a person, with control characters spelled out."""
-    click.echo(printable(str(text), _LINES), err=err)
+    """Print a line for a person; control characters, and those it cannot encode, spelled out."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    line = printable(str(text), _LINES).encode(encoding, "backslashreplace").decode(encoding)
+    click.echo(line, err=err)
 
 
 def say_lines(lines: Iterable[str]) -> None:

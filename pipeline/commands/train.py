@@ -13,7 +13,7 @@ from .terminal import say_lines
 def train(store: Path, **options: Any) -> None:
     """Stage two: train a policy on STORE's pairs against the reference's stored scores."""
     from offpref.pipeline.api.lines import training_lines
-    from offpref.pipeline.progress import TokenBar
+    from offpref.pipeline.progress import StepBar
     from offpref.stores.store import Store
 
     opened = Store.open(store)
@@ -27,7 +27,7 @@ def train(store: Path, **options: Any) -> None:
         plan = plan_training(opened, settings)
     from offpref.pipeline.training.train import train as run
 
-    with TokenBar("train") as bar:
+    with StepBar("train") as bar:
         summary = run(plan, bar)
     if summary.is_first:
         say_lines(training_lines(summary))

@@ -13,12 +13,12 @@ from .terminal import say_lines
 def train_reward(store: Path, **options: Any) -> None:
     """Train a Bradley-Terry reward model on STORE's pairs, for `reward --from model`."""
     from offpref.pipeline.api.lines import reward_model_lines
-    from offpref.pipeline.progress import TokenBar
+    from offpref.pipeline.progress import StepBar
     from offpref.stores.store import Store
 
     settings = settings_from(RewardTrainSettings, options)
     from offpref.pipeline.rewards.train_model import train_reward as run  # brings torch
 
-    with TokenBar("train-reward") as bar:
+    with StepBar("train-reward") as bar:
         summary = run(Store.open(store), settings, bar)
     say_lines(reward_model_lines(summary))

@@ -298,7 +298,10 @@ class Evaluation:
         return values[lookup(sample_keys(self._store, samples), keys)[0]]
 
     def _accuracy(self) -> float | None:
-        """Return the share of held-out pairs whose chosen completion has the higher reward."""
+        """Return the share of held-out pairs whose chosen completion has the higher reward.
+
+        As in training, a pair of equal rewards counts as neither, and without others there is none.
+        """
         if self._settings.reference is None or self._reference in (None, self._policy):
             return None  # a policy that is its reference has no rewards
         chosen, rejected = _sides(self._store, self._pair_set, self._settings.split)
@@ -308,7 +311,9 @@ class Evaluation:
         both = np.concatenate([chosen, rejected])
         policy = self._policy_scores(both, is_against_reference=False).logps
         rewards = policy - summed_logps(self._store, str(self._reference), both)
-        return float((rewards[: len(chosen)] > rewards[len(chosen) :]).mean())
+        margins = rewards[: len(chosen)] - rewards[len(chosen) :]
+        decided = margins[margins != 0]
+        return float((decided > 0).mean()) if len(decided) else None
 
 
 def _sides(store: Store, pair_set: PairSet, split: str) -> tuple[Keys, Keys]:

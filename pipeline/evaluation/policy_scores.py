@@ -89,6 +89,7 @@ def policy_scores(
     found = {name: np.zeros(len(keys)) for name in FIELDS}
     num_tokens = np.array([len(each) for each in ids]) - splits
     total = int(num_tokens.sum())
+    use.progress.begin("tokens")
     for rows in _batches(policy, ids, splits):
         batch = policy.collate(rows)
         order = np.asarray(batch.sequence_indices)

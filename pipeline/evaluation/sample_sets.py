@@ -177,6 +177,7 @@ def _draw(
     missing = list(drawn.missing_batches())
     total = sum(len(rows) for rows in missing)
     sampler = Sampler(use.folder, settings, limit=limit, device=use.device, precision=use.precision)
+    use.progress.begin("samples")
     for rows in missing:
         prompts = [drawn.prompts[row // settings.num_samples].ids for row in rows]
         drawn.keep(rows, sampler.draw(prompts, batch=rows[0]), sampler.texts_of)

@@ -90,6 +90,12 @@ class TrainingLoss:
         return None
 
     @property
+    def rewards_contain_kl(self) -> bool:
+        """Whether the logged rewards contain the forward KL beside the log-ratios."""
+        kinds = (part.loss.rewards for part in self.parts if part.loss.rewards is not None)
+        return next(kinds, None) == "forward_kl"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether stored scores of a reference are needed."""
         return any(part.loss.needs_reference for part in self.parts)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from offpref.pipeline.models.packing import Indices
-from offpref.stores.errors import PairSetError
+from offpref.stores.errors import MissingError, PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import sequence_key
 from offpref.stores.reader import RowReader
@@ -77,15 +77,14 @@ def find_kl_keys(store: Store, pair_set: PairSet, pairs: TrainingPairs) -> tuple
     """Return the mismatched sequence of each pair and the tokens of its completion, [P] each.
 
     Raises:
-        PairSetError: If they have not been made; the message names the command.
+        MissingError: If they have not been made; which model scores them, the caller knows.
     """
     rows = _rows(store, pair_set)
     places, is_there = lookup(pairs.keys, to_keys(rows["pair_key"]))
     if not is_there.all():
-        raise PairSetError(
+        raise MissingError(
             f"{pair_set}: {int((~is_there).sum()):,} pairs of split {pairs.split} have no "
-            f"mismatched sequence, which kto needs; run: offpref score {store.path} --pair-set "
-            f"{pair_set} --model REFERENCE --kl-pairs"
+            "mismatched sequence, which kto needs"
         )
     keys = to_keys(rows["sequence_key"])[places]
     described = store.read(

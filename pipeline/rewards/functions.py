@@ -47,6 +47,7 @@ class FunctionRewards(TextRewards):
 
     def rewards(self, subject: str, keys: Keys, progress: Progress) -> Iterator[Rewards]:
         """Yield the rewards of some texts."""
+        progress.begin("texts")
         for start in range(0, len(keys), BATCH_TEXTS):
             part = keys[start : start + BATCH_TEXTS]
             prompts, completions = load_texts(self.store, part)
@@ -58,6 +59,7 @@ class FunctionRewards(TextRewards):
                 self.reasons["the function gave no finite number"] = (
                     self.reasons.get("the function gave no finite number", 0) + bad
                 )
+            progress.advance(len(part), len(keys))
             yield Rewards(part, values)
 
 

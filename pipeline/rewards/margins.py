@@ -7,6 +7,7 @@ rewards, ``NAME@FINGERPRINT`` a given one.
 Letters in shape comments: P pairs, K objectives.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from offpref.pipeline.pairs.pair_sets import PairSet
+from offpref.pipeline.pairs.pair_sets import KEPT, PairSet, other_counts
 from offpref.pipeline.pairs.splits import TrainingPairs
-from offpref.stores.errors import PairSetError
+from offpref.stores.errors import MissingError, PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
 from offpref.stores.schema import REWARDS, SEQUENCES
 from offpref.stores.store import Store
+
+from .settings import BREVITY, KINDS
 
 Numbers = NDArray[np.float64]
 
@@ -46,14 +49,20 @@ def load_margins(
         objectives: ``NAME`` or ``NAME@FINGERPRINT``.
 
     Raises:
-        PairSetError: If an objective has no rewards, several sources, rewards that are not finite,
-            or misses completions; the message says how many and names the command.
+        MissingError: If an objective has no rewards, rewards that are not finite, or misses
+            completions; a line for each says how many and ends with the command.
+        PairSetError: If an objective has several sources.
     """
     chosen, rejected = [], []
+    lacking: list[str] = []
     texts = _text_keys(store, pair_set)
     for objective in objectives:
         name, _, version = objective.partition("@")
-        source = _source(store, pair_set, name, version)
+        try:
+            source = _source(store, pair_set, name, version)
+        except MissingError as error:
+            lacking.append(str(error))
+            continue
         rows = store.read(
             REWARDS.name, source, ["subject", "subject_key", "reward"],
             [("objective", "=", name)],
@@ -61,13 +70,15 @@ def load_margins(
         both = [_side_rewards(rows, pairs, side, texts) for side in ("chosen", "rejected")]
         num_missing = sum(int(np.isnan(values).sum()) for values in both)
         if num_missing:
-            raise PairSetError(
+            lacking.append(
                 f"objective {name}@{source[:12]} has no finite reward for {num_missing:,} of "
-                f"{2 * len(pairs):,} completions of {pair_set}, split {pairs.split}; run: "
+                f"{2 * len(pairs):,} completions of {pair_set}, split {pairs.split}; "
                 f"{_command(store, pair_set, name)}"
             )
         chosen.append(both[0])
         rejected.append(both[1])
+    if lacking:
+        raise MissingError("\n".join(lacking))
     return Margins(chosen=np.stack(chosen, axis=1), rejected=np.stack(rejected, axis=1))
 
 
@@ -82,16 +93,33 @@ def _source(store: Store, pair_set: PairSet, name: str, version: str) -> str:
         return found[0]
     if not found:
         known = [f"{each}@{fp[:12]}" for each in sorted(sources) for fp in sources[each]]
-        raise PairSetError(
+        raise MissingError(
             f"{store.path}: no rewards of objective {name + ('@' + version if version else '')!r}; "
-            f"there are: {', '.join(known) or 'none'}; run: {_command(store, pair_set, name)}"
+            f"there are: {', '.join(known) or 'none'}; {_command(store, pair_set, name)}"
         )
     choices = ", ".join(f"{name}@{each[:12]}" for each in sorted(found))
     raise PairSetError(f"objective {name} has rewards of several sources, name one: {choices}")
 
 
 def _command(store: Store, pair_set: PairSet, name: str) -> str:
-    return f"offpref reward {store.path} --pair-set {pair_set} --objective {name} --from SOURCE"
+    """Return the command that gives an objective's rewards, as far as its name says from where."""
+    words = ["offpref", "reward", str(store.path), "--pair-set", str(pair_set), "--objective", name]
+    kept = {
+        column
+        for what in other_counts(store, pair_set)
+        if what.startswith(KEPT)
+        for column in what.removeprefix(KEPT).split(", ")
+    }
+    chosen, rejected = f"chosen_{name}", f"rejected_{name}"
+    if name == BREVITY:
+        source = [BREVITY]
+    elif kept.issuperset((chosen, rejected)):
+        source = ["column", "--chosen-column", chosen, "--rejected-column", rejected]
+    else:
+        source = ["SOURCE"]
+    command = shlex.join([*words, "--from", *source])
+    choose = f"choose SOURCE of {', '.join(KINDS)}; " if source == ["SOURCE"] else ""
+    return f"{choose}run: {command}"
 
 
 def _text_keys(store: Store, pair_set: PairSet) -> Mapping[str, Keys]:

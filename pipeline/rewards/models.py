@@ -124,7 +124,7 @@ class ModelRewards(TextRewards):
             return
         self._load()
         longest = max_positions(self._config)
-        num_done = 0
+        progress.begin("texts")
         for start in range(0, len(keys), CHUNK_TEXTS):
             chunk = keys[start : start + CHUNK_TEXTS]
             ids = self._reader.ids(*load_texts(self.store, chunk))
@@ -132,12 +132,11 @@ class ModelRewards(TextRewards):
             if not fits.all():
                 reason = f"longer than the model's {longest} positions"
                 self.reasons[reason] = self.reasons.get(reason, 0) + int((~fits).sum())
+                progress.advance(int((~fits).sum()), len(keys))
                 yield Rewards(chunk[~fits], np.full(int((~fits).sum()), np.nan))
             for members in self._batches(ids, np.flatnonzero(fits)):
                 values = self._score([ids[i] for i in members])
-                num_tokens = sum(len(ids[i]) for i in members)
-                num_done += num_tokens
-                progress.advance(num_tokens, num_done)
+                progress.advance(len(members), len(keys))
                 yield Rewards(chunk[members], values)
 
     def _batches(

@@ -19,7 +19,8 @@ from offpref.pipeline.settings import (
     setting,
 )
 
-KINDS = ("column", "model", "implicit", "brevity", "python", "file")
+BREVITY = "brevity"
+KINDS = ("column", "model", "implicit", BREVITY, "python", "file")
 COMMIT_SECONDS = 20.0
 
 _ACTING = {

@@ -131,7 +131,7 @@ def _run(
     )
     lengths = np.array([len(a) + len(b) for a, b in zip(pairs.chosen, pairs.rejected, strict=True)])
     losses: list[float] = []
-    num_total = int(lengths.sum()) * settings.num_epochs
+    num_steps = len(pairs.keys) // settings.pairs_per_step * settings.num_epochs
     model.train()
     for epoch in range(settings.num_epochs):
         steps = epoch_steps(
@@ -151,7 +151,8 @@ def _run(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses.append(total)
-            progress.advance(int(lengths[members].sum()), num_total)
+            num_tokens = int(lengths[members].sum())
+            progress.step(len(losses), num_steps, num_tokens=num_tokens, values={"loss": total})
     return losses
 
 

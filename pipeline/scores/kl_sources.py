@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from offpref.pipeline.pairs.splits import TrainingPairs, key_array
-from offpref.stores.errors import PairSetError
+from offpref.stores.errors import MissingError
 from offpref.stores.key_index import Keys
 from offpref.stores.schema import HIDDEN, TOPK
 from offpref.stores.store import Store
@@ -37,7 +37,7 @@ def find_kl_source(
         why: What needs the tier, for the message.
 
     Raises:
-        PairSetError: If no tier has all the sequences; the message names the command that helps.
+        MissingError: If no tier has all the sequences; the message ends with the command for it.
     """
     keys = _scored_keys(pairs)
     counts = []
@@ -48,11 +48,11 @@ def find_kl_source(
         is_there = num_missing < len(keys)
         counts.append(f"tier {tier if is_there else name} of {len(keys) - num_missing:,}")
     wanted = Tier(name=kl_tier or HIDDEN.name)
-    other = "" if kl_tier else " (or --tier topk, for a lower bound)"
-    raise PairSetError(
+    other = "" if kl_tier else " (--tier topk would do, for a lower bound)"
+    raise MissingError(
         f"{why} needs the reference's whole distribution at every token: of {len(keys):,} "
-        f"sequences of {request.pair_set} reference {reference} has {', '.join(counts)}; run: "
-        f"{score_command(store, request, reference, f'--tier {wanted.name}')}{other}"
+        f"sequences of {request.pair_set} reference {reference} has {', '.join(counts)}{other}; "
+        f"run: {score_command(store, request, reference, f'--tier {wanted.name}')}"
     )
 
 

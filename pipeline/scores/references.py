@@ -5,6 +5,7 @@ itself, or else the only scorer that has scored all the pairs. It is never loade
 in the store. Nothing here imports torch.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from offpref.pipeline.models.fingerprints import former_message, is_ambiguous, s
 from offpref.pipeline.notices import say_once
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.splits import key_array
-from offpref.stores.errors import PairSetError, StoreNotFoundError
+from offpref.stores.errors import MissingError, PairSetError, StoreNotFoundError
 from offpref.stores.files.duplicates import to_hashes
 from offpref.stores.key_index import Keys, find_keys, to_keys
 from offpref.stores.keys import KEY_BYTES
@@ -83,8 +84,9 @@ def find_reference(store: Store, request: ReferenceRequest) -> ReferenceScorer:
     """Return the reference of a run, with complete scores in the run's precision.
 
     Raises:
-        PairSetError: If none is meant, several are, scores are missing, or they are of another
-            precision; the message names the command that helps.
+        MissingError: If scores are missing, or are of another precision; the message ends with the
+            command that helps.
+        PairSetError: If none is meant, or several are.
     """
     scorers = _scorers(store)
     found = (
@@ -93,13 +95,13 @@ def find_reference(store: Store, request: ReferenceRequest) -> ReferenceScorer:
         else _named(store, request, scorers)
     )
     if found.precision != request.precision:
-        raise PairSetError(
+        raise MissingError(
             f"reference {found} was scored in {found.precision}, the policy trains in "
-            f"{request.precision}: train with --precision {found.precision}, or run: "
+            f"{request.precision}: train with --precision {found.precision}, or score again; run: "
             f"{_score_command(store, request, _folder(request, found))}"
         )
     if num_missing := _num_missing(store, found.fingerprint, request.sequence_keys):
-        raise PairSetError(
+        raise MissingError(
             f"reference {found} has not scored {num_missing:,} of "
             f"{len(request.sequence_keys):,} sequences of {request.pair_set}; run: "
             f"{_score_command(store, request, _folder(request, found))}"
@@ -122,7 +124,7 @@ def _named(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -> 
         matching = [fp for fp in found if _precision(scorers[fp]) == request.precision]
         found = matching or found
         if not found:
-            raise PairSetError(
+            raise MissingError(
                 f"{name} has scored nothing in {store.path}; run: "
                 f"{_score_command(store, request, Path(name))}"
             )
@@ -153,7 +155,7 @@ def _default(store: Store, request: ReferenceRequest, scorers: dict[str, Any]) -
             f"{_listed(store, covering)}; choose with --reference"
         )
     others = f" (there are: {_listed(store, scorers)})" if scorers else ""
-    raise PairSetError(
+    raise MissingError(
         f"no reference has scored the {len(request.sequence_keys):,} sequences of "
         f"{request.pair_set}{others}; run: {_score_command(store, request, request.policy)}"
     )
@@ -213,13 +215,12 @@ def _folder(request: ReferenceRequest, found: ReferenceScorer) -> Path:
 
 def _score_command(store: Store, request: ReferenceRequest, folder: Path) -> str:
     name = f"{request.pair_set.name}@{request.pair_set.fingerprint[:12]}"
-    precision = "" if request.precision == "float32" else f" --precision {request.precision}"
-    mismatched = " --kl-pairs" if request.needs_kl_pairs else ""
-    options = f" {request.options}" if request.options else ""
-    return (
-        f"offpref score {store.path} --pair-set {name} --model {folder}{precision}{mismatched}"
-        f"{options}"
-    )
+    words = ["offpref", "score", store.path, "--pair-set", name, "--model", folder]
+    if request.precision != "float32":
+        words += ["--precision", request.precision]
+    if request.needs_kl_pairs:
+        words.append("--kl-pairs")
+    return shlex.join([*map(str, words), *request.options.split()])
 
 
 def _listed(store: Store, fingerprints: Any) -> str:

@@ -191,6 +191,7 @@ class Scorer:
         lengths = pc.add(todo["num_prompt_tokens"], todo["num_completion_tokens"])
         self._check_lengths(lengths)
         self._total = self.num_tokens + pc.sum(lengths).as_py()
+        self._progress.begin("tokens")
         self._check_disk(todo)
         with closing(read_ahead(self._batches(todo), READ_AHEAD_BATCHES)) as batches:
             for batch in batches:

@@ -1,1 +1,1 @@
-"""Stage two: training runs, sweeps, their checkpoints and records."""
+"""Stage two: training runs, their checkpoints and records."""

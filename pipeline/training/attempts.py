@@ -12,9 +12,12 @@ from offpref.pipeline.pairs.mask_names import ALL
 from offpref.stores.errors import TrainingError
 from offpref.stores.files.placing import clear_write_errors
 
+from .lengths import LENGTH, done_steps, length_notes, planned_steps, stretched
 from .plan import POLICY_CONFIG, TrainingPlan
 from .policies import num_warmup_steps
-from .settings import ROUNDING_ONLY
+from .settings import MEASURED_ONLY, ROUNDING_ONLY
+
+_INSTEAD = "--overwrite starts again"
 
 
 def begin_run(plan: TrainingPlan, processes: Processes) -> dict[str, Any]:
@@ -58,39 +61,61 @@ def write_begin(plan: TrainingPlan, run: dict[str, Any], processes: Processes) -
     write_run(output, run)
 
 
-def resumed_run(plan: TrainingPlan) -> dict[str, Any]:
+def resumed_run(plan: TrainingPlan, *, instead: str = _INSTEAD) -> dict[str, Any]:
     """Return the run to resume, or the finished run.
 
+    Args:
+        plan: The plan.
+        instead: What the message says to do if the run cannot be resumed.
+
     Raises:
-        TrainingError: If what it depends on by more than rounding has changed.
+        TrainingError: If what it depends on by more than rounding has changed, or it has done as
+            many steps as it shall have by now.
     """
     run = read_run(plan.settings.output_dir)
     assert run is not None  # the caller has looked
     for name, before, value in _changes(plan, run):
-        if name not in ROUNDING_ONLY:
+        if name not in (*ROUNDING_ONLY, *MEASURED_ONLY, *LENGTH):
             raise TrainingError(
                 f"{plan.settings.output_dir} cannot be resumed: {name} was {before!r} and is "
-                f"{value!r}; --overwrite starts again"
+                f"{value!r}; {instead}"
             )
-    if run["is_finished"]:
+    is_as_long = planned_steps(plan, run) == plan.num_steps
+    if not is_as_long:
+        _check_longer(plan, run, instead)
+    elif run["is_finished"]:
         return run
+    schedule = {"num_warmup_steps": _warmup_of(plan, run)} if is_as_long else stretched(plan, run)
     return {
         **run,
         "attempt": int(run["attempt"]) + 1,
+        "is_finished": False,
         "depends_on": {**run["depends_on"], **plan.depends_on},
-        "num_warmup_steps": _warmup_of(plan, run),
+        **schedule,
     }
 
 
-def rounding_changes(plan: TrainingPlan) -> list[str]:
-    """Return a line for each changed setting on which results depend by rounding."""
+def _check_longer(plan: TrainingPlan, run: dict[str, Any], instead: str) -> None:
+    """Refuse a number of steps that is done already."""
+    done = done_steps(plan, run)
+    if plan.num_steps <= done:
+        raise TrainingError(
+            f"{plan.settings.output_dir} cannot be resumed for {plan.num_steps:,} steps, it was "
+            f"planned for {planned_steps(plan, run):,} and has done {done:,}: expected more than "
+            f"{done:,}; {instead}"
+        )
+
+
+def change_notes(plan: TrainingPlan) -> list[str]:
+    """Return a line for each changed setting that a resumed run takes and that means something."""
     run = read_run(plan.settings.output_dir) if plan.settings.resume else None
     if run is None:
         return []
-    return [
+    return length_notes(plan, run) + [
         f"note: {name} was {before!r} and is {value!r}: from here on results differ by rounding "
         "from those of an unbroken run"
         for name, before, value in _changes(plan, run)
+        if name in ROUNDING_ONLY
     ]
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offpref.pipeline.losses.coupling import Values
+from offpref.pipeline.losses.training_loss import TrainingLoss
 from offpref.pipeline.pairs.splits import TrainingPairs
 
 from .microbatches import Microbatch
@@ -159,22 +160,49 @@ def largest_residual(values: Values) -> float:
     return float(max(found, default=0.0))
 
 
-def without_rounding(values: Values, tolerance: float) -> Values:
-    """Return the values with equal rewards where chosen and rejected are no further apart.
+def rounding_of_margins(values: Values, loss: TrainingLoss) -> float:
+    """Return how large a margin rounding can make, while the policy has the reference's weights.
 
-    Where all of them are that near, so are those between them in their lists.
+    It is 2 * s * d, as :func:`without_rounding` explains; 0 where the rewards are not those of
+    log-ratios, and say something without a reference.
+    """
+    if loss.reward_scale is None:
+        return 0.0
+    residual = largest_residual(values)
+    if loss.rewards_contain_kl:
+        residual += max(
+            float(np.abs(values[f"{side}_forward_kl"]).max()) for side in ("chosen", "rejected")
+        )
+    return 2 * loss.reward_scale * residual
+
+
+def without_rounding(values: Values, tolerance: float) -> Values:
+    """Return the values with equal rewards where a pair's margin is nothing but rounding: a tie.
+
+    A pair ties if |r_chosen - r_rejected| <= 2 * s * d. Here s is the factor of a log-ratio in the
+    rewards (beta, divided by the weight of the preferences) and d is the residual of a completion:
+    the largest |policy_logps - ref_logps| of the step, measured while the policy has the
+    reference's weights, plus the largest forward KL if the rewards contain it. Each of the two
+    rewards is off by at most s * d, so no smaller margin says which is the higher.
+
+    This is the one place that says what a tie is. From here on the two rewards of a tie are equal,
+    so everything that is computed of them, SQL included, sees a margin of exactly 0, and an
+    accuracy counts the pair as neither right nor wrong. Where the best and the worst of a list tie,
+    no comparison within the list counts.
 
     Args:
         values: As measured.
-        tolerance: In units of the rewards.
+        tolerance: 2 * s * d, in units of the rewards, see :func:`rounding_of_margins`.
     """
     if "chosen_rewards" not in values:
         return values
     chosen, rejected = values["chosen_rewards"], values["rejected_rewards"]
     is_tie, mean = np.abs(chosen - rejected) <= tolerance, (chosen + rejected) / 2
-    lists = {}
-    if "num_ordered" in values:
-        lists["num_ordered"] = np.where(is_tie, 0.0, values["num_ordered"])
+    lists = {
+        name: np.where(is_tie, 0.0, values[name])
+        for name in ("num_ordered", "num_compared")
+        if name in values
+    }
     return {
         **values,
         **lists,
@@ -192,7 +220,9 @@ def pair_metrics(
 ) -> dict[str, float]:
     """Return the means over pairs, under the usual metric names.
 
-    Of lists, ``rewards/list_accuracies`` is the share of all comparisons that rewards order right.
+    ``rewards/accuracies`` is the share of pairs whose chosen completion has the higher reward among
+    those whose rewards differ; without any there is none. Of lists, ``rewards/list_accuracies`` is
+    the share of all comparisons that rewards order right.
     Where pairs have one completion, means are over those that have it, margins are the difference
     of the means, and there is no accuracy unless some have both.
     """
@@ -211,9 +241,10 @@ def pair_metrics(
             metrics["rewards/margins"] = float((chosen - rejected).mean())
         elif has_chosen.any() and has_rejected.any():
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        if is_pair.any():
-            metrics["rewards/accuracies"] = float((chosen > rejected)[is_pair].mean())
-    if "num_ordered" in values:
+        is_decided = is_pair & (chosen != rejected)
+        if is_decided.any():
+            metrics["rewards/accuracies"] = float((chosen > rejected)[is_decided].mean())
+    if "num_ordered" in values and values["num_compared"].sum():
         num_right, num_compared = values["num_ordered"].sum(), values["num_compared"].sum()
         metrics["rewards/list_accuracies"] = float(num_right / num_compared)
     for kind, name in (("forward_kl", kl_name), ("reverse_kl", "reverse_kl")):

@@ -4,6 +4,8 @@ Everything that can be wrong with the data or the settings is found here, before
 or a file is written.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,12 @@ from offpref.pipeline.scores.references import (
     ReferenceScorer,
     find_reference,
     reference_digest,
+    score_command,
 )
 from offpref.pipeline.scores.tiers import KL_TIERS, KlSource
 from offpref.pipeline.tokenization.specs import check_tokenizer
 from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
-from offpref.stores.errors import ModelError
+from offpref.stores.errors import MissingError, ModelError
 from offpref.stores.keys import fingerprint
 from offpref.stores.store import Store
 
@@ -63,6 +66,8 @@ class TrainingPlan:
     """What the run reads, hashed, by a name that a person understands."""
     num_warmup_steps: int | None = None
     """Steps that warm up, as the run says that is resumed; None for what the settings say."""
+    earlier_schedules: tuple[dict[str, int], ...] = ()
+    """Schedules of other lengths that the first steps of a resumed run have followed."""
 
     @property
     def name(self) -> str:
@@ -87,7 +92,12 @@ class TrainingPlan:
         if self.reference is not None and self.reference.is_policy:
             dropped.add(POLICY_CONFIG)  # the reference's fingerprint says it
         kept = {k: v for k, v in self.depends_on.items() if k not in dropped}
-        return fingerprint(kept)
+        return fingerprint({**kept, **self.described_schedules})
+
+    @property
+    def described_schedules(self) -> dict[str, Any]:
+        """What the configuration says of earlier schedules; nothing where there were none."""
+        return {"earlier_schedules": list(self.earlier_schedules)} if self.earlier_schedules else {}
 
     @property
     def depends_on(self) -> dict[str, Any]:
@@ -114,7 +124,8 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
 
     Raises:
         ValueError: If a setting cannot act, or the output folder is not free.
-        PairSetError: If the pairs cannot be used, or scores are missing.
+        MissingError: If scores or rewards are missing; all that is, a line each.
+        PairSetError: If the pairs cannot be used.
         ModelError: If the policy does not fit the pairs.
     """
     loss = training_loss(settings)
@@ -131,17 +142,22 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
     pair_set = find_pair_set(store, settings.pair_set)
     _check_tokenizer(store, settings.model, pair_set)
     splits = [settings.train_split, *(settings.eval_split if settings.eval_every else ())]
-    found = [_load(store, pair_set, split, loss) for split in splits]
+    lacks = _Lacks()
+    found = [_load(store, pair_set, split, loss, lacks) for split in splits]
     found = with_mask(store, pair_set, found, settings.mask)
     _check_lengths(settings.model, pair_set, found)
     reference = kl = None
     if loss.needs_reference or takes_kl:
         request = _request(settings, pair_set, found, loss)
-        reference = find_reference(store, request)
-    if takes_kl:
-        assert reference is not None
-        why = loss.name if loss.needs_forward_kl else "kl_metrics"
-        kl = find_kl_source(store, request, reference, found, kl_tier=settings.kl_tier, why=why)
+        with lacks.noting():
+            reference = find_reference(store, request)
+            lacks.note_kl_pairs(score_command(store, request, reference, request.options))
+            if takes_kl:
+                why = loss.name if loss.needs_forward_kl else "kl_metrics"
+                kl = find_kl_source(
+                    store, request, reference, found, kl_tier=settings.kl_tier, why=why
+                )
+    lacks.check()
     plan = TrainingPlan(
         store_path=store.path,
         settings=settings,
@@ -163,19 +179,56 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
     return plan
 
 
-def _load(store: Store, pair_set: PairSet, split: str, loss: TrainingLoss) -> TrainingPairs:
+class _Lacks:
+    """What a run needs and the store lacks: found to the end, then said at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._kl_pairs: list[str] = []  # without their command: it names the reference
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what is missing, and go on."""
+        try:
+            yield
+        except MissingError as error:
+            self._lines += str(error).splitlines()
+
+    @contextmanager
+    def noting_kl_pairs(self) -> Iterator[None]:
+        """Note that mismatched sequences are missing; the reference's command makes them, too."""
+        try:
+            yield
+        except MissingError as error:
+            self._kl_pairs.append(str(error))
+
+    def note_kl_pairs(self, command: str) -> None:
+        """Say how the mismatched sequences are made that are missing, if any are."""
+        self._lines += [f"{line}; run: {command}" for line in self._kl_pairs]
+
+    def check(self) -> None:
+        """Raise MissingError if anything is missing."""
+        if self._lines:
+            raise MissingError("\n".join(dict.fromkeys(self._lines)))
+
+
+def _load(
+    store: Store, pair_set: PairSet, split: str, loss: TrainingLoss, lacks: _Lacks
+) -> TrainingPairs:
     """Return the pairs of a split with all that the loss needs beside the reference's scores."""
     pairs = load_pairs(store, pair_set, split=split, sides=loss.sides)
     if loss.needs_kl_pairs:
-        keys, num_tokens = find_kl_keys(store, pair_set, pairs)
-        pairs = replace(pairs, kl_keys=keys, num_kl_tokens=num_tokens)
+        with lacks.noting_kl_pairs():
+            keys, num_tokens = find_kl_keys(store, pair_set, pairs)
+            pairs = replace(pairs, kl_keys=keys, num_kl_tokens=num_tokens)
     if loss.objectives:
-        margins = load_margins(store, pair_set, pairs, loss.objectives)
-        pairs = replace(
-            pairs,
-            chosen_margin_rewards=margins.chosen,
-            rejected_margin_rewards=margins.rejected,
-        )
+        with lacks.noting():
+            margins = load_margins(store, pair_set, pairs, loss.objectives)
+            pairs = replace(
+                pairs,
+                chosen_margin_rewards=margins.chosen,
+                rejected_margin_rewards=margins.rejected,
+            )
     return pairs
 
 

@@ -34,6 +34,9 @@ OUTPUT_ONLY = (
 is compared instead (the policy's weights, the reference's fingerprint and scores)."""
 ROUNDING_ONLY = ("max_batch_tokens", "gradient_checkpointing", "kernels")
 """Settings on which results depend by no more than rounding."""
+MEASURED_ONLY = ("eval_split",)
+"""Settings that say what is measured, and may change when a run is resumed; they are a part of its
+configuration."""
 NOT_OF_SFT = (*LOSS_SETTINGS, "reference", "kl_tier", "kl_metrics")
 """Settings that sft does not take: its loss has neither options nor a reference."""
 READ_SETTINGS = (

@@ -31,7 +31,7 @@ from offpref.pipeline.progress import Progress
 from offpref.stores.errors import OffprefError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
 
-from .attempts import begin_run, resumed_run, rounding_changes, write_begin
+from .attempts import begin_run, change_notes, resumed_run, write_begin
 from .boards import FOLDER as BOARD_FOLDER
 from .boards import Board
 from .checkpoints import (
@@ -125,7 +125,11 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     run = begin_run(plan, processes)
     if run["is_finished"]:
         return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
-    plan = replace(plan, num_warmup_steps=int(run["num_warmup_steps"]))
+    plan = replace(
+        plan,
+        num_warmup_steps=int(run["num_warmup_steps"]),
+        earlier_schedules=tuple(run.get("earlier_schedules", ())),
+    )
     with clear_memory_errors(LOAD_ADVICE):
         policy = load_policy(plan.settings, processes)
     check_passes(plan, policy, processes)
@@ -145,18 +149,18 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
         save = _saver(plan, run, learner, records, trainer)
         with _stopping(trainer) as heard:
             done = _run(trainer, records, num_done, save, plan)
-        if trainer.is_interrupted:
-            raise Interrupted(
-                f"interrupted: step {done} of {plan.num_steps} is saved in "
-                f"{plan.settings.output_dir}; --resume continues",
-                *heard[:1],
-            )
-        with _recorded(records, lambda: done):
-            _write_result(policy, plan, processes, lambda: save(done))
-        if records is not None:
-            records.add_event("finished", done)
-        if processes.is_first:
-            write_run(plan.settings.output_dir, {**run, "is_finished": True})
+            if trainer.is_interrupted:
+                raise Interrupted(
+                    f"interrupted: step {done} of {plan.num_steps} is saved in "
+                    f"{plan.settings.output_dir}; --resume continues",
+                    *heard[:1],
+                )
+            with _recorded(records, lambda: done):  # a first signal waits until all is written
+                _write_result(policy, plan, processes, lambda: save(done))
+            if records is not None:
+                records.add_event("finished", done)
+            if processes.is_first:
+                write_run(plan.settings.output_dir, {**run, "is_finished": True})
     return _summary(plan, run, processes, trainer, num_resumed=num_done)
 
 
@@ -256,7 +260,7 @@ def _state_of(plan: TrainingPlan) -> str:
 
 def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
     """Print notes for the user before the first step."""
-    for line in rounding_changes(plan):
+    for line in change_notes(plan):
         progress.note(line)
     if any(parameter.dtype == torch.bfloat16 for parameter in trainable(policy).values()):
         what = "weights" if plan.settings.lora_r is None else "the adapter's weights"
@@ -283,13 +287,19 @@ def _say(plan: TrainingPlan, policy: ScoringModel, progress: Progress) -> None:
             )
 
 
-def is_trained(plan: TrainingPlan) -> bool:
+def is_trained(plan: TrainingPlan, *, instead: str) -> bool:
     """Return whether the plan's output folder holds its finished run.
 
+    Args:
+        plan: The plan.
+        instead: What the message says to do if it holds another one.
+
     Raises:
-        TrainingError: If it holds a run that depends on something else.
+        TrainingError: If it holds a run that depends on something else, or has more steps.
     """
-    return read_run(plan.settings.output_dir) is not None and bool(resumed_run(plan)["is_finished"])
+    if read_run(plan.settings.output_dir) is None:
+        return False
+    return bool(resumed_run(plan, instead=instead)["is_finished"])
 
 
 def _summary(
@@ -378,6 +388,7 @@ def _open_records(
                     **plan.settings.described(),
                     **plan.loss.described(),
                     **(plan.kl.described() if plan.kl else {}),
+                    **plan.described_schedules,
                     "dropout": 0.0,
                 }
             ),
@@ -448,6 +459,9 @@ def _place_policy(policy: ScoringModel, plan: TrainingPlan, weights: dict[str, A
     partial.mkdir()
     write_policy(policy, plan.settings, partial, weights)
     files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    for path in files:  # a run that trains on has a policy there already
+        if path.name.endswith("config.json"):
+            (output / path.relative_to(partial)).unlink(missing_ok=True)
     for path in sorted(files, key=lambda path: path.name.endswith("config.json")):
         sync_file(path)
         move_synced(path, output / path.relative_to(partial))

@@ -37,6 +37,7 @@ from .measurements import (
     largest_residual,
     put_together,
     rank_share,
+    rounding_of_margins,
     without_rounding,
 )
 from .microbatches import Microbatch
@@ -82,9 +83,13 @@ class Trainer:
         if num_warmup is None:
             num_warmup = num_warmup_steps(plan.settings, plan.num_steps)
         self._learning_rate = learning_rates(plan.settings, plan.num_steps, num_warmup)
+        # A warm-up begins with a rate of 0: the weights stay the reference's for a step more.
+        self._first_update = next(
+            (step for step in range(1, plan.num_steps + 1) if self._learning_rate(step)),
+            plan.num_steps,
+        )
         self._passes = Passes(plan, learner)
         self._reader = StepReader(plan, learner.policy, learner.processes, self._passes.head)
-        self._num_total = int(plan.pairs.num_tokens.sum() * plan.num_steps / plan.steps_per_epoch)
 
     def run(self, num_done: int, save: Callable[[int], None]) -> int:
         """Train from after step ``num_done`` on and return the number of steps done.
@@ -117,7 +122,10 @@ class Trainer:
                     self.is_interrupted = True
                     save(step)
                     return step
-                if self._is_due(step, self._settings.save_every):
+                # The last step is saved as well: from there the run can be made longer.
+                if self._is_due(step, self._settings.save_every) or (
+                    is_last and self._settings.save_every is not None
+                ):
                     save(step)
         finally:
             steps.close()
@@ -184,7 +192,9 @@ class Trainer:
             step, self._plan.pairs, measured,
             learning_rate=rate, grad_norm=grad_norm, seconds=seconds, data_wait_seconds=waited,
         )  # fmt: skip
-        self._progress.advance(measured.num_tokens, self._num_total)
+        self._progress.step(
+            step, self._plan.num_steps, num_tokens=measured.num_tokens, values=_shown(measured)
+        )
         return measured.is_interrupted
 
     def _push_back(
@@ -219,7 +229,8 @@ class Trainer:
         def losses(values: Values) -> NDArray[np.float64]:
             return coupled_losses(self._loss, values, self._tolerance(values))
 
-        is_start = step == (1 if pairs is self._plan.pairs else 0)  # held-out pairs come first
+        # A training step is measured before its update, held-out pairs after it.
+        is_start = step <= self._first_update - (0 if pairs is self._plan.pairs else 1)
         return put_together(
             pairs, every, losses if self._loss.couples else None,
             kl_name=kl_name, settle=self._settled if is_start else None,
@@ -238,10 +249,10 @@ class Trainer:
 
     def _settled(self, values: Values) -> Values:
         """Take rounding out of rewards, while the policy has the reference's weights still."""
-        reference, scale = self._plan.reference, self._loss.reward_scale
-        if scale is None or reference is None or not reference.is_policy:
+        reference = self._plan.reference
+        if reference is None or not reference.is_policy:
             return values
-        return without_rounding(values, 2 * scale * largest_residual(values))
+        return without_rounding(values, rounding_of_margins(values, self._loss))
 
     def _keep(self, step: int, measured: StepMeasurement, seconds: float, waited: float) -> None:
         self.history = [*self.history[:1], (step, measured)]
@@ -297,3 +308,13 @@ class Trainer:
             step, pairs, measured,
             seconds=time.perf_counter() - started, data_wait_seconds=0.0,
         )  # fmt: skip
+
+
+def _shown(measured: StepMeasurement) -> dict[str, float]:
+    """Return what is shown of a step while a run trains."""
+    metrics = measured.metrics
+    named = {"accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+    return {
+        "loss": measured.loss,
+        **{name: metrics[metric] for name, metric in named.items() if metric in metrics},
+    }

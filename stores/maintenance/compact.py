@@ -9,7 +9,7 @@ and ``UNPACKED_BYTES`` of memory at once (times three, for the copies that sorti
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -62,7 +62,11 @@ class Compacted:
 
 
 def compact_store(
-    store: Store, *, shard_bytes: int = SHARD_BYTES, grace_seconds: float = GRACE_SECONDS
+    store: Store,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    grace_seconds: float = GRACE_SECONDS,
+    on_bytes: Callable[[int], None] = lambda number: None,
 ) -> Compacted:
     """Merge the small shards of each partition of ``store``, then its commit records.
 
@@ -73,6 +77,7 @@ def compact_store(
         shard_bytes: Size that a merged shard shall not exceed; shards of more than half of it are
             left alone.
         grace_seconds: How long something must have been put away.
+        on_bytes: Takes the size of shards that were merged.
 
     Raises:
         ShardCorruptError: If a shard is damaged; nothing of it is copied.
@@ -91,6 +96,7 @@ def compact_store(
                 except ShardMissingError:  # another compactor and a collection were faster
                     if not store.refresh():
                         raise
+                on_bytes(sum(shard.num_bytes for shard in shards))
     store.refresh()
     return Compacted(
         num_shards_before=num_before,

@@ -12,7 +12,7 @@ Cost: everything is read once and hashed twice; at most a row group is unpacked 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +75,19 @@ class Verified:
         )
 
 
-def verify_store(root: Path) -> Verified:
+def verify_store(root: Path, on_bytes: Callable[[int], None] = lambda number: None) -> Verified:
     """Check every file of the store at ``root``; nothing is written.
+
+    Args:
+        root: The store.
+        on_bytes: Takes the size of each file before it is read.
 
     Raises:
         StoreNotFoundError: If there is no folder that looks like a store.
     """
     if not is_there(root / "commits") and not is_there(root / STORE_FILE):
         raise StoreNotFoundError(f"{root} is not a store: it has no {STORE_FILE}")
-    check = _Check(root)
+    check = _Check(root, on_bytes)
     check.folders()
     check.store_file()
     records = check.records()
@@ -104,8 +108,9 @@ def verify_store(root: Path) -> Verified:
 class _Check:
     """One pass over a store, collecting what it finds."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, on_bytes: Callable[[int], None]) -> None:
         self.root = root
+        self._on_bytes = on_bytes
         self.num_files = 0
         self.num_bytes = 0
         self.num_rows = 0
@@ -273,6 +278,7 @@ class _Check:
         status = check_regular(self.root, path)
         self.num_files += 1
         self.num_bytes += status.st_size
+        self._on_bytes(status.st_size)
 
     @contextmanager
     def _collected(self, path: Path) -> Iterator[None]:

@@ -118,8 +118,9 @@ def _summary(values: Values) -> dict[str, Any]:
 def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
     means = {name: _finite(rows[name]) for name in MEASURES}
     values = {name: rounded(float(each.mean())) for name, each in means.items() if len(each)}
-    if len(margins := means["reward_margins"]):
-        values["accuracy"] = rounded(float((margins > 0).mean()))
+    margins = means["reward_margins"]
+    if len(decided := margins[margins != 0]):  # a tie is neither right nor wrong
+        values["accuracy"] = rounded(float((decided > 0).mean()))
     for kl in ("forward_kl", "reverse_kl"):  # of a completion, be it chosen or rejected
         both = np.concatenate([means[f"chosen_{kl}"], means[f"rejected_{kl}"]])
         if len(both):

@@ -31,7 +31,7 @@ def shell(*arguments: object, streams: str = "") -> tuple[int, str]:
     command = shlex.join(str(each) for each in (OFFPREF, *arguments))
     done = subprocess.run(
         ["bash", "-c", f"{command} {streams}"], capture_output=True, text=True,
-        env={**os.environ, "TQDM_DISABLE": "1"},
+        env=os.environ,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
@@ -207,7 +207,7 @@ def test_sigterm_commits_what_is_computed_and_the_same_command_goes_on(
     point, words = stages(scored.path, model_dir, tmp_path)[stage]
     command = [str(each) for each in (OFFPREF, *words)]
 
-    process = start_until(point, command, TQDM_DISABLE="1")
+    process = start_until(point, command)
     code, said = send(process, signal.SIGTERM)
     again = subprocess.run(command, capture_output=True, text=True)
 
@@ -232,7 +232,7 @@ def test_a_sweep_that_is_told_to_end_saves_its_run_and_goes_on(
         "pairs_per_step = 8\nmax_steps = 6\nsave_every = 2\n[grid]\nseed = [0, 1]\n"
     )
     command = [str(OFFPREF), "sweep", str(scored.path), str(config)]
-    environment = {**os.environ, "OFFPREF_STOP_AT": "checkpoint-placed", "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "OFFPREF_STOP_AT": "checkpoint-placed"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

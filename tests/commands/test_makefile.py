@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -68,3 +69,35 @@ def test_missing_variable_is_named() -> None:
     done = subprocess.run(["make", "score"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "expected MODEL=..." in done.stderr
+
+
+def installing(folder: Path, *goals: str) -> str:
+    """What make prints in a copy of the folder, with Python and pip that do nothing."""
+    (folder / "bin").mkdir(exist_ok=True)
+    fake = folder / "bin" / "python3"
+    fake.write_text(
+        "#!/bin/sh\nmkdir -p .venv/bin\n"
+        "for name in python offpref; do printf '#!/bin/sh\\n' > .venv/bin/$name; "
+        "chmod +x .venv/bin/$name; done\n"
+    )
+    fake.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        if not (folder / name).exists():
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        ["make", f"PYTHON={fake}", *goals], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_first_run_says_what_it_installs_and_later_runs_do_not(tmp_path: Path) -> None:
+    first, later = installing(tmp_path, "demo"), installing(tmp_path, "demo")
+    os.utime(tmp_path / "constraints.txt", (2e9, 2e9))
+    changed = installing(tmp_path, "demo")
+
+    said = first.splitlines()
+    assert said[0].startswith("First run: installs torch, transformers, DuckDB")
+    assert "about 3 GB" in said[1]
+    assert said[1].endswith("Then it runs: demo.")
+    assert later.splitlines() == [".venv/bin/offpref demo .demo"]
+    assert changed.startswith("Updating .venv: pyproject.toml or constraints.txt has changed.")

@@ -60,7 +60,7 @@ RUNS = {
         "sft {store} --pair-set p --data {data} --model {model} --output-dir {out}",
         "adding.adder.Adder.add",
     ),
-    "sweep": ("sweep {store} {sweep}", "training.sweep._run_all"),
+    "sweep": ("sweep {store} {sweep}", "sweeps.sweep.RunProcesses.run"),
     "soup": ("soup {out} --run {model}=1 --run {model}=2", "models.soup._mean"),
     "evaluate": (
         "evaluate {store} --pair-set reviews --model {model}", "evaluation.evaluate.draw_samples",

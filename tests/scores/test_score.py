@@ -365,7 +365,7 @@ def test_interrupted_run_keeps_what_it_computed_and_says_so(
 ) -> None:  # fmt: skip
     store = tmp_path / "store"
     command = score_command(store, slow_model, many_pairs)
-    process = start_until("record-placed:4", command, TQDM_DISABLE="1")
+    process = start_until("record-placed:4", command)
     before = num_scored(store, unbroken[0])
 
     found, said = send(process, kind)

@@ -28,9 +28,10 @@ RANKS: Mapping[str, int] = {
     "pipeline/rewards": 6,
     "pipeline/training": 7,
     "pipeline/evaluation": 7,
-    "pipeline/api": 8,
-    "offpref": 9,
-    "pipeline/commands": 9,
+    "pipeline/sweeps": 8,
+    "pipeline/api": 9,
+    "offpref": 10,
+    "pipeline/commands": 10,
 }
 """A room imports rooms of a lower rank only; those of one rank do not know each other. `stores` has
 rooms of its own, `STORE_RANKS`, and is one room to all others."""
@@ -62,7 +63,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": ("stores/query/plots.py",),
     "tensorboard": ("pipeline/training/boards.py",),
     "fsspec": ("stores/sources/opening.py",),
-    "tqdm": ("pipeline/progress.py",),
+    "rich": ("pipeline/displays.py",),
 }  # fmt: skip
 """Who may import a heavy library, by the beginning of the path."""
 

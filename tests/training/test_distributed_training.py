@@ -1,6 +1,7 @@
 """Real torchrun, real gloo: two processes train as one does."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_two_processes_train_on_the_lists_of_one(
     for a, b in zip(first, second, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=5e-6)
         assert a["num_tokens"] == b["num_tokens"]
-        found, other = (dict(row["metrics"])["rewards/list_accuracies"] for row in (a, b))
+        found, other = (dict(row["metrics"]).get("rewards/list_accuracies") for row in (a, b))
         assert found == pytest.approx(other, abs=0.02)
     keys = [
         {(r["step"], r["pair_key"]) for r in recorded(store, o, "examples")} for o in (one, two)
@@ -198,13 +199,14 @@ def test_split_run_resumes_from_its_checkpoint(
     scored: Store, model_dir: Path, tmp_path: Path
 ) -> None:
     output, script = tmp_path / "out", tmp_path / "go.py"
-    saving = arguments(scored, model_dir, output, "--save-every", "4")
+    saving = arguments(scored, model_dir, output, "--save-every", "4", "--keep", "2")
     whole = run(2, script, *saving)
     assert whole.returncode == 0, whole.stderr
     one = load_file(output / "model.safetensors")
     entry = json.loads((output / "run.json").read_text())
     (output / "run.json").write_text(json.dumps(entry | {"is_finished": False}))
     (output / "model.safetensors").unlink()
+    shutil.rmtree(max((output / "checkpoints").glob("step-*")))  # that of the last step
 
     done = run(2, script, *saving, "--resume")
 

@@ -178,9 +178,9 @@ def test_first_step_from_the_reference_has_the_known_loss(
         sums = [1 + sum(other < own for other in scores) for own in scores]
         assert row["loss"] == pytest.approx(float(np.log(sums).sum()), abs=1e-5)
     metrics = [dict(row["metrics"]) for row in steps if row["step"] <= 1]
-    assert metrics[0]["rewards/list_accuracies"] == 0.0  # nothing but rounding
-    assert dict(first["metrics"])["rewards/list_accuracies"] == 0.0
-    assert dict(first["metrics"])["rewards/accuracies"] == 0.0
+    for found in (metrics[0], dict(first["metrics"])):  # nothing but rounding
+        assert "rewards/list_accuracies" not in found
+        assert "rewards/accuracies" not in found
     assert dict(steps[-1]["metrics"])["rewards/list_accuracies"] > 0
 
 

@@ -468,7 +468,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
 ) -> None:
     put_some_spans(scored)
     output = tmp_path / "out"
-    given = {"mask": "assistant", "max_steps": 6, "save_every": 4, "log_tokens": "all"}
+    given = {"mask": "assistant", "max_steps": 6, "save_every": 4, "keep": 2, "log_tokens": "all"}
     first = train(plan_training(scored, train_settings(**given)))
     whole = load_file(output / "model.safetensors")
     scored.refresh()
@@ -476,6 +476,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
     entry = json.loads((output / "run.json").read_text())
     (output / "run.json").write_text(json.dumps(entry | {"is_finished": False}))
     (output / "model.safetensors").unlink()
+    shutil.rmtree(output / "checkpoints" / "step-00000006")
 
     second = train(plan_training(scored, train_settings(**given, resume=True)))
 

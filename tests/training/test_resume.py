@@ -13,6 +13,7 @@ from stopping import send, start_until
 
 from offpref.pipeline.adding.add import add_pairs, plan_add
 from offpref.pipeline.adding.settings import AddSettings
+from offpref.pipeline.progress import Progress
 from offpref.pipeline.small_world import write_pairs
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.settings import TrainSettings
@@ -140,7 +141,7 @@ def test_interrupted_run_saves_says_so_and_goes_on(
     [
         ({"beta": 0.2}, "beta was 0.1 and is 0.2"),
         ({"learning_rate": 2e-3}, "learning_rate was 0.001 and is 0.002"),
-        ({"max_steps": 7}, "max_steps was 4 and is 7"),
+        ({"weight_decay": 0.1}, r"weight_decay was 0\.0 and is 0\.1"),
         ({"seed": 1}, "seed was 0 and is 1"),
     ],
 )
@@ -206,3 +207,137 @@ def test_folder_that_holds_something_else_is_left(scored: Store, train_settings:
     (settings.output_dir / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds something else than a run"):
         plan_training(scored, settings)
+
+
+def weights(output: Path) -> dict[str, bytes]:
+    found = load_file(output / "model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
+
+
+def configs(store: Store, run_id: str) -> list[dict]:
+    """The configuration of each attempt."""
+    store.refresh()
+    rows = store.read("runs", run_id).sort_by("attempt").to_pylist()
+    return [json.loads(row["config"]) | {"print": row["config_fingerprint"]} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2},
+        {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 2},
+    ],
+    ids=lambda each: each["lr_scheduler_type"],
+)
+def test_a_longer_run_equals_an_unbroken_one_where_the_rate_does_not_know_the_end(
+    scored: Store, train_settings: Settings, tmp_path: Path, schedule: dict
+) -> None:
+    whole, output, said = tmp_path / "whole", tmp_path / "out", Notes()
+    train(plan_training(scored, train_settings(max_steps=7, output_dir=whole, **schedule)))
+    given = {"save_every": 100, "resume": True, **schedule}
+    train(plan_training(scored, train_settings(max_steps=4, **given)))
+
+    done = train(plan_training(scored, train_settings(max_steps=7, **given)), said)
+
+    assert (done.attempt, done.num_resumed, done.num_steps) == (1, 4, 7)
+    assert said.lines == []
+    assert weights(output) == weights(whole)
+    first, second = configs(scored, run_id(output))
+    (unbroken,) = configs(scored, run_id(whole))
+    assert (first["max_steps"], second["max_steps"]) == (4, 7)
+    assert first["print"] != second["print"] == unbroken["print"]
+    again = train(plan_training(scored, train_settings(max_steps=7, **given)))
+    assert (again.attempt, again.num_pairs) == (1, 0)
+
+
+class Notes(Progress):
+    """Keeps what a person should see."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{"lr_scheduler_type": "linear"},
+     {"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.5}],
+    ids=["linear", "warmup_ratio"],
+)  # fmt: skip
+def test_a_longer_run_says_what_it_means_for_a_rate_that_knows_the_end(
+    scored: Store, train_settings: Settings, tmp_path: Path, schedule: dict
+) -> None:
+    given, said = {"save_every": 100, "resume": True, **schedule}, Notes()
+    train(plan_training(scored, train_settings(max_steps=4, **given)))
+
+    train(plan_training(scored, train_settings(num_epochs=1, **given)), said)
+
+    (line,) = said.lines
+    rates = {"linear": ("0.00025", "0.000625"), "constant_with_warmup": ("0.001", "0.00075")}
+    before, now = rates[schedule["lr_scheduler_type"]]
+    assert f"the rate of step 4 was {before} of 4 steps and is {now} of 8; from step 5 on" in line
+    first, second = configs(scored, run_id(tmp_path / "out"))
+    assert "earlier_schedules" not in first
+    assert second["earlier_schedules"] == [{"num_steps": 4, "last_step": 4}]
+    unbroken = plan_training(scored, train_settings(num_epochs=1, **given)).config_fingerprint
+    assert second["print"] not in (first["print"], unbroken)
+    rows = newest(scored, run_id(tmp_path / "out"), "steps")
+    assert len(rows) == 8
+    if schedule["lr_scheduler_type"] == "linear":
+        rate = [row["learning_rate"] for place, row in sorted(rows.items(), key=str)]
+        assert rate == pytest.approx(
+            [1e-3 * x for x in (1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125)]
+        )
+
+
+def test_steps_that_are_done_are_not_taken_back(scored: Store, train_settings: Settings) -> None:
+    given = {"save_every": 100, "resume": True}
+    train(plan_training(scored, train_settings(max_steps=4, **given)))
+    for number in (3, 2):
+        message = f"for {number} steps, it was planned for 4 and has done 4: expected more than 4"
+        with pytest.raises(TrainingError, match=f"{message}; --overwrite starts again"):
+            train(plan_training(scored, train_settings(max_steps=number, **given)))
+
+
+def test_a_finished_run_without_its_checkpoint_says_where_it_starts(
+    scored: Store, train_settings: Settings, tmp_path: Path
+) -> None:
+    given = {"resume": True, "lr_scheduler_type": "constant"}
+    train(plan_training(scored, train_settings(max_steps=2, **given)))
+    said = Notes()
+
+    done = train(plan_training(scored, train_settings(max_steps=3, **given)), said)
+
+    assert done.num_resumed == 0
+    assert said.lines == [
+        "note: the run has finished step 2 and kept no checkpoint of it, which --save-every does: "
+        "it starts again at step 1"
+    ]
+    train(
+        plan_training(scored, train_settings(max_steps=3, output_dir=tmp_path / "whole", **given))
+    )
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_settings_that_change_no_weight_may_change(
+    scored: Store, train_settings: Settings, tmp_path: Path
+) -> None:
+    given = {"max_steps": 4, "lr_scheduler_type": "cosine", "train_split": "eval"}
+    train(plan_training(scored, train_settings(output_dir=tmp_path / "whole", **given)))
+    train(plan_training(scored, train_settings(save_every=2, keep=2, **given)))
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step-00000004")
+    entry = json.loads((tmp_path / "out" / "run.json").read_text())
+    (tmp_path / "out" / "run.json").write_text(json.dumps(entry | {"is_finished": False}))
+    changed = {
+        "save_every": 1, "keep": 3, "log_tokens": "none", "eval_every": 2, "run_name": "other",
+        "eval_split": ("train",),
+    }  # fmt: skip
+
+    done = train(plan_training(scored, train_settings(resume=True, **given, **changed)))
+
+    assert done.num_resumed == 2
+    assert list(done.held_out) == ["train"]
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +20,15 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.training import sweep
-from offpref.pipeline.training.sweep_plan import option_words, read_points
+from offpref.pipeline.displays import Nothing, Standing
+from offpref.pipeline.pairs.pair_sets import pair_sets
+from offpref.pipeline.rewards.settings import BREVITY
+from offpref.pipeline.sweeps.points import option_words, read_points
+from offpref.pipeline.sweeps.processes import Ended, RunProcesses, Stopping
+from offpref.pipeline.sweeps.sweep import SweepPlan, plan_sweep
+from offpref.pipeline.training.plan import plan_training
+from offpref.pipeline.training.train import train
+from offpref.stores.errors import TrainingError
 from offpref.stores.store import Store
 
 Write = Callable[..., Path]
@@ -79,18 +90,23 @@ def test_settings_become_words() -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("[grid]\nbeta = 0.1", "grid.beta must be a list of values, got 0.1"),
-        ("[grid]\nbetta = [0.1]", "'betta' is not a setting of a run; there are: loss_type"),
+        ("[grid]\nbeta = 0.1", "grid.beta must be a list of values, got 0.1; write beta = [0.1]"),
+        ("[grid]\nbetta = [0.1]", "'betta' is not a setting of a run; did you mean beta?"),
+        ("[grid]\nxyzzy = [0.1]", "'xyzzy' is not a setting of a run; there are: loss_type"),
         ('[grid]\noutput_dir = ["a"]', "'output_dir' is not a setting of a run"),
         ("[grid]\nbeta = [-1]", "beta=-1: beta must be greater than 0"),
         ("[grid]\nseed = [1, 1]", "two runs are the same: seed=1"),
-        ("[gird]\nseed = [1]", "expected the tables base, grid, points, got gird"),
+        (
+            "[gird]\nseed = [1]",
+            "expected the tables base, grid, points, got gird; did you mean grid?",
+        ),
         ("[grid", "expected a TOML file"),
         ("[points]\nbeta = 0.1", "expected [base] and [grid] as tables, and [[points]]"),
         ("[[grid]]\nbeta = [0.1]", "expected [base] and [grid] as tables, and [[points]]"),
-        ('[grid]\nbeta = ["much"]', "beta=much: beta has the wrong type, got 'much'"),
-        ('[grid]\nkl_metrics = ["no"]', "kl_metrics has the wrong type, got 'no'"),
-        ("[grid]\nmodel = [3]", "model has the wrong type, got 3"),
+        ('[grid]\nbeta = ["much"]', "beta=much: beta must be a number, got 'much'"),
+        ('[grid]\nbeta = ["1e-3"]', "must be a number, got '1e-3'; write it without quotes"),
+        ('[grid]\nkl_metrics = ["no"]', "kl_metrics must be true or false, got 'no'"),
+        ("[grid]\nmodel = [3]", "model must be text, got 3"),
     ],
 )
 def test_a_file_that_cannot_act_is_refused(
@@ -102,13 +118,13 @@ def test_a_file_that_cannot_act_is_refused(
     assert not runs(scored)
 
 
-def test_a_sweep_trains_each_point_once_and_scores_nothing(
-    scored: Store, write_sweep: Write
+def test_a_sweep_trains_each_point_once_as_train_does_and_scores_nothing(
+    scored: Store, write_sweep: Write, tmp_path: Path
 ) -> None:
     before = scored.digest("logps")
     config = write_sweep("[grid]\nbeta = [0.1, 0.5]\nseed = [1]", "max_steps = 2")
 
-    first = offpref("sweep", scored.path, config, "--jobs", 2)
+    first = offpref("sweep", scored.path, config)
     again = offpref("sweep", scored.path, config)
 
     assert first.exit_code == 0, first.output
@@ -119,24 +135,13 @@ def test_a_sweep_trains_each_point_once_and_scores_nothing(
     assert settings == [(0.1, 1), (0.5, 1)]
     assert {row["attempt"] for row in found} == {0}
     assert scored.digest("logps") == before
-
-
-def test_a_point_is_the_run_that_train_makes(
-    scored: Store, write_sweep: Write, model_dir: Path, tmp_path: Path
-) -> None:
-    config = write_sweep("[grid]\nbeta = [0.5]", "max_steps = 2")
-    assert offpref("sweep", scored.path, config).exit_code == 0
-    alone = offpref(
-        "train", scored.path, "--pair-set", "reviews", "--model", model_dir, "--output-dir",
-        tmp_path / "alone", "--pairs-per-step", 8, "--learning-rate", 1e-3, "--device", "cpu",
-        "--max-steps", 2, "--beta", 0.5,
-    )  # fmt: skip
-    assert alone.exit_code == 0, alone.output
-
-    one, two = (
-        load_file(tmp_path / folder / "model.safetensors") for folder in ("runs/beta=0.5", "alone")
-    )
-    assert all(torch.equal(one[name], two[name]) for name in two)
+    for point in read_points(config):
+        alone = replace(point.settings, output_dir=tmp_path / "alone" / point.name)
+        train(plan_training(scored, alone))
+        one, other = (
+            load_file(each.output_dir / "model.safetensors") for each in (point.settings, alone)
+        )
+        assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_what_a_point_lacks_stops_the_sweep_before_it_starts(
@@ -154,7 +159,7 @@ def test_what_a_point_lacks_stops_the_sweep_before_it_starts(
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(scored: Store, write_sweep: Write) -> None:
     config = write_sweep("[grid]\nlearning_rate = [1e30, 1e-3]", "max_steps = 3")
-    done = offpref("sweep", scored.path, config)
+    done = offpref("sweep", scored.path, config, "--jobs", 2)
     assert done.exit_code == 1
     assert "failed     learning-rate=1e+30: step " in done.output
     assert "done       1 trained, 0 skipped, 1 failed" in done.output
@@ -162,7 +167,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(scored: Store, write_swe
 
 @pytest.mark.skipif(sys.platform != "linux", reason="runs end with a killed sweep on Linux only")
 def test_a_killed_sweep_goes_on_where_it_was(scored: Store, write_sweep: Write) -> None:
-    config = write_sweep("[grid]\nseed = [0, 1]", "num_epochs = 20\nsave_every = 5")
+    config = write_sweep("[grid]\nseed = [0]", "num_epochs = 3\nsave_every = 5")
     code = "from offpref.pipeline.commands.main import main; main()"
     command = [sys.executable, "-c", code, "sweep", str(scored.path), str(config)]
     environment = {"OMP_NUM_THREADS": "1", "OFFPREF_STOP_AT": "checkpoint-placed"}
@@ -180,9 +185,9 @@ def test_a_killed_sweep_goes_on_where_it_was(scored: Store, write_sweep: Write) 
     done = offpref("sweep", scored.path, config)
 
     assert done.exit_code == 0, done.output
-    assert "done       2 trained, 0 skipped, 0 failed" in done.output
+    assert "done       1 trained, 0 skipped, 0 failed" in done.output
     attempts = {(row["name"], row["attempt"]) for row in runs(scored)}
-    assert attempts == {("seed=0", 0), ("seed=0", 1), ("seed=1", 0)}
+    assert attempts == {("seed=0", 0), ("seed=0", 1)}
     steps = [
         row
         for run in runs(scored)
@@ -194,16 +199,240 @@ def test_a_killed_sweep_goes_on_where_it_was(scored: Store, write_sweep: Write) 
 
 
 @pytest.mark.timeout(60)
-def test_runs_that_print_much_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*given: object) -> subprocess.Popen[str]:
+def test_runs_that_print_much_are_not_held() -> None:
+    def start(point: Any, reports: int) -> subprocess.Popen[bytes]:
         code = "import sys; print('much ' * 50_000); sys.stderr.write('more ' * 50_000)"
         pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe)
 
-    monkeypatch.setattr(sweep, "_start", start)
-    points: Any = ["a", "b", "c"]
+    points: Any = [SimpleNamespace(name=name) for name in "abc"]
+    done: list[Ended] = []
+    runs = RunProcesses(start, jobs=2, shown=Nothing(), asked=Stopping())
 
-    done = list(sweep._run_all(Path(), points, jobs=2, lock=0))
+    left = runs.run(points, done.append, lambda number: None)
 
-    assert sorted(point for point, _, _ in done) == points
-    assert all(len(output) > 200_000 for _, _, output in done)
+    assert left == []
+    assert sorted(ended.point.name for ended in done) == ["a", "b", "c"]
+    assert all(len(ended.output) > 200_000 and len(ended.errors) > 200_000 for ended in done)
+
+
+class Shown(Nothing):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.standings: list[tuple[str, Standing]] = []
+
+    def show(self, key: str, standing: Standing) -> None:
+        self.standings.append((key, standing))
+
+
+def test_reports_of_runs_come_under_their_names_and_half_a_line_of_a_killed_one_is_left() -> None:
+    whole = Standing(
+        title="train", unit="steps", num_done=2, num_total=5, rate=None, seconds_left=None,
+        values={"loss": 0.5},
+    )  # fmt: skip
+
+    def start(point: Any, reports: int) -> subprocess.Popen[bytes]:
+        line = json.dumps(asdict(whole))
+        code = (
+            f"import os; os.write({reports}, {line!r}.encode() + b'\\n' + b'{{\"title\": \"tr'); "
+            "os.kill(os.getpid(), 9)"
+        )
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdout=pipe, stderr=pipe, pass_fds=(reports,)
+        )
+
+    points: Any = [SimpleNamespace(name=name) for name in "ab"]
+    done: list[Ended] = []
+    shown = Shown()
+
+    RunProcesses(start, jobs=2, shown=shown, asked=Stopping()).run(points, done.append, print)
+
+    assert sorted(shown.standings, key=str) == [
+        (name, replace(whole, title=name)) for name in ("a", "b")
+    ]
+    assert [ended.code for ended in done] == [-signal.SIGKILL] * 2
+
+
+OFFPREF = [sys.executable, "-c", "from offpref.pipeline.commands.start import start; start()"]
+
+
+def steps_saved(root: Path) -> dict[str, int]:
+    """The step of the only checkpoint of each run."""
+    found = {}
+    for path in root.glob("*/checkpoints/step-*"):
+        assert path.parent.parent.name not in found
+        found[path.parent.parent.name] = int(path.name.removeprefix("step-"))
+    return found
+
+
+def events(store: Store) -> dict[str, list[tuple[str, int]]]:
+    """What happened to each run, in order, without signs of life."""
+    store.refresh()
+    found = {}
+    for run in runs(store):
+        rows = store.read("run_events", run["run_id"].hex()).sort_by("happened_at").to_pylist()
+        happened = [(row["event"], row["step"]) for row in rows if row["event"] != "alive"]
+        found[str(run["name"])] = happened
+    return found
+
+
+def stop_sweep(
+    command: list[str], store: Path, num_runs: int, send: Callable[[int], None]
+) -> tuple[int, str]:
+    """Start a sweep, send a signal once so many runs have said that they began, await its end."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while len({path.parents[1] for path in store.glob("data/run_events/*/*/*.parquet")}) < num_runs:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    send(process.pid)
+    said, _ = process.communicate()
+    return process.returncode, said
+
+
+def to_group(process: int) -> None:
+    os.killpg(process, signal.SIGINT)  # as a terminal does
+
+
+def to_parent(process: int) -> None:
+    os.kill(process, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "send", "code"), [(1, to_parent, 143), (2, to_group, 130)], ids=["kill", "terminal"]
+)
+def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(
+    scored: Store, write_sweep: Write, jobs: int, send: Callable[[int], None], code: int
+) -> None:
+    config = write_sweep("[grid]\nseed = [0, 1, 2]", "num_epochs = 1000\nsave_every = 100000")
+    root = config.parent / "runs"
+    names = [f"seed={number}" for number in range(3)]
+    command = [*OFFPREF, "sweep", str(scored.path), str(config), "--jobs", str(jobs)]
+
+    ended, said = stop_sweep(command, scored.path, jobs, send)
+
+    assert ended == code, said
+    saved = steps_saved(root)
+    assert sorted(saved) == names[:jobs]
+    found = events(scored)
+    for name, step in saved.items():
+        assert f"stopped    {name}: step {step:,} of 8,000 is saved\n" in said
+        assert found[name] == [("started", 0), ("saved", step), ("interrupted", step)]
+    assert [f"not begun  {name}\n" in said for name in names] == [n not in saved for n in names]
+    assert said.splitlines()[-1] == (
+        f"interrupted: {jobs} stopped, {3 - jobs} not begun; the same command continues"
+    )
+    for name, step in saved.items():
+        (point,) = [each for each in read_points(config) if each.name == name]
+        settings = replace(point.settings, num_epochs=None, max_steps=step + 1)
+        assert train(plan_training(scored, settings)).num_resumed == step
+
+
+def test_a_second_ctrl_c_ends_at_once(scored: Store, write_sweep: Write) -> None:
+    config = write_sweep("[grid]\nseed = [0]", "num_epochs = 1000\nsave_every = 5")
+    environment = {"OMP_NUM_THREADS": "1", "OFFPREF_STOP_AT": "checkpoint-placed"}
+    command = [*OFFPREF, "sweep", str(scored.path), str(config)]
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not list((config.parent / "runs" / "seed=0" / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    first = [process.stdout.readline() for _ in range(2)]  # its run has stopped and cannot end
+    process.send_signal(signal.SIGINT)
+
+    said, _ = process.communicate()
+
+    assert process.returncode == 130
+    assert first[1].startswith("stopping   1 running")
+    assert said.startswith("interrupted twice: the runs were ended at once")
+
+
+def test_what_all_runs_lack_is_said_at_once_as_commands(
+    scored: Store, write_sweep: Write, model_dir: Path
+) -> None:
+    store = Path(shutil.copytree(scored.path, scored.path.parent / "a store"))
+    points = ["sigmoid", "ipo", "tdpo1", "kto", "modpo"]
+    config = write_sweep(
+        "\n".join(f'[[points]]\nloss_type = "{name}"' for name in points)
+        + '\nobjective = ["brevity=0.5", "warmth=1", "sentiment=1"]'
+    )
+
+    done = offpref("sweep", store, config)
+
+    assert done.exit_code == 1
+    pairs = runs_pair_set(scored)
+    assert done.output.splitlines()[:5] == [
+        "Error: 3 of 5 runs lack scores or rewards, and none is started; run what is missing, then "
+        "the sweep again:",
+        f"offpref score '{store}' --pair-set {pairs} --model {model_dir} --tier hidden --kl-pairs",
+        *(
+            f"offpref reward '{store}' --pair-set {pairs} --objective {name} --from {source}"
+            for name, source in (("brevity", BREVITY), ("warmth", "SOURCE"))
+        ),
+        f"offpref reward '{store}' --pair-set {pairs} --objective sentiment --from column "
+        "--chosen-column chosen_sentiment --rejected-column rejected_sentiment",
+    ]
+    assert not runs(Store.open(store))
+    for command in done.output.splitlines()[1:3]:
+        assert offpref(*shlex.split(command)[1:]).exit_code == 0
+    again = offpref("sweep", store, config)
+    assert "Error: 1 of 5 runs lack" in again.output
+
+
+def test_what_one_run_lacks_is_said_at_once(scored: Store, model_dir: Path) -> None:
+    done = offpref(
+        "train", scored.path, "--pair-set", "reviews", "--model", model_dir, "--output-dir", "o",
+        "--loss-type", "modpo", "--objective", "a=1", "--objective", "b=1", "--kl-metrics",
+    )  # fmt: skip
+    said = [line.rpartition("; run: ")[2].split()[:2] for line in done.output.splitlines()]
+    assert said == [["offpref", "reward"], ["offpref", "reward"], ["offpref", "score"]]
+
+
+def test_a_folder_of_another_run_is_named_without_options_that_a_sweep_does_not_have(
+    scored: Store, write_sweep: Write
+) -> None:
+    config = write_sweep("[grid]\nseed = [0]", "max_steps = 2")
+    (point,) = read_points(config)
+    train(plan_training(scored, point.settings))
+    config.write_text(config.read_text().replace("1e-3", "2e-3"))
+
+    done = offpref("sweep", scored.path, config)
+
+    assert done.exit_code == 1
+    assert "seed=0: " in done.output
+    assert "learning_rate was 0.001 and is 0.002; choose another output_dir" in done.output
+    assert "--" not in done.output
+
+
+def test_a_run_of_another_length_is_not_taken_for_the_one_that_is_asked_for(
+    scored: Store, write_sweep: Write
+) -> None:
+    def planned(num_steps: int) -> SweepPlan:
+        config = write_sweep("[grid]\nseed = [0]", f"max_steps = {num_steps}\nsave_every = 9")
+        return plan_sweep(scored.path, read_points(config))
+
+    (point,) = planned(2).waiting
+    train(plan_training(scored, point.settings))
+
+    assert planned(2).skipped == ["seed=0"]
+    assert [each.name for each in planned(3).waiting] == ["seed=0"]
+    with pytest.raises(TrainingError, match=r"seed=0: .* has done 2: expected more than 2; choose"):
+        planned(1)
+    train(plan_training(scored, planned(3).waiting[0].settings))
+    assert planned(3).skipped == ["seed=0"]
+    with pytest.raises(TrainingError, match="has done 3"):
+        planned(2)
+
+
+def runs_pair_set(store: Store) -> str:
+    (found,) = pair_sets(store)
+    return str(found)

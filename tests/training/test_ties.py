@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,19 @@ import torch
 from safetensors.torch import load_file
 
 from offpref.pipeline.adding.settings import AddSettings
+from offpref.pipeline.api.lines import training_lines
 from offpref.pipeline.losses.pair_losses import aot, aot_unpaired, ranking
 from offpref.pipeline.losses.pair_scores import PairScores
+from offpref.pipeline.losses.settings import LossSettings
+from offpref.pipeline.losses.training_loss import training_loss
 from offpref.pipeline.scores.score import score
 from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.small_world import write_pairs
+from offpref.pipeline.training.measurements import (
+    pair_metrics,
+    rounding_of_margins,
+    without_rounding,
+)
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
@@ -192,13 +201,14 @@ def test_no_margin_is_right_before_the_first_step(
     assert first is not None
     assert before.residual is not None
     assert before.residual[1] > 0  # there is rounding, else this tests nothing
-    assert before.metrics["rewards/accuracies"] == 0
-    assert first.metrics["rewards/accuracies"] == 0
+    assert "rewards/accuracies" not in before.metrics
+    assert "rewards/accuracies" not in first.metrics
     store.refresh()
     rows = store.read("examples").to_pylist()
     at_start = [row for row in rows if row["step"] == 0 or row["split"] == "train"]
     assert {row["chosen_rewards"] - row["rejected_rewards"] for row in at_start} == {0.0}
     assert summary.held_out["eval"][-1].metrics["rewards/accuracies"] > 0
+    assert any("accuracy \u2013 -> 0." in line for line in training_lines(summary))
 
 
 def test_margin_of_other_weights_counts_however_small(
@@ -216,3 +226,76 @@ def test_margin_of_other_weights_counts_however_small(
     summary = train(plan_training(store, train_settings(model=other, max_steps=1, eval_every=1)))
 
     assert 0 < summary.held_out["eval"][0].metrics["rewards/accuracies"] < 1
+
+
+def test_a_warm_up_that_begins_with_a_rate_of_0_is_rounding_for_a_step_more(
+    weighted: Callable[[int], Store], train_settings: Settings
+) -> None:
+    store = weighted(64)
+    train(plan_training(store, train_settings(max_steps=3, eval_every=1, lr_scheduler_type="linear",
+                                              warmup_steps=2)))  # fmt: skip
+
+    store.refresh()
+    rows = {(row["split"], row["step"]): row for row in store.read("steps").to_pylist()}
+    assert rows["train", 1]["learning_rate"] == 0
+    measured = {place: "rewards/accuracies" in dict(row["metrics"]) for place, row in rows.items()}
+    assert measured == {
+        ("eval", 0): False, ("train", 1): False, ("eval", 1): False, ("train", 2): False,
+        ("eval", 2): True, ("train", 3): True, ("eval", 3): True,
+    }  # fmt: skip
+
+
+def test_a_tie_is_neither_right_nor_wrong_wherever_an_accuracy_is_counted() -> None:
+    chosen, rejected = np.array([1.0, 2.0, 5.0, 4.0]), np.array([0.0, 2.0, 6.0, 4.5])
+    everywhere = np.ones(4, np.bool_)
+
+    found = pair_metrics(
+        without_rounding({"chosen_rewards": chosen, "rejected_rewards": rejected}, 0.5),
+        has_chosen=everywhere, has_rejected=everywhere,
+    )  # fmt: skip
+
+    assert found["rewards/accuracies"] == 0.5  # of +1 and -1; 0 and -0.5 tie
+    ties = without_rounding({"chosen_rewards": chosen, "rejected_rewards": rejected}, 1.0)
+    assert "rewards/accuracies" not in pair_metrics(
+        ties, has_chosen=everywhere, has_rejected=everywhere
+    )
+
+
+def test_one_step_says_that_its_loss_is_that_before_its_update(
+    weighted: Callable[[int], Store], train_settings: Settings
+) -> None:
+    lines = list(training_lines(train(plan_training(weighted(64), train_settings(max_steps=1)))))
+    last = r"loss .* \d\.\d{4}, before the update of the only step"
+    assert any(re.fullmatch(last, line) for line in lines)
+    assert not any("->" in line or "-0.0000" in line for line in lines)
+
+
+@pytest.mark.parametrize("loss_type", ["tdpo1", "tdpo2"])
+def test_a_kl_of_the_same_weights_is_rounding_too(
+    tiered: Store, train_settings: Settings, loss_type: str
+) -> None:
+    settings = train_settings(loss_type=loss_type, max_steps=1, eval_every=1)
+    summary = train(plan_training(tiered, settings))
+
+    before, after = summary.held_out["eval"]
+    assert summary.first is not None
+    assert before.metrics["forward_kl/chosen"] != 0  # there is rounding, else this tests nothing
+    assert "rewards/accuracies" not in before.metrics | summary.first.metrics
+    assert "rewards/accuracies" in after.metrics
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"loss_type": ("sigmoid",), "beta": 0.5}, 2 * 0.5 * 0.25),
+        ({"loss_type": ("tdpo1",), "beta": 0.5}, 2 * 0.5 * (0.25 + 2)),  # the KL is in the rewards
+        ({"loss_type": ("simpo",)}, 0.0),  # a reward without a reference
+    ],
+)
+def test_a_tie_is_what_the_residual_allows(given: dict, expected: float) -> None:
+    values = {
+        "policy_chosen_logps": np.array([-3.0, -5.0]), "ref_chosen_logps": np.array([-3.0, -5.25]),
+        "policy_rejected_logps": np.array([-1.0]), "ref_rejected_logps": np.array([-1.125]),
+        "chosen_forward_kl": np.array([0.0, 2.0]), "rejected_forward_kl": np.array([1.0, 0.5]),
+    }  # fmt: skip
+    assert rounding_of_margins(values, training_loss(LossSettings(**given))) == expected

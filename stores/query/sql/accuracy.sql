@@ -8,7 +8,7 @@
 -- column pairs: which pairs: all of the split, a range of what they are grouped by, or its value;
 --   'without NAME' where the source does not say it
 -- column num_pairs: pairs with both completions
--- column accuracy: share of them with the higher reward for the chosen one; a tie counts as wrong
+-- column accuracy: share of them with the higher reward for the chosen one, among those without a tie; null without any
 -- column reward_margin: reward of the chosen minus that of the rejected one, mean
 -- column loss: mean loss of a pair
 with shown as (
@@ -80,7 +80,7 @@ select
     else value
   end as pairs,
   count(*) as num_pairs,
-  round(avg((reward_margins > 0)::int), 4) as accuracy,
+  round(avg((reward_margins > 0)::int) filter (reward_margins <> 0), 4) as accuracy,
   round(avg(reward_margins), 4) as reward_margin,
   round(avg(loss), 4) as loss
 from grouped

@@ -84,9 +84,10 @@ last_seen as (
     last_examples.split,
     shown.reference,
     count(*) as num_measured,
-    avg((reward_margins > 0)::int) as accuracy,
+    avg((reward_margins > 0)::int) filter (reward_margins <> 0) as accuracy,
     avg(reward_margins) as margin,
-    stddev_samp((reward_margins > 0)::int) / sqrt(count(*)) as accuracy_error,
+    stddev_samp((reward_margins > 0)::int) filter (reward_margins <> 0)
+      / sqrt(count(*) filter (reward_margins <> 0)) as accuracy_error,
     stddev_samp(reward_margins) / sqrt(count(*)) as margin_error,
     avg((chosen_reverse_kl + rejected_reverse_kl) / 2) as kl,
     max(kl_source) as kl_source
@@ -124,6 +125,7 @@ on_pairs as (
       'reward': reward_axis
     } as conditions
   from by_objective
+  where reward is not null
 ),
 every as (
   select * from on_samples union all select * from on_pairs

@@ -154,7 +154,7 @@ def four_pairs(run: Store) -> Store:
     rows = [
         example(1, 1, -5, 5),  # seen again below, and right by then
         example(1, 2, 3, 1),
-        example(2, 1, 1, 1),  # a tie is not right
+        example(2, 1, 1, 1),  # a tie is neither right nor wrong
         example(3, 1, 0, 4),
         example(4, 2, 6, 0),
         example(5, 2, 6, None),  # unpaired: it has no margin
@@ -167,7 +167,7 @@ def test_accuracy_and_margins_take_each_pair_as_last_seen(four_pairs: Store) -> 
     (accuracy,) = ask(four_pairs, "accuracy")
     (margins,) = ask(four_pairs, "margins")
 
-    assert (accuracy["num_pairs"], accuracy["accuracy"]) == (4, 0.5)
+    assert (accuracy["num_pairs"], accuracy["accuracy"]) == (4, 0.6667)
     assert accuracy["reward_margin"] == 1.0  # (2 + 0 - 4 + 6) / 4
     assert (margins["median"], margins["q25"], margins["q75"]) == (1.0, -1.0, 3.0)
     assert (margins["mean"], margins["deviation"]) == (1.0, 4.1633)  # sqrt((1 + 1 + 25 + 25) / 3)
@@ -176,10 +176,10 @@ def test_accuracy_and_margins_take_each_pair_as_last_seen(four_pairs: Store) -> 
 @pytest.mark.parametrize(
     ("by", "expected"),
     [
-        ("length", [("2..3", 2, 0.5), ("6..8", 2, 0.5)]),  # 2, 8, 3, 6 tokens
-        ("length_difference", [("-2..-1", 2, 0.5), ("1..4", 2, 0.5)]),  # 1, 4, -2, -1
-        ("margin", [("0..2", 2, 0.5), ("4..6", 2, 0.5)]),
-        ("language", [("en", 4, 0.5)]),
+        ("length", [("2..3", 2, 0.5), ("6..8", 2, 1.0)]),  # 2, 8, 3, 6 tokens
+        ("length_difference", [("-2..-1", 2, 0.5), ("1..4", 2, 1.0)]),  # 1, 4, -2, -1
+        ("margin", [("0..2", 2, 1.0), ("4..6", 2, 0.5)]),
+        ("language", [("en", 4, 0.6667)]),
     ],
 )
 def test_accuracy_by_length_margin_or_source_column(
@@ -187,6 +187,18 @@ def test_accuracy_by_length_margin_or_source_column(
 ) -> None:
     rows = ask(four_pairs, "accuracy", by=by, num_buckets="2")
     assert [(r["pairs"], r["num_pairs"], r["accuracy"]) for r in rows] == expected
+
+
+def test_pairs_that_all_tie_have_no_accuracy_and_are_not_ranked_by_one(run: Store) -> None:
+    kl = {"split": "eval", "kl_source": "exact", "chosen_reverse_kl": 1, "rejected_reverse_kl": 3}
+    put(run, "steps", [step(1, 0.7, "eval")])
+    put(run, "examples", [example(1, 1, 1, 1, **kl), example(2, 1, -2, -2, **kl)])
+
+    (accuracy,) = ask(run, "accuracy")
+
+    assert (accuracy["num_pairs"], accuracy["accuracy"]) == (2, None)
+    assert accuracy["reward_margin"] == 0
+    assert [row["objective"] for row in ask(run, "frontier")] == ["rewards/margins"]
 
 
 def test_accuracy_by_something_unknown_is_an_error(four_pairs: Store) -> None:

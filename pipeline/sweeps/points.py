@@ -15,17 +15,19 @@ loss_type = "sigmoid"
 loss_type = "simpo"
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from offpref.pipeline.settings import AT_LEAST_ONE, check_settings, nearest, setting
-
-from .settings import TrainSettings
+from offpref.pipeline.training.settings import TrainSettings
 
 TABLES = ("base", "grid", "points")
 OWN = ("output_dir", "run_name", "resume", "overwrite")
@@ -77,7 +79,8 @@ def read_points(path: Path) -> list[Point]:
         raise ValueError(f"{path}: expected [base] and [grid] as tables, and [[points]]")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{path}: grid.{name} must be a list of values, got {values!r}")
+            hint = "" if isinstance(values, list | dict) else f"; write {name} = [{_toml(values)}]"
+            raise ValueError(f"{path}: grid.{name} must be a list of values, got {values!r}{hint}")
     found: dict[str, Point] = {}
     for variant in variants:
         for values in product(*grid.values()):
@@ -109,16 +112,19 @@ def _point(path: Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> Point
     for key in merged:
         if key not in hints or (key in OWN and key != "output_dir") or (key in own and key in OWN):
             known = [each.name for each in fields(TrainSettings) if each.name not in OWN]
+            there_are = f"; there are: {', '.join(known)}"
             raise ValueError(
-                f"{path}: {key!r} is not a setting of a run; there are: {', '.join(known)}"
-                f"{nearest(key, known)}"
+                f"{path}: {key!r} is not a setting of a run{nearest(key, known) or there_are}"
             )
     if "output_dir" not in merged:
         raise ValueError(f"{path}: expected base.output_dir, the folder that the runs lie in")
     for key, value in merged.items():
         kind = tuple if get_origin(hints[key]) is tuple else hints[key]
         if not isinstance(_typed(hints[key], value), kind):
-            raise ValueError(f"{path}: {name}: {key} has the wrong type, got {value!r}")
+            raise ValueError(
+                f"{path}: {name}: {key} must be {_expected(hints[key])}, got {value!r}"
+                f"{_without_quotes(hints[key], value)}"
+            )
     merged |= {"output_dir": str(Path(merged["output_dir"]) / name), "run_name": name}
     arguments = {key: _typed(hints[key], value) for key, value in merged.items()}
     try:
@@ -137,6 +143,29 @@ def _typed(hint: Any, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hint):
         return float(value)
     return value
+
+
+def _expected(hint: Any) -> str:
+    """Return what a setting takes, in words."""
+    words = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind not in (NoneType, Ellipsis)]
+    return " or ".join(
+        dict.fromkeys(words.get(getattr(kind, "__name__", ""), "text") for kind in kinds)
+    )
+
+
+def _without_quotes(hint: Any, value: Any) -> str:
+    """Return the end of a message about a number in quotes; empty where it is none."""
+    if isinstance(value, str) and {int, float} & {hint, *get_args(hint)}:
+        with suppress(ValueError):
+            float(value)
+            return "; write it without quotes"
+    return ""
+
+
+def _toml(value: Any) -> str:
+    """Return a value as a TOML file has it."""
+    return json.dumps(value) if isinstance(value, bool | int | float | str) else str(value)
 
 
 def _label(key: str, value: Any) -> str:

@@ -1,0 +1,1 @@
+"""Sweeps: which runs a file names, and their processes."""
