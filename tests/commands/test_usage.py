@@ -65,7 +65,7 @@ RUNS = {
     "evaluate": (
         "evaluate {store} --pair-set reviews --model {model}", "evaluation.evaluate.draw_samples",
     ),
-    "query": ("query {store} runs", "stores.query.texttable.text_table"),
+    "query": ("query {store} runs", "pipeline.commands.tables.text_table"),
     "report": ("report {store} --output {page}", "stores.report.html._page"),
     "export": (
         "export {store} --to parquet --view runs --output {out}", "training.export.write_parquet",

@@ -63,7 +63,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": ("stores/query/plots.py",),
     "tensorboard": ("pipeline/training/boards.py",),
     "fsspec": ("stores/sources/opening.py",),
-    "rich": ("pipeline/displays.py",),
+    "rich": ("pipeline/displays.py", "pipeline/commands/tables.py"),
 }  # fmt: skip
 """Who may import a heavy library, by the beginning of the path."""
 
