@@ -57,8 +57,8 @@ def length_notes(plan: TrainingPlan, run: dict[str, Any]) -> list[str]:
     if run["is_finished"] and start < before:
         what = f"training continues after step {start:,}" if start else "it starts again at step 1"
         notes.append(
-            f"note: the run has finished step {before:,} and kept no checkpoint of it, which "
-            f"--save-every does: {what}"
+            f"note: the run has finished step {before:,} and kept no checkpoint of it, as with "
+            f"--no-last-checkpoint and in a sweep: {what}"
         )
     if rates := _differing_rates(plan, run, start):
         settings = plan.settings

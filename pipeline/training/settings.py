@@ -28,7 +28,7 @@ SCHEDULES = (
 OUTPUT_ONLY = (
     "model", "output_dir", "run_name", "reference", "device", "eval_every", "log_tokens",
     "save_every", "keep", "lora_output", "resume", "overwrite", "kl_tier", "kl_metrics",
-    "report_to",
+    "report_to", "no_last_checkpoint",
 )  # fmt: skip
 """Settings that may change when a run is resumed: no parameter depends on them, or their content
 is compared instead (the policy's weights, the reference's fingerprint and scores)."""
@@ -149,6 +149,11 @@ class TrainSettings(LossSettings):
     save_every: int | None = setting(
         "Write a checkpoint every so many steps; Ctrl-C writes one too.", default=None,
         shown="never", range=AT_LEAST_ONE,
+    )  # fmt: skip
+    no_last_checkpoint: bool = setting(
+        "Keep no checkpoint of the last step (the optimizer's state, twice the size of the weights "
+        "in float32): the run cannot train on with a larger --max-steps. A sweep keeps none.",
+        default=False,
     )  # fmt: skip
     keep: int = setting(
         "Number of checkpoints to keep, the newest ones.", default=1, range=AT_LEAST_ONE

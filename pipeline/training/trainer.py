@@ -29,6 +29,7 @@ from offpref.pipeline.models.random_states import (
 )
 from offpref.pipeline.pairs.splits import TrainingPairs
 from offpref.pipeline.progress import Progress
+from offpref.stores.errors import StoreWriteError
 
 from .measurements import (
     Part,
@@ -122,14 +123,25 @@ class Trainer:
                     self.is_interrupted = True
                     save(step)
                     return step
-                # The last step is saved as well: from there the run can be made longer.
-                if self._is_due(step, self._settings.save_every) or (
-                    is_last and self._settings.save_every is not None
-                ):
+                if self._is_due(step, self._settings.save_every):
                     save(step)
+                elif is_last and not self._settings.no_last_checkpoint:
+                    self._save_last(step, save)
         finally:
             steps.close()
         return self._plan.num_steps
+
+    def _save_last(self, step: int, save: Callable[[int], None]) -> None:
+        """Save the last step, from which the run can be made longer, if the disk takes it.
+
+        Nobody has asked for that checkpoint: without it the policy is written all the same.
+        """
+        try:
+            save(step)
+        except StoreWriteError as error:
+            if self._processes.mesh is not None:  # the others wait for this one
+                raise
+            self._progress.note(f"note: {error}; the run cannot train on from step {step:,}")
 
     def put_back(self) -> int | None:
         """Undo what a failed step has done by now, and return the step whose weights these are.

@@ -23,6 +23,7 @@ NUM_POINTS = 300
 # Settings that say where a run wrote or how it was carried out, not what was learned.
 _NOT_COMPARED = {
     "output_dir", "run_name", "resume", "overwrite", "device", "kernels", "keep", "save_every",
+    "no_last_checkpoint",
     "log_tokens", "eval_every", "max_batch_tokens", "gradient_checkpointing", "kl_metrics",
     "kl_source", "pair_set", "reference",
 }  # fmt: skip

@@ -83,7 +83,7 @@ def test_a_bug_inside_a_run_keeps_its_traceback(
     def fail(*arguments: object, **options: object) -> None:
         raise ValueError(BUG)
 
-    room = "offpref" if part.startswith("stores") else "offpref.pipeline"
+    room = "offpref" if part.startswith(("stores", "pipeline")) else "offpref.pipeline"
     monkeypatch.setattr(f"{room}.{part}", fail)
     result = invoke(arguments, paths)
 

@@ -208,6 +208,25 @@ def test_policy_that_does_not_fit_says_that_nothing_is_saved(
         run(scored, train_settings(max_steps=1))
 
 
+def test_a_last_checkpoint_that_nobody_asked_for_may_fail(
+    scored: Store,
+    train_settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The policy is written, and a note says that the run cannot be made longer."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise StoreWriteError("checkpoints/step-00000002 cannot be written: no space")
+
+    monkeypatch.setattr("offpref.pipeline.training.train.save_checkpoint", refuse)
+    summary, said = run(scored, train_settings(max_steps=2))
+
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert summary.num_steps == 2
+    assert any("no space; the run cannot train on from step 2" in line for line in said)
+
+
 def test_soup_that_does_not_fit_leaves_nothing(model_dir: Path, tmp_path: Path) -> None:
     with room(60_000), pytest.raises(StoreWriteError, match="cannot be written: File too large"):
         soup([model_dir, model_dir], [1.0, 1.0], tmp_path / "soup")

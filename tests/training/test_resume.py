@@ -306,19 +306,34 @@ def test_a_finished_run_without_its_checkpoint_says_where_it_starts(
     scored: Store, train_settings: Settings, tmp_path: Path
 ) -> None:
     given = {"resume": True, "lr_scheduler_type": "constant"}
-    train(plan_training(scored, train_settings(max_steps=2, **given)))
+    short = {"max_steps": 2, "no_last_checkpoint": True}
+    train(plan_training(scored, train_settings(**short, **given)))
     said = Notes()
 
     done = train(plan_training(scored, train_settings(max_steps=3, **given)), said)
 
     assert done.num_resumed == 0
     assert said.lines == [
-        "note: the run has finished step 2 and kept no checkpoint of it, which --save-every does: "
-        "it starts again at step 1"
+        "note: the run has finished step 2 and kept no checkpoint of it, as with "
+        "--no-last-checkpoint and in a sweep: it starts again at step 1"
     ]
     train(
         plan_training(scored, train_settings(max_steps=3, output_dir=tmp_path / "whole", **given))
     )
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_finished_run_trains_on_without_having_been_told_to_save(
+    scored: Store, train_settings: Settings, tmp_path: Path
+) -> None:
+    given = {"resume": True, "lr_scheduler_type": "constant"}
+    train(plan_training(scored, train_settings(max_steps=2, **given)))
+
+    done = train(plan_training(scored, train_settings(max_steps=3, **given)))
+
+    assert done.num_resumed == 2
+    whole = train_settings(max_steps=3, output_dir=tmp_path / "whole", **given)
+    train(plan_training(scored, whole))
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 

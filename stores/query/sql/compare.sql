@@ -26,7 +26,7 @@ every_setting as (
   from (select run_id, unnest(map_entries(config::json::map(varchar, json))) as entry from shown)
   where entry.key not in (
     'output_dir', 'run_name', 'resume', 'overwrite', 'device', 'keep', 'pair_set', 'reference',
-    'report_to', 'save_every'
+    'report_to', 'save_every', 'no_last_checkpoint'
   )
   union all
   select run_id, 'pair_set', pair_set || '@' || left(pair_set_fingerprint, 12) from shown
