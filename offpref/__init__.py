@@ -25,6 +25,7 @@ if isfile(join(_ROOT, "pyproject.toml")) and _ROOT not in __path__:
 from offpref.stores.errors import (  # noqa: E402 # found where the lines above say
     ModelError,
     OffprefError,
+    OwnCodeError,
     PairSetError,
     QueryRefusedError,
     ReportError,
@@ -52,6 +53,7 @@ __all__ = [
     "ModelError",
     "OffprefError",
     "OpenStore",
+    "OwnCodeError",
     "PairBatch",
     "PairSetError",
     "Pairs",

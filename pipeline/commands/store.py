@@ -7,11 +7,12 @@ import click
 
 from offpref.pipeline.api.store_settings import GarbageSettings, VerifySettings
 
+from .group import NearestGroup
 from .options import command, options_of, settings_from
 from .terminal import say, say_lines
 
 
-@click.group(name="store")
+@click.group(name="store", cls=NearestGroup)
 def store_group() -> None:
     """Look after a store: list, verify, compact, collect garbage."""
 

@@ -14,6 +14,7 @@ from types import NoneType
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.settings import nearest
 from offpref.pipeline.tokenization.specs import RULE
 from offpref.stores.errors import PairSetError, StoreFormatError
 from offpref.stores.files.regular import parse_object
@@ -116,7 +117,8 @@ def find_pair_set(store: Store, name: str) -> PairSet:
     found = [s for s in known if s.name == wanted and s.fingerprint.startswith(version)]
     if not found:
         names = ", ".join(str(each) for each in known) or "none"
-        raise PairSetError(f"{store.path}: unknown pair set {name!r}; there are: {names}")
+        guess = nearest(wanted, [each.name for each in known if each.name != wanted])
+        raise PairSetError(f"{store.path}: unknown pair set {name!r}; there are: {names}{guess}")
     if version and len({each.fingerprint for each in found}) > 1:
         raise PairSetError(
             f"{name}: expected one version, got several: {', '.join(map(str, found))}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.pairs.splits import TrainingPairs
+from offpref.pipeline.settings import nearest
 from offpref.stores.errors import PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
@@ -84,7 +85,8 @@ def _source(store: Store, pair_set: PairSet, name: str, version: str) -> str:
         known = [f"{each}@{fp[:12]}" for each in sorted(sources) for fp in sources[each]]
         raise PairSetError(
             f"{store.path}: no rewards of objective {name + ('@' + version if version else '')!r}; "
-            f"there are: {', '.join(known) or 'none'}; run: {_command(store, pair_set, name)}"
+            f"there are: {', '.join(known) or 'none'}{nearest(name, sources)}; run: "
+            f"{_command(store, pair_set, name)}"
         )
     choices = ", ".join(f"{name}@{each[:12]}" for each in sorted(found))
     raise PairSetError(f"objective {name} has rewards of several sources, name one: {choices}")

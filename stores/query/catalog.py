@@ -365,9 +365,14 @@ class Catalog(Closing):
                 if beginning and row[2].replace("-", "").startswith(beginning)
             ]
             if not ids:
+                from difflib import get_close_matches  # only where something is wrong
+
                 known = ", ".join(dict.fromkeys(row[0] for row in rows[:20])) or "none"
+                near = get_close_matches(wanted.strip(), [row[0] for row in rows], n=1)
+                guess = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(
                     f"{parameter.name}: no run is called {wanted.strip()!r}; there are: {known}"
+                    f"{guess}"
                 )
             found += ids
         return list(dict.fromkeys(found))
