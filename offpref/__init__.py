@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from offpref.pipeline.api.open_store import OpenStore
     from offpref.pipeline.api.results import Pairs, Run, Scores
     from offpref.pipeline.losses.own import loss
+    from offpref.pipeline.training.callbacks import StepRecord
     from offpref.stores.query.answer_table import AnswerTable
 
     __version__: str
@@ -63,6 +64,7 @@ __all__ = [
     "Scores",
     "ShardCorruptError",
     "SourceError",
+    "StepRecord",
     "StoreError",
     "StoreNotFoundError",
     "StoreWriteError",
@@ -81,6 +83,7 @@ _LAZY = {
     "Pairs": "pipeline.api.results",
     "Run": "pipeline.api.results",
     "Scores": "pipeline.api.results",
+    "StepRecord": "pipeline.training.callbacks",
     "loss": "pipeline.losses.own",
 }
 

@@ -133,6 +133,9 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "import": ("add",),
     "ls": ("store",),
     "merge": ("soup",),
+    "push": ("push-policy",),
+    "upload": ("push-policy",),
+    "push_to_hub": ("push-policy",),
 }
 """Words of other tools, with those that stand for them here, the likeliest first."""
 

@@ -45,6 +45,9 @@ class SettingCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse a command line; see click."""
+        if ctx.resilient_parsing and args and args[-1].startswith("-"):
+            # A shell completes this option's value: without one it would hide the arguments.
+            args = args[:-1]
         try:
             if {"--help", "--help-all"} & set(args):
                 given, _, _ = self.make_parser(ctx).parse_args(args=list(args))

@@ -7,11 +7,14 @@ a ``score`` that finds everything in the store.
 import click
 
 from .add import add
+from .completion import completion
+from .config import config
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .group import StageGroup
 from .losses import losses
+from .push_policy import push_policy
 from .query import query
 from .report import report
 from .reward import reward
@@ -56,6 +59,6 @@ def main() -> None:
 
 for each in (
     add, select, score, reward, train, train_reward, sweep, soup, demo, losses, sft, evaluate,
-    export, query, report, store_group,
+    export, query, report, store_group, config, push_policy, completion,
 ):  # fmt: skip
     main.add_command(each)

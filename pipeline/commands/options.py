@@ -23,6 +23,7 @@ from offpref.stores.files.verified import Policy
 
 from .group import VERBOSE
 from .help import SettingCommand, SettingOption
+from .names import COMPLETED
 
 Settings = TypeVar("Settings")
 
@@ -165,10 +166,12 @@ def _parameter(each: Field[Any], hint: Any, *, is_required: bool, help: str) -> 
     said = each.metadata
     kinds = [kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)]
     kind = kinds[0] if kinds else hint
+    completes = None if said["choices"] else COMPLETED.get(each.name)
     if said["is_argument"]:
         return click.Argument(
-            [each.name], type=_type(said, kind), required=is_required, metavar=said["metavar"]
-        )
+            [each.name], type=_type(said, kind), required=is_required, metavar=said["metavar"],
+            shell_complete=completes,
+        )  # fmt: skip
     flag = said["flag"] or f"--{each.name.replace('_', '-')}"
     names = [*([said["short"]] if said["short"] else []), flag, each.name]
     place = {"section": said["section"], "is_rare": said["is_rare"]}
@@ -184,7 +187,7 @@ def _parameter(each: Field[Any], hint: Any, *, is_required: bool, help: str) -> 
     default: dict[str, Any] = {"default": each.default, "show_default": True} if has_default else {}
     return SettingOption(
         names, type=_type(said, kind), required=is_required, multiple=get_origin(hint) is tuple,
-        help=help, metavar=metavar, **place, **default,
+        help=help, metavar=metavar, shell_complete=completes, **place, **default,
     )  # fmt: skip
 
 

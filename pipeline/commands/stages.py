@@ -26,10 +26,13 @@ STAGES: Mapping[str, Mapping[str, str]] = {
         "query": "Answer a question, named or in SQL (stage three).",
         "report": "Write one HTML page of runs and pairs.",
         "export": "Write what runs measured for other tools.",
+        "push-policy": "Write a policy's model card; push it if asked to.",
     },
     "More": {
         "store": "List, verify, compact or clean up a store.",
         "losses": "List losses and the options that act on them.",
+        "config": "Translate a configuration of another tool.",
+        "completion": "Print what completes commands in your shell.",
         "demo": "Run every stage on a small world, offline.",
     },
 }

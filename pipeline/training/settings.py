@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from offpref.pipeline.boards.board import report_to_setting
+from offpref.pipeline.losses.names import OWN_PREFIX
 from offpref.pipeline.losses.settings import LOSS_SETTINGS, LossSettings
 from offpref.pipeline.pairs.mask_names import ALL, SHOWN_MASKS, check_mask
 from offpref.pipeline.settings import (
@@ -35,6 +37,7 @@ OUTPUT_ONLY = (
     "model", "output_dir", "run_name", "reference", "device", "eval_every", "log_tokens",
     "save_every", "keep", "lora_output", "resume", "overwrite", "kl_tier", "kl_metrics",
     "report_to",
+    "callback",
 )  # fmt: skip
 """Settings that may change when a run is resumed: no parameter depends on them, or their content
 is compared instead (the policy's weights, the reference's fingerprint and scores)."""
@@ -48,6 +51,17 @@ READ_SETTINGS = (
     "max_batch_tokens",
 )  # fmt: skip
 """Settings that say what is read for training, and in which order."""
+
+
+def check_callback(name: str) -> None:
+    """Check the form of a callback's name; nothing is imported.
+
+    Raises:
+        ValueError: If it has another one.
+    """
+    module, colon, function = name.removeprefix(OWN_PREFIX).partition(":")
+    if not name.startswith(OWN_PREFIX) or not colon or not module or not function.isidentifier():
+        raise ValueError(f"callback must be python:MODULE:FUNCTION, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,10 +244,11 @@ class TrainSettings(LossSettings):
         section=OUTPUT,
         is_rare=True,
     )
-    report_to: str | None = setting(
-        "Also write measurements as event files into the output folder (extra tensorboard).",
-        default=None, choices=("tensorboard",), shown="the store alone",
-        section=MEASURING,
+    report_to: tuple[str, ...] = report_to_setting(MEASURING)
+    callback: tuple[str, ...] = setting(
+        "Function of your own that sees each step and may stop the run (docs/training.md); may be "
+        "repeated.", default=(), metavar="python:MODULE:FUNCTION", check=check_callback,
+        section=MEASURING, is_rare=True,
     )  # fmt: skip
     device: str | None = device_setting()
     kernels: str | None = kernels_setting("log-probs, KL and entropy")
@@ -247,6 +262,8 @@ class TrainSettings(LossSettings):
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):  # one board may be given by its name
+            object.__setattr__(self, "report_to", (self.report_to,))
         LossSettings.__post_init__(self)  # not super(): with slots this class is made anew
         self._check_effects()
 
@@ -268,6 +285,8 @@ class TrainSettings(LossSettings):
             raise ValueError("resume and overwrite contradict each other; give one of them")
         if self.eval_every is not None and self.train_split in self.eval_split:
             raise ValueError("train_split and eval_split are the same; hold another one out")
+        if len(set(self.report_to)) < len(self.report_to):
+            raise ValueError(f"report_to must name each board once, got {self.report_to}")
         if not self.eval_split or len(set(self.eval_split)) < len(self.eval_split):
             raise ValueError(
                 f"eval_split must name each split once, got {', '.join(self.eval_split) or 'none'}"
@@ -281,9 +300,12 @@ class TrainSettings(LossSettings):
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.mask == ALL:
             del values["mask"]
+        if not self.callback:
+            del values["callback"]
         values["loss_type"] = "+".join(self.loss_type)
-        if len(self.eval_split) == 1:
-            values["eval_split"] = self.eval_split[0]
+        for name in ("eval_split", "report_to"):  # as they were before there could be several
+            if len(values[name]) < 2:
+                values[name] = next(iter(values[name]), None)
         return {
             name: str(value)
             if isinstance(value, Path)

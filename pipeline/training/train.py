@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from offpref.pipeline.boards.board import BoardRun
+from offpref.pipeline.boards.boards import Boards
 from offpref.pipeline.models.devices import Processes, join_processes, keep_freed_memory
 from offpref.pipeline.models.folders import read_run, write_run
 from offpref.pipeline.models.out_of_memory import (
@@ -28,12 +30,11 @@ from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.tensor_files import tensor_errors
 from offpref.pipeline.pairs.mask_names import shown_mask
 from offpref.pipeline.progress import Progress
-from offpref.stores.errors import OffprefError, StoreWriteError
+from offpref.stores.errors import OffprefError, OwnCodeError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
 
 from .attempts import begin_run, resumed_run, rounding_changes, write_begin
-from .boards import FOLDER as BOARD_FOLDER
-from .boards import Board
+from .callbacks import Callback, Callbacks, load_callbacks
 from .checkpoints import (
     load_checkpoint,
     newest_checkpoint,
@@ -107,8 +108,15 @@ class Interrupted(KeyboardInterrupt):
         """What a shell shows for a process that this signal ended."""
 
 
-def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
+def train(
+    plan: TrainingPlan, progress: Progress | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainSummary:
     """Run a plan to its end.
+
+    Args:
+        plan: The run.
+        progress: Is shown what happens.
+        callbacks: See every step, beside those that the settings name.
 
     Raises:
         TrainingError: If a loss is not finite, the policy is not what the store says, or a run
@@ -124,7 +132,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     progress = progress if processes.is_first else Progress()
     run = begin_run(plan, processes)
     if run["is_finished"]:
-        return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
+        num_done = int(run.get("num_steps", plan.num_steps))
+        return _summary(plan, run, processes, None, num_resumed=num_done)
     plan = replace(plan, num_warmup_steps=int(run["num_warmup_steps"]))
     with clear_memory_errors(LOAD_ADVICE):
         policy = load_policy(plan.settings, processes)
@@ -138,8 +147,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     if checkpoint is not None:
         num_done = int(read_state(checkpoint)["step"])
         load_checkpoint(checkpoint, learner)
-    with _recording(plan, run, policy, num_done, processes) as records:
-        trainer = Trainer(plan, learner, records, progress)
+    with _recording(plan, run, policy, num_done, processes, progress) as records:
+        trainer = Trainer(plan, learner, records, progress, _called(plan, callbacks))
         if checkpoint is not None:
             trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
         save = _saver(plan, run, learner, records, trainer)
@@ -155,9 +164,24 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
             _write_result(policy, plan, processes, lambda: save(done))
         if records is not None:
             records.add_event("finished", done)
+        run = _ended(plan, run, trainer, done)
         if processes.is_first:
-            write_run(plan.settings.output_dir, {**run, "is_finished": True})
+            write_run(plan.settings.output_dir, run)
     return _summary(plan, run, processes, trainer, num_resumed=num_done)
+
+
+def _called(plan: TrainingPlan, callbacks: Sequence[Callback]) -> Callbacks:
+    """Return the callbacks of a run: those that its settings name, and those that are given."""
+    functions = [*load_callbacks(plan.settings.callback), *callbacks]
+    return Callbacks(functions, run=plan.name, num_steps=plan.num_steps)
+
+
+def _ended(
+    plan: TrainingPlan, run: dict[str, Any], trainer: Trainer, num_done: int
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run that has ended."""
+    stopped = {"num_steps": num_done} if trainer.is_stopped else {}
+    return {**run, "is_finished": True, "store": str(plan.store_path.resolve()), **stopped}
 
 
 @contextmanager
@@ -167,12 +191,13 @@ def _recording(
     policy: ScoringModel,
     num_done: int,
     processes: Processes,
+    progress: Progress,
 ) -> Iterator[RunRecords | None]:
     """Give the first rank its records, and end their thread whatever happens."""
     if not processes.is_first:
         yield None
         return
-    records = _open_records(plan, run, policy, num_done)
+    records = _open_records(plan, run, policy, num_done, progress)
     try:
         yield records
     finally:
@@ -217,8 +242,8 @@ def _run(
     with _recorded(records, lambda: trainer.history[-1][0] if trainer.history else num_done):
         try:
             done = trainer.run(num_done, save)
-        except OutOfMemoryError as error:
-            raise OutOfMemoryError(f"{error}; {_kept(trainer, save, plan)}") from error
+        except (OutOfMemoryError, OwnCodeError) as error:
+            raise type(error)(f"{error}; {_kept(trainer, save, plan)}") from error
     if trainer.is_interrupted and records is not None:
         records.add_event("interrupted", done)
     return done
@@ -311,7 +336,7 @@ def _summary(
         kl_source=str(plan.kl) if plan.kl else None,
         mask=_mask_summary(plan),
         num_resumed=num_resumed,
-        num_steps=plan.num_steps,
+        num_steps=int(run.get("num_steps", plan.num_steps)),
         first=steps[0] if steps else None,
         last=steps[-1] if steps else None,
         held_out={} if trainer is None else dict(trainer.held_out),
@@ -338,17 +363,28 @@ def _mask_summary(plan: TrainingPlan) -> MaskSummary | None:
     )
 
 
-def _open_board(plan: TrainingPlan, num_done: int) -> Board | None:
+def _open_boards(
+    plan: TrainingPlan, run: dict[str, Any], num_done: int, progress: Progress
+) -> Boards | None:
     """Return where the run reports to besides the store, if anywhere."""
-    if plan.settings.report_to is None:
+    if not plan.settings.report_to:
         return None
-    folder = plan.settings.output_dir / BOARD_FOLDER
-    with clear_write_errors(folder):
-        return Board(folder, first_step=num_done + 1 if num_done else None)
+    shown = BoardRun(
+        run_id=run["run_id"],
+        name=plan.name,
+        folder=plan.settings.output_dir,
+        config={**plan.settings.described(), **plan.loss.described()},
+        first_step=num_done + 1 if num_done else None,
+    )
+    return Boards(plan.settings.report_to, shown, progress.note)
 
 
 def _open_records(
-    plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel, num_done: int
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    policy: ScoringModel,
+    num_done: int,
+    progress: Progress,
 ) -> RunRecords:
     import transformers
 
@@ -367,7 +403,7 @@ def _open_records(
         bytes.fromhex(run["run_id"]),
         int(run["attempt"]),
         provenance={"run": plan.name, **versions},
-        board=_open_board(plan, num_done),
+        board=_open_boards(plan, run, num_done, progress),
     )
     records.add_run(
         {

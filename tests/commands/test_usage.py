@@ -68,7 +68,7 @@ RUNS = {
     "query": ("query {store} runs", "stores.query.catalog.text_table"),
     "report": ("report {store} --output {page}", "stores.report.html._page"),
     "export": (
-        "export {store} --to parquet --view runs --output {out}", "training.export.write_parquet",
+        "export {store} --to parquet --view runs --output {out}", "boards.export.write_parquet",
     ),
 }  # fmt: skip
 """A command line of each command that runs something, and a part of what it runs."""

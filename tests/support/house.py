@@ -22,6 +22,7 @@ RANKS: Mapping[str, int] = {
     "pipeline/models": 2,
     "pipeline/losses": 2,
     "pipeline/tokenization": 2,
+    "pipeline/boards": 2,
     "pipeline/pairs": 3,
     "pipeline/adding": 4,
     "pipeline/scores": 5,
@@ -29,6 +30,8 @@ RANKS: Mapping[str, int] = {
     "pipeline/training": 7,
     "pipeline/evaluation": 7,
     "pipeline/api": 8,
+    "pipeline/translation": 8,
+    "pipeline/publishing": 8,
     "offpref": 9,
     "pipeline/commands": 9,
 }
@@ -60,9 +63,14 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "pandas": ("stores/query/notebook.py", "stores/query/answer_table.py"),
     "plotly": ("stores/report/template.py",),
     "matplotlib": ("stores/query/plots.py",),
-    "tensorboard": ("pipeline/training/boards.py",),
+    "tensorboard": ("pipeline/boards/tensorboard_board.py",),
+    "wandb": ("pipeline/boards/wandb_board.py", "pipeline/boards/wandb_files.py"),
+    "trackio": ("pipeline/boards/trackio_board.py",),
+    "mlflow": ("pipeline/boards/mlflow_board.py",),
     "fsspec": ("stores/sources/opening.py",),
     "tqdm": ("pipeline/progress.py",),
+    "huggingface_hub": ("pipeline/publishing/push.py", "pipeline/models/relevant_config.py"),
+    "yaml": ("pipeline/translation/translate.py",),
 }  # fmt: skip
 """Who may import a heavy library, by the beginning of the path."""
 
