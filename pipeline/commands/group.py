@@ -44,6 +44,14 @@ class NearestGroup(click.Group):
             raise click.UsageError(f"unknown command {name!r}{guess}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands in whole sentences."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(n, each.get_short_help_str(limit=1000)) for n, each in commands if each]
+            )
+
 
 class StageGroup(NearestGroup):
     """Shows the errors a user can fix as one line, and lets every other error through.

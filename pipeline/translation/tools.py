@@ -1,7 +1,7 @@
 """The tools whose DPO configurations are read: how their files are told apart, names, defaults.
 
-A default that a file leaves out is the tool's own, so all that differ from ours are listed. They
-are those of TRL 1.16 with transformers 5, axolotl 0.13 and LLaMA-Factory 0.9.
+A default that a file leaves out is the tool's own, so all that differ from ours are listed: those
+of TRL 1.16 with transformers 5, and what axolotl and LLaMA-Factory document of theirs.
 """
 
 from collections.abc import Mapping
@@ -75,11 +75,18 @@ AXOLOTL = Tool(
         "tokenizer_type": "the model's folder says it", "plugins": "none is needed",
         "auto_resume_from_checkpoints": "give `--resume`",
         "dpo_use_logits_to_keep": "only completions' tokens ever get logits",
+        "eval_sample_packing": "rows are always packed",
+        "xformers_attention": "attention is chosen by the model",
+        "is_mistral_derived_model": "the model's folder says it",
+        "save_safetensors": "weights are always safetensors",
+        "lora_fan_in_fan_out": "peft finds it out", "local_rank": "it is torchrun's",
     },
     without={
         "tokenizer_config": "give `offpref add --tokenizer DIR`",
         "evals_per_epoch": "give `--eval-every STEPS`",
         "saves_per_epoch": "give `--save-every STEPS`",
+        "cosine_min_lr_ratio": "schedules end at 0", "hub_strategy": "push afterwards",
+        "lora_model_dir": "merge the adapter into the model first",
         "special_tokens": "set them in the tokenizer's folder",
         "tokens": "set them in the tokenizer's folder",
         "remove_unused_columns": "`offpref add` says which columns it uses",
@@ -103,7 +110,10 @@ LLAMA_FACTORY = Tool(
         "dataset": "dataset_name", "additional_target": "lora_modules_to_save",
         "flash_attn": "attn_implementation", "enable_liger_kernel": "use_liger_kernel",
     },
-    without={"pure_bf16": "", "eval_dataset": "add it as a split of the pair set"},
+    without={
+        "pure_bf16": "", "eval_dataset": "add it as a split of the pair set",
+        "pref_bco_weight": "take loss_type bco_pair with a weight of its own",
+    },
 )  # fmt: skip
 
 
