@@ -25,6 +25,7 @@ if isfile(join(_ROOT, "pyproject.toml")) and _ROOT not in __path__:
 from offpref.stores.errors import (  # noqa: E402 # found where the lines above say
     ModelError,
     OffprefError,
+    OwnCodeError,
     PairSetError,
     QueryRefusedError,
     ReportError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from offpref.pipeline.api.open_store import OpenStore
     from offpref.pipeline.api.results import Pairs, Run, Scores
     from offpref.pipeline.losses.own import loss
+    from offpref.pipeline.training.callbacks import StepRecord
     from offpref.stores.query.answer_table import AnswerTable
 
     __version__: str
@@ -52,6 +54,7 @@ __all__ = [
     "ModelError",
     "OffprefError",
     "OpenStore",
+    "OwnCodeError",
     "PairBatch",
     "PairSetError",
     "Pairs",
@@ -61,6 +64,7 @@ __all__ = [
     "Scores",
     "ShardCorruptError",
     "SourceError",
+    "StepRecord",
     "StoreError",
     "StoreNotFoundError",
     "StoreWriteError",
@@ -79,6 +83,7 @@ _LAZY = {
     "Pairs": "pipeline.api.results",
     "Run": "pipeline.api.results",
     "Scores": "pipeline.api.results",
+    "StepRecord": "pipeline.training.callbacks",
     "loss": "pipeline.losses.own",
 }
 

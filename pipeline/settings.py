@@ -2,8 +2,8 @@
 
 The settings of a stage are a frozen dataclass whose fields are made by :func:`setting`. The
 command line makes its options from them, and :func:`check_settings` checks the values against them,
-so a value from a shell, a TOML file or Python gets the same check and the same message. This module
-imports only Python's standard library. It also holds what the settings of several stages share.
+so a value from a shell, a TOML file or Python gets the same check and the same message. It also
+holds what the settings of several stages share. Python's standard library is all that it needs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,20 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from math import inf, isfinite
 from typing import Any, Literal
 
+from .nearest_words import nearest_word
+
 PathKind = Literal["folder", "file", "existing file", "any"]
+
+DATA, LOSS, LOSS_OPTIONS, SCHEDULE = "Data", "Loss", "Options of losses", "Schedule"
+PRECISION, ADAPTERS = "Precision and memory", "Adapters"
+MEASURING, OUTPUT, SOURCE = "Measuring", "Output", "Source of the rewards"
+SAMPLING, COLUMNS, TEMPLATES = "Sampling", "Columns of the data", "Chat templates"
+LISTING, LIMITS = "Instead of an answer", "Limits"
+SECTIONS = (
+    DATA, SOURCE, COLUMNS, TEMPLATES, LOSS, LOSS_OPTIONS, SCHEDULE, PRECISION, ADAPTERS, SAMPLING,
+    MEASURING, OUTPUT, LIMITS, LISTING,
+)  # fmt: skip
+"""Sections of help, in the order in which a command with many options shows them."""
 
 PRECISIONS = ("float32", "bf16", "bf16-autocast")
 EXACT_PRECISIONS = ("float64",)
@@ -93,6 +106,8 @@ def setting(
     metavar: str | None = None,
     path: PathKind = "folder",
     is_argument: bool = False,
+    section: str | None = None,
+    is_rare: bool = False,
 ) -> Any:
     """Return a field of a settings dataclass, which the command line can make an option of.
 
@@ -110,25 +125,27 @@ def setting(
         metavar: What help calls the value.
         path: What a path leads to.
         is_argument: Whether the command line takes it by its place.
+        section: Heading under which help shows it.
+        is_rare: Whether only `--help-all` shows it.
     """
     said = {
         "help": help, "choices": tuple(choices), "unlisted": tuple(unlisted), "range": range,
         "check": check, "shown": shown, "flag": flag, "short": short, "metavar": metavar,
-        "path": path, "is_argument": is_argument,
+        "path": path, "is_argument": is_argument, "section": section, "is_rare": is_rare,
     }  # fmt: skip
     return field(default=default, metadata=said)
 
 
 def pair_set_setting(*, default: Any = MISSING) -> Any:  # as `setting`
     """Return the setting that names a pair set of the store."""
-    return setting("Name of the pair set, or NAME@FINGERPRINT.", default=default)
+    return setting("Name of the pair set, or NAME@FINGERPRINT.", default=default, section=DATA)
 
 
 def device_setting() -> Any:  # as `setting`
     """Return the setting of the device that computes."""
     return setting(
         "Device, as torch names it.", default=None, check=_check_device,
-        shown="a GPU if there is one",
+        shown="a GPU if there is one", section=PRECISION,
     )  # fmt: skip
 
 
@@ -146,13 +163,15 @@ def kernels_setting(results: str) -> Any:  # as `setting`
     """Return the setting of the kernels' form; ``results`` says what they compute."""
     return setting(
         f"Form of the kernels for {results}.", default=None, choices=("torch", "triton"),
-        shown="triton on a GPU, torch elsewhere",
+        shown="triton on a GPU, torch elsewhere", section=PRECISION, is_rare=True,
     )  # fmt: skip
 
 
 def precision_setting(help: str, *, default: str | None = "float32") -> Any:  # as `setting`
     """Return the setting of a model's precision."""
-    return setting(help, default=default, choices=PRECISIONS, unlisted=EXACT_PRECISIONS)
+    return setting(
+        help, default=default, choices=PRECISIONS, unlisted=EXACT_PRECISIONS, section=PRECISION
+    )
 
 
 def batch_tokens_setting(help: str, usual: BatchTokens | int) -> Any:  # as `setting`
@@ -163,8 +182,8 @@ def batch_tokens_setting(help: str, usual: BatchTokens | int) -> Any:  # as `set
         usual: The default: one number, or one for each kind of device.
     """
     if isinstance(usual, int):
-        return setting(help, default=usual, range=AT_LEAST_ONE)
-    return setting(help, default=None, range=AT_LEAST_ONE, shown=usual)
+        return setting(help, default=usual, range=AT_LEAST_ONE, section=PRECISION)
+    return setting(help, default=None, range=AT_LEAST_ONE, shown=usual, section=PRECISION)
 
 
 def check_settings(settings: Any) -> None:  # an instance of any settings dataclass
@@ -207,8 +226,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
     >>> nearest("sigmod", ["sigmoid", "hinge"])
     '; did you mean sigmoid?'
+    >>> nearest("lr", ["num_epochs", "learning_rate"])
+    '; did you mean learning_rate?'
     """
-    from difflib import get_close_matches  # only where something is wrong
-
-    found = get_close_matches(str(name), known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = nearest_word(str(name), known)
+    return f"; did you mean {found}?" if found else ""

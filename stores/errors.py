@@ -20,6 +20,7 @@
   - SourceError
   - ModelError
   - TrainingError
+  - OwnCodeError
   - ReportError
 
 Each takes its message and nothing else, so that it survives the trip out of a worker process.
@@ -105,6 +106,10 @@ class ModelError(OffprefError):
 
 class TrainingError(OffprefError):
     """A run cannot continue: a loss is not finite, or what it was resumed with has changed."""
+
+
+class OwnCodeError(OffprefError):
+    """A function of the user's own raised an error; the message names its file and line."""
 
 
 class ReportError(OffprefError):

@@ -5,7 +5,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.settings import SHARE_BELOW_ONE, Range, check_settings, setting
+from offpref.pipeline.settings import (
+    COLUMNS,
+    DATA,
+    SHARE_BELOW_ONE,
+    TEMPLATES,
+    Range,
+    check_settings,
+    setting,
+)
 from offpref.pipeline.tokenization.chat_templates import read_arguments
 
 TRUNCATIONS = ("drop", "keep-start", "keep-end")
@@ -19,7 +27,10 @@ PARTS = (
 
 
 def _column(part: str) -> Any:  # as `setting`
-    return setting(f"Column of the {part}, if it has another name than usual.", default=None)
+    return setting(
+        f"Column of the {part}, if it has another name than usual.", default=None,
+        section=COLUMNS, is_rare=part in ("completion", "label", "weight"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,55 +39,74 @@ class AddSettings:
 
     data: tuple[str, ...] = setting(
         "File, folder or address; may be repeated. NAME=0.7 or NAME=5000 is a share, or a number "
-        "of pairs, of a pair set in a mixture."
+        "of pairs, of a pair set in a mixture.",
+        section=DATA,
     )
-    pair_set: str = setting("Name for the pair set.")
-    tokenizer: Path = setting("Folder with the tokenizer, such as a model's folder.")
-    split_column: str | None = setting("Column that names the split of each row.", default=None)
+    pair_set: str = setting("Name for the pair set.", section=DATA)
+    tokenizer: Path = setting("Folder with the tokenizer, such as a model's folder.", section=DATA)
+    split_column: str | None = setting(
+        "Column that names the split of each row.", default=None, section=COLUMNS, is_rare=True
+    )
     eval_fraction: float = setting(
         "Share of the prompts held out as split 'eval', by a hash of the prompt.", default=0.0,
         range=SHARE_BELOW_ONE,
+        section=DATA,
     )  # fmt: skip
     max_length: int | None = setting(
         "Maximum length of a sequence in tokens, prompt and completion.", default=None,
         range=Range(least=2),
         shown="as many as the model in the tokenizer's folder has positions",
+        section=DATA,
     )  # fmt: skip
     """None allows any length; the command line asks the model in the tokenizer's folder."""
     truncation: str = setting(
         "What becomes of a longer row: it is dropped, loses the end of its completion, or the "
         "beginning of its prompt.", default="drop",
         choices=TRUNCATIONS,
+        section=DATA,
     )  # fmt: skip
     template_date: date | None = setting(
         "Date given to the chat template, if it asks.", default=None, metavar="YYYY-MM-DD",
         shown="that of the existing versions, else today",
+        section=TEMPLATES, is_rare=True,
     )  # fmt: skip
     chat_template: str | None = setting(
         "File with a chat template, or the name of one of the tokenizer's.", default=None,
         shown="the tokenizer's own",
+        section=TEMPLATES,
     )  # fmt: skip
     chat_template_kwargs: str | None = setting(
         "Arguments for the chat template, as a JSON object; a row's own ones win.", default=None,
         metavar="JSON",
+        section=TEMPLATES, is_rare=True,
     )  # fmt: skip
     apply_chat_template: bool = setting(
         "Take texts as turns of a conversation, and write them with the chat template.",
         default=False,
+        section=TEMPLATES,
     )
     trajectory: bool = setting(
-        "Take everything after a conversation's first prompt as its completion.", default=False
+        "Take everything after a conversation's first prompt as its completion.",
+        default=False,
+        section=TEMPLATES,
+        is_rare=True,
     )
     winner_values: str | None = setting(
         "Which completion the values of the winner's column name: 0=first,1=second,2=tie.",
         default=None, metavar="VALUE=first|second|tie,...",
+        section=COLUMNS, is_rare=True,
     )  # fmt: skip
     ties: str = setting(
         "Whether to drop a tie or to keep it, as two pairs of half the weight.", default="drop",
         choices=TIES,
+        section=COLUMNS, is_rare=True,
     )  # fmt: skip
     mixture_seed: int = setting(
-        "Seed by which the rows of a mixture are drawn.", default=0, range=Range(least=0)
+        "Seed by which the rows of a mixture are drawn.",
+        default=0,
+        range=Range(least=0),
+        section=DATA,
+        is_rare=True,
     )
     prompt_column: str | None = _column("prompt")
     chosen_column: str | None = _column("chosen")
@@ -84,16 +114,28 @@ class AddSettings:
     completion_column: str | None = _column("completion")
     label_column: str | None = _column("label")
     winner_column: str | None = setting(
-        "Column that says which of two completions is better.", default=None
+        "Column that says which of two completions is better.",
+        default=None,
+        section=COLUMNS,
+        is_rare=True,
     )
     score_column: str | None = setting(
-        "Column with the scores of completions, or their name in each completion.", default=None
+        "Column with the scores of completions, or their name in each completion.",
+        default=None,
+        section=COLUMNS,
+        is_rare=True,
     )
     system_column: str | None = setting(
-        "Column of the system prompt, if it has another name than usual.", default=None
+        "Column of the system prompt, if it has another name than usual.",
+        default=None,
+        section=COLUMNS,
+        is_rare=True,
     )
     input_column: str | None = setting(
-        "Column that goes behind the prompt, if it has another name than usual.", default=None
+        "Column that goes behind the prompt, if it has another name than usual.",
+        default=None,
+        section=COLUMNS,
+        is_rare=True,
     )
     weight_column: str | None = _column("weight")
 

@@ -18,14 +18,14 @@ from offpref.pipeline.pairs.pair_sets import (
 from offpref.stores.store import Store
 
 if TYPE_CHECKING:  # their modules bring torch, or what only some commands need
+    from offpref.pipeline.boards.export_settings import ExportSettings
     from offpref.pipeline.evaluation.evaluate import EvaluationSummary
     from offpref.pipeline.rewards.reward import RewardSummary
     from offpref.pipeline.rewards.train_model import RewardTrainSummary
     from offpref.pipeline.scores.dry_run import DryRun
     from offpref.pipeline.scores.score import ScoreSummary
-    from offpref.pipeline.training.export_settings import ExportSettings
     from offpref.pipeline.training.measurements import StepMeasurement
-    from offpref.pipeline.training.train import MaskSummary, TrainSummary
+    from offpref.pipeline.training.summary import MaskSummary, TrainSummary
     from offpref.stores.report.html import ReportSummary
 
 NOTHING = "\u2013"
@@ -284,7 +284,7 @@ def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
 
 def export_line(settings: "ExportSettings", num_written: int) -> str:
     """Return what was written for other tools."""
-    what = "runs" if settings.to == "tensorboard" else "views"
+    what = "views" if settings.to == "parquet" else "runs"
     return f"exported   {settings.output}: {num_written:,} {what}"
 
 

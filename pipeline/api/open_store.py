@@ -46,9 +46,10 @@ from .store_settings import PageSettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from offpref.pipeline.training.callbacks import Callback
     from offpref.pipeline.training.measurements import StepMeasurement
     from offpref.pipeline.training.settings import TrainSettings
-    from offpref.pipeline.training.train import TrainSummary
+    from offpref.pipeline.training.summary import TrainSummary
     from offpref.stores.query.catalog import Relation
     from offpref.stores.query.notebook import Notebook
 
@@ -167,7 +168,13 @@ class OpenStore(StoreKeeping, Closing):
         )  # fmt: skip
 
     def train(
-        self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
+        self,
+        pair_set: PairSetName,
+        *,
+        model: Folder,
+        output_dir: Folder,
+        callbacks: "Sequence[Callback]" = (),
+        **settings: Any,
     ) -> Run:
         """Train a policy on pairs against the reference's stored scores (stage two).
 
@@ -175,11 +182,13 @@ class OpenStore(StoreKeeping, Closing):
             pair_set: The pairs.
             model: Folder of the policy to start from.
             output_dir: Folder for the trained policy.
+            callbacks: Functions that get each step as an `offpref.StepRecord`; one that returns
+                ``"stop"`` ends the run after that step.
             settings: Options of `offpref train`; ``loss_type`` may also be a function, see
                 `offpref.loss`.
         """
         given = {**settings, "pair_set": pair_set, "model": model, "output_dir": output_dir}
-        return self._train("train", training_settings(given))
+        return self._train("train", training_settings(given), callbacks)
 
     def sft(
         self, pair_set: PairSetName, *, model: Folder, output_dir: Folder, **settings: Any
@@ -312,10 +321,10 @@ class OpenStore(StoreKeeping, Closing):
             settings: ``runs``: names of runs, one or several; ``view``: a view to write as Parquet,
                 or several; ``overwrite``.
         """
-        from offpref.pipeline.training.export_settings import ExportSettings
+        from offpref.pipeline.boards.export_settings import ExportSettings
 
         asked = settings_of(ExportSettings, {**settings, "output": output, "to": to})
-        from offpref.pipeline.training.export import export
+        from offpref.pipeline.boards.export import export
         from offpref.stores.query.catalog import open_catalog
 
         with open_catalog(self.path) as catalog:
@@ -354,7 +363,9 @@ class OpenStore(StoreKeeping, Closing):
         given = {**settings, "pair_set": pair_set, "model": model}
         return Batches(self._fresh(), policy, given)
 
-    def _train(self, verb: str, asked: "TrainSettings") -> Run:
+    def _train(
+        self, verb: str, asked: "TrainSettings", callbacks: "Sequence[Callback]" = ()
+    ) -> Run:
         from offpref.pipeline.models.devices import check_kernels  # these bring torch
         from offpref.pipeline.training.plan import plan_training
         from offpref.pipeline.training.train import train
@@ -362,7 +373,7 @@ class OpenStore(StoreKeeping, Closing):
         check_kernels(asked.kernels, asked.device)
         plan = plan_training(self._fresh(), asked)
         with self._bar(StepBar(verb)) as bar:
-            done = train(plan, bar)
+            done = train(plan, bar, callbacks)
         return _run(done)
 
     def _questions(self) -> "Notebook":

@@ -8,7 +8,9 @@ import click
 from click.core import ParameterSource
 
 from offpref.pipeline.adding.settings import AddSettings
+from offpref.pipeline.settings import OUTPUT
 
+from .help import SettingOption
 from .options import command, options_of, settings_from, usage_errors
 from .terminal import say, say_lines, say_styled
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from offpref.pipeline.adding.preview import PreviewedPart
 
 
-PREVIEW = click.Option(
-    ["--preview"], type=click.IntRange(min=1), metavar="N",
+PREVIEW = SettingOption(
+    ["--preview"], section=OUTPUT, type=click.IntRange(min=1), metavar="N",
     help="Show N rows as they would be scored, token by token, and write nothing.",
 )  # fmt: skip
 COLOURS = {"prompt": "blue", "chosen": "green", "rejected": "red"}

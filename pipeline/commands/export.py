@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from offpref.pipeline.training.export_settings import ExportSettings
+from offpref.pipeline.boards.export_settings import ExportSettings
 
 from .options import command, options_of, settings_from, usage_errors
 from .query import named_values
@@ -15,8 +15,8 @@ from .terminal import say
 def export(store: Path, **options: Any) -> None:
     """Stage three: write what STORE's runs measured for other tools."""
     from offpref.pipeline.api.lines import export_line
-    from offpref.pipeline.training.export import check_export
-    from offpref.pipeline.training.export import export as write
+    from offpref.pipeline.boards.export import check_export
+    from offpref.pipeline.boards.export import export as write
     from offpref.stores.query.catalog import open_catalog
 
     with usage_errors():

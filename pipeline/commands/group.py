@@ -7,12 +7,15 @@ from contextlib import suppress
 
 import click
 
-from offpref.stores.errors import OffprefError
+from offpref.pipeline.settings import nearest
+from offpref.stores.errors import OffprefError, OwnCodeError
 from offpref.stores.printable import printable
 
 from .terminal import say
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+VERBOSE = "offpref.verbose"
+"""Key of a context's `meta`: whether tracebacks are shown."""
 
 _KEPT = ": what was done is kept; run the same command to continue"
 _RESUMED = ": what was saved is kept; run the same command with --resume to continue"
@@ -26,7 +29,31 @@ class Terminated(KeyboardInterrupt):
     exit_code = TERMINATED
 
 
-class StageGroup(click.Group):
+class NearestGroup(click.Group):
+    """Answers an unknown command with the nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that was named; see click."""
+        name = args[0]
+        is_known = self.get_command(ctx, name) is not None
+        if not is_known and not ctx.resilient_parsing and not name.startswith("-"):
+            known = self.list_commands(ctx)
+            guess = nearest(name, known) or f"; there are: {', '.join(known)}"
+            raise click.UsageError(f"unknown command {name!r}{guess}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands in whole sentences."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(n, each.get_short_help_str(limit=1000)) for n, each in commands if each]
+            )
+
+
+class StageGroup(NearestGroup):
     """Shows the errors a user can fix as one line, and lets every other error through.
 
     Exit codes: 0 done, 1 an error of files, 2 wrong usage, 130 interrupted, 143 terminated.
@@ -37,8 +64,12 @@ class StageGroup(click.Group):
         try:
             return super().invoke(ctx)
         except OffprefError as error:
-            raise click.ClickException(printable(str(error), "\n")) from error
+            _show_traceback(ctx, error)
+            is_hidden = isinstance(error, OwnCodeError) and not ctx.meta.get(VERBOSE)
+            more = "; --verbose shows the traceback" if is_hidden else ""
+            raise click.ClickException(printable(f"{error}{more}", "\n")) from error
         except click.ClickException as error:
+            _show_traceback(ctx, error.__cause__)
             vars(error)["message"] = printable(error.message, "\n")
             raise
         except OSError as error:
@@ -59,6 +90,14 @@ class StageGroup(click.Group):
             if _is_stuck(interrupt):
                 os._exit(INTERRUPTED)  # a thread inside a library does not end
             raise SystemExit(code) from None
+
+
+def _show_traceback(ctx: click.Context, error: BaseException | None) -> None:
+    """Print where an error comes from, for one who asked for it with `--verbose`."""
+    if error is not None and ctx.meta.get(VERBOSE):
+        from traceback import format_exception
+
+        say("".join(format_exception(error)).rstrip(), err=True)
 
 
 def unwritable(error: OSError) -> str:

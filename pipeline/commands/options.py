@@ -21,9 +21,15 @@ import click
 from offpref.pipeline.settings import check_value, nearest, setting
 from offpref.stores.files.verified import Policy
 
+from .group import VERBOSE
+from .help import SettingCommand, SettingOption
+from .names import COMPLETED
+
 Settings = TypeVar("Settings")
 
-_VERIFY = "OFFPREF_VERIFY"
+_VERIFY, _VERBOSE = "OFFPREF_VERIFY", "OFFPREF_VERBOSE"
+_LONGEST_CHOICES = 30
+"""Longer choices stand behind an option's help, not beside its name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +104,10 @@ def command(
     store, verify = options_of(StoreSettings)
     verify.envvar, verify.expose_value, verify.callback = _VERIFY, False, _set_verify
     first, last = ([store], [verify]) if takes_store else ([], [])
+    if takes_config:
+        last.append(_config_option())
     return click.command(
-        name=name, params=[*first, *own, *last, *([_config_option()] if takes_config else [])]
+        name=name, cls=SettingCommand, params=[*first, *own, *last, _verbose_option()]
     )
 
 
@@ -158,22 +166,28 @@ def _parameter(each: Field[Any], hint: Any, *, is_required: bool, help: str) -> 
     said = each.metadata
     kinds = [kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)]
     kind = kinds[0] if kinds else hint
+    completes = None if said["choices"] else COMPLETED.get(each.name)
     if said["is_argument"]:
         return click.Argument(
             [each.name], type=_type(said, kind), required=is_required, metavar=said["metavar"],
-            nargs=-1 if get_origin(hint) is tuple else 1,
+            nargs=-1 if get_origin(hint) is tuple else 1, shell_complete=completes,
         )  # fmt: skip
     flag = said["flag"] or f"--{each.name.replace('_', '-')}"
     names = [*([said["short"]] if said["short"] else []), flag, each.name]
+    place = {"section": said["section"], "is_rare": said["is_rare"]}
     if kind is bool:
-        return click.Option(names, is_flag=True, help=help)
+        return SettingOption(names, is_flag=True, help=help, **place)
+    metavar = said["metavar"]
+    if len("|".join(said["choices"])) > _LONGEST_CHOICES:
+        metavar = metavar or "NAME"
+        help = f"{help}  [one of: {', '.join(said['choices'])}]"
     if said["shown"] is not None:
         help = f"{help}  [default: {said['shown']}]"
     has_default = each.default is not MISSING and each.default not in (None, ())
     default: dict[str, Any] = {"default": each.default, "show_default": True} if has_default else {}
-    return click.Option(
+    return SettingOption(
         names, type=_type(said, kind), required=is_required, multiple=get_origin(hint) is tuple,
-        help=help, metavar=said["metavar"], **default,
+        help=help, metavar=metavar, shell_complete=completes, **place, **default,
     )  # fmt: skip
 
 
@@ -206,15 +220,34 @@ def _set_verify(ctx: click.Context, parameter: click.Parameter, value: str) -> N
     """Set it for this command, its threads and the processes that it starts."""
     with usage_errors():
         check_value(StoreSettings.__dataclass_fields__["verify"], value)
-    before = os.environ.get(_VERIFY)
-    os.environ[_VERIFY] = value
+    _set_variable(ctx, _VERIFY, value)
+
+
+def _set_verbose(ctx: click.Context, parameter: click.Parameter, is_verbose: bool) -> None:
+    """Set it for this command and the processes that it starts."""
+    if is_verbose:
+        ctx.meta[VERBOSE] = True
+        _set_variable(ctx, _VERBOSE, "1")
+
+
+def _set_variable(ctx: click.Context, name: str, value: str) -> None:
+    """Set a variable of the environment until the command ends."""
+    before = os.environ.get(name)
+    os.environ[name] = value
 
     def put_back() -> None:
-        del os.environ[_VERIFY]
+        del os.environ[name]
         if before is not None:
-            os.environ[_VERIFY] = before
+            os.environ[name] = before
 
     ctx.call_on_close(put_back)
+
+
+def _verbose_option() -> click.Option:
+    return click.Option(
+        ["--verbose"], is_flag=True, envvar=_VERBOSE, expose_value=False, callback=_set_verbose,
+        help="Show the traceback above an error, such as one in your own code.",
+    )  # fmt: skip
 
 
 def _config_option() -> click.Option:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offpref.pipeline.settings import AT_LEAST_ZERO, Range, check_settings, setting
+from offpref.pipeline.settings import (
+    AT_LEAST_ZERO,
+    DATA,
+    LIMITS,
+    LISTING,
+    OUTPUT,
+    Range,
+    check_settings,
+    setting,
+)
 from offpref.stores.query.query_limits import MEMORY_LIMIT, QueryLimits
 
 from .options import command, options_of, settings_from, usage_errors
@@ -37,41 +46,55 @@ class QuerySettings:
     file: Path | None = setting(
         "Read the SQL from this file; the argument - reads it from standard input.", default=None,
         path="existing file",
+        section=DATA,
     )  # fmt: skip
     set: tuple[str, ...] = setting(
         "Value of a parameter, see --list; of $NAME in your own SQL. May be repeated.",
         default=(), metavar="NAME=VALUE",
+        section=DATA,
     )  # fmt: skip
     format: str = setting(
         "Format of the answer: vertical has a line for each value, whole; parquet needs --output.",
         default="table",
         choices=FORMATS,
+        section=OUTPUT,
     )
     output: Path | None = setting(
         "File for the answer; it appears whole or not at all.", default=None, path="any",
         shown="standard output",
+        section=OUTPUT,
     )  # fmt: skip
     plot: Path | None = setting(
         "Draw the answer instead, for a named question that has a picture (extra plot).",
         default=None, path="any", metavar="FILE.png",
+        section=OUTPUT,
     )  # fmt: skip
-    overwrite: bool = setting("Replace the file that --output or --plot names.", default=False)
+    overwrite: bool = setting(
+        "Replace the file that --output or --plot names.", default=False, section=OUTPUT
+    )
     limit: int | None = setting(
         "Maximum number of rows to write.", default=None, range=AT_LEAST_ZERO,
         shown=f"{TABLE_ROWS} of a table, else all",
+        section=LIMITS,
     )  # fmt: skip
     timeout: float | None = setting(
         "Maximum time for the answer, in seconds.", default=None, shown="no limit",
         range=Range(above=0, takes_infinity=True),
+        section=LIMITS,
     )  # fmt: skip
     memory_limit: str = setting(
         "Memory limit of DuckDB, such as 4GB; beyond it, DuckDB spills to disk.",
         default=MEMORY_LIMIT,
+        section=LIMITS,
     )  # fmt: skip
-    list: bool = setting("List the named questions instead.", default=False)
-    schema: bool = setting("List the views and their columns instead.", default=False)
+    list: bool = setting("List the named questions instead.", default=False, section=LISTING)
+    schema: bool = setting(
+        "List the views and their columns instead.", default=False, section=LISTING
+    )
     print_setup: bool = setting(
-        "Print the SQL that makes the views in any DuckDB instead.", default=False
+        "Print the SQL that makes the views in any DuckDB instead.",
+        default=False,
+        section=LISTING,
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from offpref.pipeline.scores.settings import ScoreSettings
-from offpref.pipeline.settings import setting
+from offpref.pipeline.settings import OUTPUT, setting
 
 from .add import add_options, added_settings, with_length
 from .options import (
@@ -25,7 +25,9 @@ class DryRunSettings:
     """Whether anything is scored at all."""
 
     dry_run: bool = setting(
-        "Say what it would cost, measured on a few batches, and write nothing.", default=False
+        "Say what it would cost, measured on a few batches, and write nothing.",
+        default=False,
+        section=OUTPUT,
     )
 
 

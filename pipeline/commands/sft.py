@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from offpref.pipeline.adding.settings import AddSettings
-from offpref.pipeline.settings import setting
+from offpref.pipeline.settings import DATA, setting
 from offpref.pipeline.training.settings import NOT_OF_SFT, TrainSettings
 
 from .add import add_data, add_options, added_settings
@@ -29,9 +29,11 @@ class ScratchSettings:
     from_scratch: Path | None = setting(
         "Instead of --model: a model of this configuration with random weights, and a tokenizer "
         "trained on --data; kept beside the output folder as NAME-start.", default=None,
-        metavar="CONFIG.json", path="existing file",
+        metavar="CONFIG.json", path="existing file", section=DATA,
     )  # fmt: skip
-    vocab_size: int | None = setting("Size of its vocabulary.", default=None, shown=_VOCAB_SIZE)
+    vocab_size: int | None = setting(
+        "Size of its vocabulary.", default=None, shown=_VOCAB_SIZE, section=DATA
+    )
 
     def __post_init__(self) -> None:
         if self.vocab_size is not None and self.from_scratch is None:

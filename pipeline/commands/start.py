@@ -13,12 +13,10 @@ from importlib import import_module
 import click
 
 from .group import INTERRUPTED, StageGroup, Terminated, unwritable
+from .stages import SENTENCES
 from .terminal import open_closed_streams
 
-VERBS = (
-    "add", "select", "score", "reward", "train", "train-reward", "sweep", "soup", "losses", "sft",
-    "evaluate", "export", "query", "report", "store",
-)  # fmt: skip
+VERBS = tuple(name for name in SENTENCES if name != "demo")
 """Commands that need no other one; `demo` runs them all."""
 
 

@@ -12,13 +12,14 @@ from offpref.pipeline.api.store_settings import (
     VerifySettings,
 )
 
+from .group import NearestGroup
 from .options import command, options_of, settings_from
 from .put_away import restore, rm, tag
 from .tables import print_table
 from .terminal import say, say_lines
 
 
-@click.group(name="store")
+@click.group(name="store", cls=NearestGroup)
 def store_group() -> None:
     """Look after a store: list, put away, label, verify, compact, collect garbage."""
 

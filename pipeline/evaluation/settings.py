@@ -11,6 +11,10 @@ from offpref.pipeline.settings import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     AT_LEAST_ZERO,
+    DATA,
+    MEASURING,
+    OUTPUT,
+    SAMPLING,
     Range,
     check_settings,
     device_setting,
@@ -25,20 +29,32 @@ SOURCES = "brevity, python:MODULE:FUNCTION, model:DIR, implicit:DIR:BETA or file
 class SampleSettings:
     """How completions are drawn; these settings are part of what names the samples."""
 
-    num_samples: int = setting("Samples of each prompt; 0 measures the accuracy alone.", default=4)
+    num_samples: int = setting(
+        "Samples of each prompt; 0 measures the accuracy alone.", default=4, section=SAMPLING
+    )
     """At least 1 here; without samples these settings are None as a whole."""
     max_new_tokens: int = setting(
-        "Maximum length of a sample, in tokens.", default=128, range=AT_LEAST_ONE
+        "Maximum length of a sample, in tokens.",
+        default=128,
+        range=AT_LEAST_ONE,
+        section=SAMPLING,
     )
     """Samples are shorter if the model's positions end before that."""
-    temperature: float = setting("Sampling temperature.", default=1.0, range=ABOVE_ZERO)
+    temperature: float = setting(
+        "Sampling temperature.", default=1.0, range=ABOVE_ZERO, section=SAMPLING
+    )
     """1 samples from the policy itself; lower values favour its most likely completions."""
     top_p: float = setting(
-        "Probability mass of nucleus sampling.", default=1.0, range=Range(above=0, most=1)
+        "Probability mass of nucleus sampling.",
+        default=1.0,
+        range=Range(above=0, most=1),
+        section=SAMPLING,
     )
     """Share of the probability that tokens are drawn from; 1 for all of it."""
-    seed: int = setting("Seed of the samples.", default=0, range=AT_LEAST_ZERO)
-    batch_size: int = setting("Samples drawn per batch.", default=64, range=AT_LEAST_ONE)
+    seed: int = setting("Seed of the samples.", default=0, range=AT_LEAST_ZERO, section=SAMPLING)
+    batch_size: int = setting(
+        "Samples drawn per batch.", default=64, range=AT_LEAST_ONE, section=SAMPLING
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -50,18 +66,27 @@ class SampleSettings:
 class EvaluateSettings:
     """Which policy is measured on which prompts, and by what."""
 
-    model: Path = setting("Folder of the policy.")
-    pair_set: str = setting("Pairs whose prompts are used, NAME or NAME@FINGERPRINT.")
-    reference: Path | None = setting("Folder of the reference, for KLs and accuracy.", default=None)
+    model: Path = setting("Folder of the policy.", section=DATA)
+    pair_set: str = setting("Pairs whose prompts are used, NAME or NAME@FINGERPRINT.", section=DATA)
+    reference: Path | None = setting(
+        "Folder of the reference, for KLs and accuracy.", default=None, section=DATA
+    )
     """If None, neither KLs nor the accuracy are measured."""
-    name: str | None = setting("Name of the policy.", default=None, shown="name of its folder")
-    split: str = setting("Split of prompts and pairs.", default="eval")
+    name: str | None = setting(
+        "Name of the policy.", default=None, shown="name of its folder", section=OUTPUT
+    )
+    split: str = setting("Split of prompts and pairs.", default="eval", section=DATA)
     num_prompts: int | None = setting(
-        "Number of prompts to sample for.", default=None, shown="all", range=AT_LEAST_ONE
+        "Number of prompts to sample for.",
+        default=None,
+        shown="all",
+        range=AT_LEAST_ONE,
+        section=SAMPLING,
     )
     objective: tuple[str, ...] = setting(
         f"Reward of the samples; may be repeated. SOURCE is {SOURCES}.", default=(),
         metavar="NAME=SOURCE",
+        section=MEASURING,
     )  # fmt: skip
     samples: SampleSettings | None = field(default_factory=SampleSettings)
     """How to sample; if None, only the accuracy is measured."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offpref.pipeline.own_code import OwnErrors
 from offpref.pipeline.settings import nearest
 
 from .names import Sides
@@ -58,9 +59,12 @@ class TrainingLoss:
         total: Tensor | None = None
         for part in self.parts:
             taken = shortened if part.loss.takes_ld_alpha else plain
-            losses = part.loss.function(taken, **part.options)
             if is_own(part.name):
+                with OwnErrors(f"loss {part.name!r}"):
+                    losses = part.loss.function(taken, **part.options)
                 check_losses(part.name, losses, taken)
+            else:
+                losses = part.loss.function(taken, **part.options)
             losses = losses if part.weight == 1 else part.weight * losses
             total = losses if total is None else total + losses
         assert total is not None

@@ -14,6 +14,7 @@ from types import NoneType
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offpref.pipeline.settings import nearest
 from offpref.pipeline.tokenization.specs import RULE
 from offpref.stores.errors import PairSetError, StoreFormatError
 from offpref.stores.files.regular import parse_object
@@ -127,8 +128,9 @@ def find_pair_set(store: Store, name: str) -> PairSet:
     found = [s for s in known if s.name == wanted and s.fingerprint.startswith(version)]
     if not found:
         names = ", ".join(str(each) for each in known) or "none"
+        guess = nearest(wanted, [each.name for each in known if each.name != wanted])
         raise PairSetError(
-            f"{store.path}: unknown pair set {name!r}; there are: {names}"
+            f"{store.path}: unknown pair set {name!r}; there are: {names}{guess}"
             f"{_hidden_advice(store, wanted, version)}"
         )
     if version and len({each.fingerprint for each in found}) > 1:

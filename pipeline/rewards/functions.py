@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offpref.pipeline.own_code import imported_files, load_function
+from offpref.pipeline.own_code import OwnErrors, imported_files, load_function
 from offpref.pipeline.pairs.completions import load_texts, template_inputs
 from offpref.pipeline.pairs.pair_sets import PairSet
 from offpref.pipeline.progress import Progress
@@ -52,9 +52,9 @@ class FunctionRewards(TextRewards):
             part = keys[start : start + BATCH_TEXTS]
             prompts, completions = load_texts(self.store, part)
             given = [p if isinstance(p, str) else template_inputs(p)[0] for p in prompts]
-            values = _checked(
-                self._function(given, completions), len(part), str(self.settings.function)
-            )
+            with OwnErrors(f"function {self.name!r}"):
+                returned = self._function(given, completions)
+            values = _checked(returned, len(part), self.name)
             if bad := int((~np.isfinite(values)).sum()):
                 self.reasons["the function gave no finite number"] = (
                     self.reasons.get("the function gave no finite number", 0) + bad

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from offpref.pipeline.pairs.pair_sets import KEPT, PairSet, other_counts
 from offpref.pipeline.pairs.splits import TrainingPairs
+from offpref.pipeline.settings import nearest
 from offpref.stores.errors import MissingError, PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
 from offpref.stores.keys import KEY_BYTES
@@ -95,7 +96,8 @@ def _source(store: Store, pair_set: PairSet, name: str, version: str) -> str:
         known = [f"{each}@{fp[:12]}" for each in sorted(sources) for fp in sources[each]]
         raise MissingError(
             f"{store.path}: no rewards of objective {name + ('@' + version if version else '')!r}; "
-            f"there are: {', '.join(known) or 'none'}; {_command(store, pair_set, name)}"
+            f"there are: {', '.join(known) or 'none'}{nearest(name, sources)}; "
+            f"{_command(store, pair_set, name)}"
         )
     choices = ", ".join(f"{name}@{each[:12]}" for each in sorted(found))
     raise PairSetError(f"objective {name} has rewards of several sources, name one: {choices}")

@@ -7,9 +7,13 @@ from offpref.pipeline.settings import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     AT_LEAST_ZERO,
+    DATA,
+    OUTPUT,
     PRECISIONS,
     REWARD_BATCH_TOKENS,
     REWARD_TRAIN_BATCH_TOKENS,
+    SCHEDULE,
+    SOURCE,
     Range,
     batch_tokens_setting,
     check_settings,
@@ -46,34 +50,52 @@ class RewardSettings:
     """Which objective of which pair set gets rewards, and from what source."""
 
     pair_set: str = pair_set_setting()
-    objective: str = setting("Name of the objective.")
-    kind: str = setting("Where the rewards come from.", choices=KINDS, flag="--from")
+    objective: str = setting("Name of the objective.", section=DATA)
+    kind: str = setting(
+        "Where the rewards come from.", choices=KINDS, flag="--from", section=SOURCE
+    )
     chosen_column: str | None = setting(
-        "column: column of the data with the chosen completion's reward.", default=None
+        "column: column of the data with the chosen completion's reward.",
+        default=None,
+        section=SOURCE,
     )
     rejected_column: str | None = setting(
-        "column: the same for the rejected completion.", default=None
+        "column: the same for the rejected completion.",
+        default=None,
+        section=SOURCE,
     )
     model: Path | None = setting(
         "model: folder of a sequence classifier; implicit: folder of a trained policy.",
         default=None,
+        section=SOURCE,
     )
-    head: int | None = setting("model: index of the output, if it has several.", default=None)
+    head: int | None = setting(
+        "model: index of the output, if it has several.", default=None, section=SOURCE
+    )
     """None for a model's only output."""
     implicit_beta: float | None = setting(
-        "implicit: beta, the factor of the log-ratios.", default=None, range=ABOVE_ZERO
+        "implicit: beta, the factor of the log-ratios.",
+        default=None,
+        range=ABOVE_ZERO,
+        section=SOURCE,
     )
     reference: str | None = setting(
-        "implicit: fingerprint of the reference.", default=None, shown="what the policy's run says"
+        "implicit: fingerprint of the reference.",
+        default=None,
+        shown="what the policy's run says",
+        section=SOURCE,
     )
     function: str | None = setting(
-        "python: module:function that takes lists of prompts and completions.", default=None
+        "python: module:function that takes lists of prompts and completions.",
+        default=None,
+        section=SOURCE,
     )
     """The function returns a number for each completion."""
     file: Path | None = setting(
         "file: Parquet file with columns reward and sequence_key or text_key.",
         default=None,
         path="file",
+        section=SOURCE,
     )
     precision: str | None = precision_setting("Precision of the model.", default=None)
     """None for ``float32``."""
@@ -81,9 +103,13 @@ class RewardSettings:
     max_batch_tokens: int | None = batch_tokens_setting(
         "model: tokens per batch, padding included.", REWARD_BATCH_TOKENS
     )
-    trust_remote_code: bool = setting("model: run Python code in its folder.", default=False)
+    trust_remote_code: bool = setting(
+        "model: run Python code in its folder.", default=False, section=SOURCE
+    )
     standardize: bool = setting(
-        "Standardize rewards to mean 0 and deviation 1 over the pair set.", default=False
+        "Standardize rewards to mean 0 and deviation 1 over the pair set.",
+        default=False,
+        section=OUTPUT,
     )
     commit_seconds: float = COMMIT_SECONDS
     """Seconds of work between commits, which a kill can lose."""
@@ -114,22 +140,29 @@ class RewardTrainSettings:
     """How a reward model is trained."""
 
     pair_set: str = pair_set_setting()
-    model: Path = setting("Folder to start from: a language model or a classifier.")
+    model: Path = setting("Folder to start from: a language model or a classifier.", section=DATA)
     """A classifier has one output."""
-    output_dir: Path = setting("Folder for the reward model; new or empty.")
-    learning_rate: float = setting("Of AdamW.", default=1e-5, range=ABOVE_ZERO)
-    num_epochs: int = setting("Passes over the pairs.", default=1, range=AT_LEAST_ONE)
-    pairs_per_step: int = setting("Pairs per step.", default=16, range=AT_LEAST_ONE)
+    output_dir: Path = setting("Folder for the reward model; new or empty.", section=OUTPUT)
+    learning_rate: float = setting("Of AdamW.", default=1e-5, range=ABOVE_ZERO, section=SCHEDULE)
+    num_epochs: int = setting(
+        "Passes over the pairs.", default=1, range=AT_LEAST_ONE, section=SCHEDULE
+    )
+    pairs_per_step: int = setting(
+        "Pairs per step.", default=16, range=AT_LEAST_ONE, section=SCHEDULE
+    )
     max_batch_tokens: int = batch_tokens_setting(
         "Tokens per microbatch, padding included.", REWARD_TRAIN_BATCH_TOKENS
     )
     max_grad_norm: float = setting(
         "Maximum gradient norm; 'inf' clips nothing.", default=1.0,
-        range=Range(above=0, takes_infinity=True),
+        range=Range(above=0, takes_infinity=True), section=SCHEDULE,
     )  # fmt: skip
-    weight_decay: float = setting("Of AdamW.", default=0.0, range=AT_LEAST_ZERO)
+    weight_decay: float = setting("Of AdamW.", default=0.0, range=AT_LEAST_ZERO, section=SCHEDULE)
     seed: int = setting(
-        "Seed of the order of pairs and of new weights.", default=0, range=AT_LEAST_ZERO
+        "Seed of the order of pairs and of new weights.",
+        default=0,
+        range=AT_LEAST_ZERO,
+        section=SCHEDULE,
     )
     device: str | None = device_setting()
 

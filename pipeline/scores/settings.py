@@ -6,6 +6,9 @@ from pathlib import Path
 from offpref.pipeline.adding.settings import AddSettings
 from offpref.pipeline.settings import (
     AT_LEAST_ONE,
+    DATA,
+    OUTPUT,
+    PRECISION,
     SCORE_BATCH_TOKENS,
     Range,
     batch_tokens_setting,
@@ -28,7 +31,9 @@ class ScoreSettings:
 
     pair_set: str | None = pair_set_setting(default=None)
     """None if ``data`` is given, which the command line names by it."""
-    model: Path = setting("Folder of the reference, in Hugging Face form with safetensors.")
+    model: Path = setting(
+        "Folder of the reference, in Hugging Face form with safetensors.", section=DATA
+    )
     data: AddSettings | None = None
     """Data to add first."""
     precision: str = precision_setting(
@@ -42,23 +47,28 @@ class ScoreSettings:
     shard_model: bool = setting(
         "Under torchrun: split the model over the processes (FSDP2), for one that fits no device.",
         default=False,
+        section=PRECISION, is_rare=True,
     )  # fmt: skip
     commit_seconds: float = setting(
         "Seconds of work between commits, which a kill can lose.", default=COMMIT_SECONDS,
         range=Range(least=0, most=45),
+        section=OUTPUT, is_rare=True,
     )  # fmt: skip
     tier: tuple[str, ...] = setting(
         "How much of the reference's distribution to keep for each token; may be repeated. logps "
         "is always kept; topk and hidden are for tdpo and KLs (docs/tiers.md).", default=(),
         choices=TIER_NAMES, shown="logps",
+        section=OUTPUT,
     )  # fmt: skip
     top_k: int | None = setting(
         "Number of most likely tokens that tier topk keeps.", default=None, range=AT_LEAST_ONE,
         shown=DEFAULT_TOP_K,
+        section=OUTPUT,
     )  # fmt: skip
     kl_pairs: bool = setting(
         "Also score what kto needs: each prompt with the next prompt's completion.",
         default=False,
+        section=OUTPUT,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -32,7 +32,9 @@ def saved_step(plan: TrainingPlan) -> int:
 
 def done_steps(plan: TrainingPlan, run: dict[str, Any]) -> int:
     """Return the steps that are done: all of a finished run, else those that are saved."""
-    return planned_steps(plan, run) if run["is_finished"] else saved_step(plan)
+    if not run["is_finished"]:
+        return saved_step(plan)
+    return int(run.get("num_steps", planned_steps(plan, run)))  # a callback may have ended it
 
 
 def stretched(plan: TrainingPlan, run: dict[str, Any]) -> dict[str, Any]:
@@ -54,10 +56,11 @@ def length_notes(plan: TrainingPlan, run: dict[str, Any]) -> list[str]:
     if before == plan.num_steps:
         return []
     notes = []
-    if run["is_finished"] and start < before:
+    done = done_steps(plan, run)
+    if run["is_finished"] and start < done:
         what = f"training continues after step {start:,}" if start else "it starts again at step 1"
         notes.append(
-            f"note: the run has finished step {before:,} and kept no checkpoint of it, as with "
+            f"note: the run has finished step {done:,} and kept no checkpoint of it, as with "
             f"--no-last-checkpoint and in a sweep: {what}"
         )
     if rates := _differing_rates(plan, run, start):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from offpref.pipeline.boards.boards import check_boards
 from offpref.pipeline.losses.settings import LOSS_SETTINGS
 from offpref.pipeline.losses.training_loss import TrainingLoss, training_loss
 from offpref.pipeline.models.fingerprints import max_positions, model_config, weights_hash
@@ -39,7 +40,7 @@ from offpref.stores.errors import MissingError, ModelError
 from offpref.stores.keys import fingerprint
 from offpref.stores.store import Store
 
-from .boards import check_tensorboard
+from .callbacks import load_callbacks
 from .settings import ROUNDING_ONLY, TrainSettings
 
 COUNTED_TOKENS = "tokens that count"
@@ -129,8 +130,8 @@ def plan_training(store: Store, settings: TrainSettings) -> TrainingPlan:
         ModelError: If the policy does not fit the pairs.
     """
     loss = training_loss(settings)
-    if settings.report_to is not None:
-        check_tensorboard()
+    check_boards(settings.report_to)
+    load_callbacks(settings.callback)
     _check_folders(store, settings)
     takes_kl = loss.needs_forward_kl or settings.kl_metrics
     if settings.reference is not None and not (loss.needs_reference or takes_kl):

@@ -16,14 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from offpref.pipeline.boards.boards import Boards
 from offpref.pipeline.models.packing import Indices
 from offpref.pipeline.pairs.splits import TrainingPairs, key_array
 from offpref.pipeline.pairs.stretches import CountedTokens
 from offpref.stores.files.duplicates import to_arrow
 from offpref.stores.schema import EXAMPLES, MASKS, RUN_EVENTS, RUNS, STEPS, TABLES, TOKENS
 from offpref.stores.store import Store
-
-from .boards import Board
 
 FLUSH_SECONDS = 10.0
 
@@ -60,7 +59,7 @@ class RunRecords:
         *,
         provenance: Mapping[str, object],
         flush_seconds: float = FLUSH_SECONDS,
-        board: Board | None = None,
+        board: Boards | None = None,
     ) -> None:
         """Start the thread; see :meth:`close`. A board is given every step, too."""
         self._board = board

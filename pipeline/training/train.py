@@ -9,14 +9,15 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from offpref.pipeline.boards.board import BoardRun
+from offpref.pipeline.boards.boards import Boards
 from offpref.pipeline.models.devices import Processes, join_processes, keep_freed_memory
 from offpref.pipeline.models.folders import read_run, write_run
 from offpref.pipeline.models.out_of_memory import (
@@ -28,12 +29,11 @@ from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.tensor_files import tensor_errors
 from offpref.pipeline.pairs.mask_names import shown_mask
 from offpref.pipeline.progress import Progress
-from offpref.stores.errors import OffprefError, StoreWriteError
+from offpref.stores.errors import OffprefError, OwnCodeError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
 
 from .attempts import begin_run, change_notes, resumed_run, write_begin
-from .boards import FOLDER as BOARD_FOLDER
-from .boards import Board
+from .callbacks import Callback, Callbacks, load_callbacks
 from .checkpoints import (
     load_checkpoint,
     newest_checkpoint,
@@ -41,61 +41,14 @@ from .checkpoints import (
     save_checkpoint,
     whole_state,
 )
-from .measurements import StepMeasurement
 from .plan import TrainingPlan
 from .policies import Learner, load_policy, make_optimizer, trainable, write_policy
 from .run_records import RunRecords
 from .step_checks import check_passes
+from .summary import TrainSummary, run_summary
 from .trainer import Trainer
 
 PARTIAL = ".partial-policy"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MaskSummary:
-    """What a mask did to the pairs that are trained on, and to those held out."""
-
-    mask: str
-    num_tokens: int
-    """Completion tokens of the pairs that are trained on."""
-    num_counted: int
-    """Those of them that count."""
-    num_left_out: int
-    """Pairs that are left out because no token of them counts."""
-    num_eval_left_out: int
-    """The same of held-out pairs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSummary:
-    """What a run did."""
-
-    run_id: str
-    name: str
-    attempt: int
-    reference: str | None
-    is_own_reference: bool
-    """Whether the policy starts from the reference's weights."""
-    kl_source: str | None
-    """What KLs were taken against, None for no KLs: the tier, and what that makes them."""
-    mask: MaskSummary | None
-    """Which tokens counted; None where all did."""
-    num_resumed: int
-    """Steps that an earlier attempt had done."""
-    num_steps: int
-    """Steps done by now."""
-    first: StepMeasurement | None
-    """What the first step of this attempt measured."""
-    last: StepMeasurement | None
-    held_out: Mapping[str, Sequence[StepMeasurement]]
-    """What its first and last evaluation measured of held-out pairs; empty where none was."""
-    num_pairs: int
-    num_tokens: int
-    seconds: float
-    data_wait_seconds: float
-    output_dir: Path
-    is_first: bool
-    """Whether this process speaks for all of them."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -107,8 +60,15 @@ class Interrupted(KeyboardInterrupt):
         """What a shell shows for a process that this signal ended."""
 
 
-def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
+def train(
+    plan: TrainingPlan, progress: Progress | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainSummary:
     """Run a plan to its end.
+
+    Args:
+        plan: The run.
+        progress: Is shown what happens.
+        callbacks: See every step, beside those that the settings name.
 
     Raises:
         TrainingError: If a loss is not finite, the policy is not what the store says, or a run
@@ -124,7 +84,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     progress = progress if processes.is_first else Progress()
     run = begin_run(plan, processes)
     if run["is_finished"]:
-        return _summary(plan, run, processes, None, num_resumed=plan.num_steps)
+        num_done = int(run.get("num_steps", plan.num_steps))
+        return run_summary(plan, run, processes, None, num_resumed=num_done)
     plan = replace(
         plan,
         num_warmup_steps=int(run["num_warmup_steps"]),
@@ -142,26 +103,54 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainSummary:
     if checkpoint is not None:
         num_done = int(read_state(checkpoint)["step"])
         load_checkpoint(checkpoint, learner)
-    with _recording(plan, run, policy, num_done, processes) as records:
-        trainer = Trainer(plan, learner, records, progress)
+    with _recording(plan, run, policy, num_done, processes, progress) as records:
+        trainer = Trainer(plan, learner, records, progress, _called(plan, callbacks))
         if checkpoint is not None:
             trainer.tie_tolerance = read_state(checkpoint).get("tie_tolerance")
-        save = _saver(plan, run, learner, records, trainer)
-        with _stopping(trainer) as heard:
-            done = _run(trainer, records, num_done, save, plan)
-            if trainer.is_interrupted:
-                raise Interrupted(
-                    f"interrupted: step {done} of {plan.num_steps} is saved in "
-                    f"{plan.settings.output_dir}; --resume continues",
-                    *heard[:1],
-                )
-            with _recorded(records, lambda: done):  # a first signal waits until all is written
-                _write_result(policy, plan, processes, lambda: save(done))
-            if records is not None:
-                records.add_event("finished", done)
-            if processes.is_first:
-                write_run(plan.settings.output_dir, {**run, "is_finished": True})
-    return _summary(plan, run, processes, trainer, num_resumed=num_done)
+        run = _run_to_end(plan, run, learner, records, trainer, num_done)
+    return run_summary(plan, run, processes, trainer, num_resumed=num_done)
+
+
+def _run_to_end(
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    learner: Learner,
+    records: RunRecords | None,
+    trainer: Trainer,
+    num_done: int,
+) -> dict[str, Any]:
+    """Train the steps that are left, write the policy, and return what ``run.json`` says then."""
+    save, processes = _saver(plan, run, learner, records, trainer), learner.processes
+    with _stopping(trainer) as heard:
+        done = _run(trainer, records, num_done, save, plan)
+        if trainer.is_interrupted:
+            raise Interrupted(
+                f"interrupted: step {done} of {plan.num_steps} is saved in "
+                f"{plan.settings.output_dir}; --resume continues",
+                *heard[:1],
+            )
+        with _recorded(records, lambda: done):  # a first signal waits until all is written
+            _write_result(learner.policy, plan, processes, lambda: save(done))
+        if records is not None:
+            records.add_event("finished", done)
+        run = _ended(plan, run, trainer, done)
+        if processes.is_first:
+            write_run(plan.settings.output_dir, run)
+    return run
+
+
+def _called(plan: TrainingPlan, callbacks: Sequence[Callback]) -> Callbacks:
+    """Return the callbacks of a run: those that its settings name, and those that are given."""
+    functions = [*load_callbacks(plan.settings.callback), *callbacks]
+    return Callbacks(functions, run=plan.name, num_steps=plan.num_steps)
+
+
+def _ended(
+    plan: TrainingPlan, run: dict[str, Any], trainer: Trainer, num_done: int
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run that has ended."""
+    stopped = {"num_steps": num_done} if trainer.is_stopped else {}
+    return {**run, "is_finished": True, "store": str(plan.store_path.resolve()), **stopped}
 
 
 @contextmanager
@@ -171,12 +160,13 @@ def _recording(
     policy: ScoringModel,
     num_done: int,
     processes: Processes,
+    progress: Progress,
 ) -> Iterator[RunRecords | None]:
     """Give the first rank its records, and end their thread whatever happens."""
     if not processes.is_first:
         yield None
         return
-    records = _open_records(plan, run, policy, num_done)
+    records = _open_records(plan, run, policy, num_done, progress)
     try:
         yield records
     finally:
@@ -221,8 +211,8 @@ def _run(
     with _recorded(records, lambda: trainer.history[-1][0] if trainer.history else num_done):
         try:
             done = trainer.run(num_done, save)
-        except OutOfMemoryError as error:
-            raise OutOfMemoryError(f"{error}; {_kept(trainer, save, plan)}") from error
+        except (OutOfMemoryError, OwnCodeError) as error:
+            raise type(error)(f"{error}; {_kept(trainer, save, plan)}") from error
     if trainer.is_interrupted and records is not None:
         records.add_event("interrupted", done)
     return done
@@ -302,63 +292,28 @@ def is_trained(plan: TrainingPlan, *, instead: str) -> bool:
     return bool(resumed_run(plan, instead=instead)["is_finished"])
 
 
-def _summary(
-    plan: TrainingPlan,
-    run: dict[str, Any],
-    processes: Processes,
-    trainer: Trainer | None,
-    *,
-    num_resumed: int,
-) -> TrainSummary:
-    """Return what a run that is done by now has done, in this attempt by ``trainer``, if it was."""
-    steps = [] if trainer is None else [measured for _, measured in trainer.history]
-    return TrainSummary(
+def _open_boards(
+    plan: TrainingPlan, run: dict[str, Any], num_done: int, progress: Progress
+) -> Boards | None:
+    """Return where the run reports to besides the store, if anywhere."""
+    if not plan.settings.report_to:
+        return None
+    shown = BoardRun(
         run_id=run["run_id"],
         name=plan.name,
-        attempt=run["attempt"],
-        reference=str(plan.reference) if plan.reference else None,
-        is_own_reference=plan.reference is not None and plan.reference.is_policy,
-        kl_source=str(plan.kl) if plan.kl else None,
-        mask=_mask_summary(plan),
-        num_resumed=num_resumed,
-        num_steps=plan.num_steps,
-        first=steps[0] if steps else None,
-        last=steps[-1] if steps else None,
-        held_out={} if trainer is None else dict(trainer.held_out),
-        num_pairs=0 if trainer is None else trainer.num_pairs,
-        num_tokens=0 if trainer is None else trainer.num_tokens,
-        seconds=0.0 if trainer is None else trainer.seconds,
-        data_wait_seconds=0.0 if trainer is None else trainer.data_wait_seconds,
-        output_dir=plan.settings.output_dir,
-        is_first=processes.is_first,
+        folder=plan.settings.output_dir,
+        config={**plan.settings.described(), **plan.loss.described()},
+        first_step=num_done + 1 if num_done else None,
     )
-
-
-def _mask_summary(plan: TrainingPlan) -> MaskSummary | None:
-    pairs = plan.pairs
-    if pairs.counted is None:
-        return None
-    num_counted = pairs.counted.chosen.counts.sum() + pairs.counted.rejected.counts.sum()
-    return MaskSummary(
-        mask=plan.settings.mask,
-        num_tokens=int(pairs.num_chosen_tokens.sum() + pairs.num_rejected_tokens.sum()),
-        num_counted=int(num_counted),
-        num_left_out=pairs.num_uncounted,
-        num_eval_left_out=sum(held_out.num_uncounted for held_out in plan.eval_pairs),
-    )
-
-
-def _open_board(plan: TrainingPlan, num_done: int) -> Board | None:
-    """Return where the run reports to besides the store, if anywhere."""
-    if plan.settings.report_to is None:
-        return None
-    folder = plan.settings.output_dir / BOARD_FOLDER
-    with clear_write_errors(folder):
-        return Board(folder, first_step=num_done + 1 if num_done else None)
+    return Boards(plan.settings.report_to, shown, progress.note)
 
 
 def _open_records(
-    plan: TrainingPlan, run: dict[str, Any], policy: ScoringModel, num_done: int
+    plan: TrainingPlan,
+    run: dict[str, Any],
+    policy: ScoringModel,
+    num_done: int,
+    progress: Progress,
 ) -> RunRecords:
     import transformers
 
@@ -377,7 +332,7 @@ def _open_records(
         bytes.fromhex(run["run_id"]),
         int(run["attempt"]),
         provenance={"run": plan.name, **versions},
-        board=_open_board(plan, num_done),
+        board=_open_boards(plan, run, num_done, progress),
     )
     records.add_run(
         {

@@ -29,8 +29,9 @@ from offpref.pipeline.models.random_states import (
 )
 from offpref.pipeline.pairs.splits import TrainingPairs
 from offpref.pipeline.progress import Progress
-from offpref.stores.errors import StoreWriteError
+from offpref.stores.errors import OwnCodeError, StoreWriteError
 
+from .callbacks import Callbacks
 from .measurements import (
     Part,
     RankShare,
@@ -59,6 +60,7 @@ class Trainer:
         learner: Learner,
         records: RunRecords | None,
         progress: Progress,
+        callbacks: Callbacks,
     ) -> None:
         self.history: list[tuple[int, StepMeasurement]] = []
         """First and last step of this attempt."""
@@ -68,7 +70,7 @@ class Trainer:
         self.seconds = self.data_wait_seconds = 0.0
         self.tie_tolerance: float | None = None
         """Nats that log-ratios may be apart and tie, where a loss ranks pairs; found at step 1."""
-        self.is_interrupted = False
+        self.is_interrupted = self.is_stopped = False
         self._is_stopping = False
         self._before: tuple[int, RandomStates] | None = None  # until weights change
         self._plan = plan
@@ -79,6 +81,7 @@ class Trainer:
         self._processes = learner.processes
         self._records = records
         self._progress = progress
+        self._callbacks = callbacks
         self._parameters = list(trainable(learner.policy).values())
         num_warmup = plan.num_warmup_steps
         if num_warmup is None:
@@ -105,6 +108,8 @@ class Trainer:
         """
         if num_done == 0:
             self._evaluate(0)
+            if self._is_told_to_stop(0, save):
+                return 0
         elif self.tie_tolerance is None:
             self.tie_tolerance = 0.0  # the steps before were trained without it
         steps = self._reader.steps(num_done + 1)
@@ -119,6 +124,10 @@ class Trainer:
                 is_last = step == self._plan.num_steps
                 if is_last or self._is_due(step, self._settings.eval_every):
                     self._evaluate(step)
+                if self._is_told_to_stop(step, save):
+                    if not is_last and not self._is_due(step, self._settings.eval_every):
+                        self._evaluate(step)
+                    return step
                 if is_interrupted and not is_last:
                     self.is_interrupted = True
                     save(step)
@@ -142,6 +151,23 @@ class Trainer:
             if self._processes.mesh is not None:  # the others wait for this one
                 raise
             self._progress.note(f"note: {error}; the run cannot train on from step {step:,}")
+
+    def _is_told_to_stop(self, step: int, save: Callable[[int], None]) -> bool:
+        """Call the callbacks; return whether one asks that this step be the last.
+
+        Raises:
+            OwnCodeError: If one raises; the step is saved.
+        """
+        if not self._callbacks:
+            return False
+        try:
+            is_asked = self._callbacks.tell()
+        except OwnCodeError:
+            if step and self._processes.world_size == 1:
+                save(step)
+            raise
+        self.is_stopped = any(self._processes.gather(is_asked))
+        return self.is_stopped
 
     def put_back(self) -> int | None:
         """Undo what a failed step has done by now, and return the step whose weights these are.
@@ -283,19 +309,20 @@ class Trainer:
             metrics["reference_residual/mean"], metrics["reference_residual/max"] = (
                 measured.residual
             )
-        self._records.add_step(
-            {
-                "step": step,
-                "epoch": step / self._plan.steps_per_epoch,
-                "split": pairs.split,
-                "loss": measured.loss,
-                "metrics": metrics,
-                "num_pairs": len(measured.table.pairs),
-                "num_tokens": measured.num_tokens,
-                "peak_memory_bytes": peak_memory_bytes(self._processes.device),
-                **columns,
-            }
-        )
+        row = {
+            "step": step,
+            "epoch": step / self._plan.steps_per_epoch,
+            "split": pairs.split,
+            "loss": measured.loss,
+            "metrics": metrics,
+            "num_pairs": len(measured.table.pairs),
+            "num_tokens": measured.num_tokens,
+            "peak_memory_bytes": peak_memory_bytes(self._processes.device),
+            **columns,
+        }
+        self._records.add_step(row)
+        if self._callbacks:
+            self._callbacks.add(row)
         kl_source = None if self._plan.kl is None else self._plan.kl.label
         self._records.add_pairs(step, pairs, measured.table, kl_source)
 

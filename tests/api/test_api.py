@@ -332,7 +332,7 @@ def test_what_is_written_for_people_and_tools(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"to": "parket"}, "to must be one of tensorboard, parquet, got 'parket'; did you mean"),
+        ({"to": "parket"}, "trackio, mlflow, parquet, got 'parket'; did you mean parquet"),
         ({"to": "tensorboard", "view": "steps"}, "view has no effect on tensorboard"),
         ({"to": "parquet", "view": "step"}, "unknown view 'step'"),
         ({"to": "parquet", "runs": ["nothing"]}, "no run is called 'nothing'"),

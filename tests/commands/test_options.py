@@ -58,7 +58,10 @@ def test_help_has_required_options_first_with_defaults_choices_and_ranges() -> N
     _, text = run("--help")
 
     options = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
-    assert options == ["--folder", "--name", "--share", "--kinds", "--day", "--config", "--help"]
+    assert options == [
+        "--folder", "--name", "--share", "--kinds", "--day", "--config", "--verbose",
+        "--help",
+    ]  # fmt: skip
     assert "[required]" in text
     assert "A name.  [default: none]" in text
     assert "[default: 0.5; 0<=x<1]" in text

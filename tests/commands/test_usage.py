@@ -68,7 +68,7 @@ RUNS = {
     "query": ("query {store} runs", "pipeline.commands.tables.text_table"),
     "report": ("report {store} --output {page}", "stores.report.html._page"),
     "export": (
-        "export {store} --to parquet --view runs --output {out}", "training.export.write_parquet",
+        "export {store} --to parquet --view runs --output {out}", "boards.export.write_parquet",
     ),
 }  # fmt: skip
 """A command line of each command that runs something, and a part of what it runs."""
@@ -163,6 +163,19 @@ def test_a_bad_setting_is_wrong_usage_in_one_line(
     ("arguments", "exit_code", "guess"),
     [
         ("trian {store}", 2, "train"),
+        ("dpo {store}", 2, "did you mean train?"),
+        ("train {store} --lr 1", 2, "unknown option --lr; did you mean --learning-rate?"),
+        ("train {store} --ref-model x", 2, "did you mean --reference?"),
+        ("train {store} --per-device-train-batch-size 1", 2, "did you mean --pairs-per-step?"),
+        ("sft {store} --epochs 1", 2, "did you mean --num-epochs?"),
+        ("train {store} --pair-set reviews --model {model} --output-dir {out} --loss-type dpo",
+         2, "got 'dpo'; did you mean sigmoid?"),
+        ("train {store} --pair-set reviews --model {model} --output-dir {out} --precision bfloat16",
+         2, "did you mean bf16?"),
+        ("train {store} --pair-set reviews --model {model} --output-dir {out} "
+         "--lr-scheduler-type cosine_annealing", 2, "did you mean cosine?"),
+        ("train {store} --pair-set revews --model {model} --output-dir {out}", 1,
+         "did you mean reviews?"),
         ("store verfy {store}", 2, "verify"),
         ("train {store} --lerning-rate 1", 2, "--learning-rate"),
         ("query {store} --formt csv", 2, "--format"),
@@ -189,9 +202,11 @@ def test_a_wrong_word_names_the_nearest_right_one(
     ("arguments", "content"),
     [
         ("train {store} --config {toml}", "lerning-rate = 1"),
+        ("train {store} --config {toml}", "lr = 1"),
         ("sweep {store} {toml}", "[grid]\nlerning_rate = [1.0]"),
+        ("sweep {store} {toml}", "[grid]\nlr = [1.0]"),
     ],
-    ids=["--config", "sweep"],
+    ids=["--config", "--config, another tool's", "sweep", "sweep, another tool's"],
 )
 def test_a_wrong_key_of_a_file_names_the_nearest_right_one(
     arguments: str, content: str, paths: dict[str, Path], tmp_path: Path

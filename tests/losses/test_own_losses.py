@@ -187,14 +187,18 @@ def write(named: str, body: str, *, more: str = "", options: str = "beta=0.1") -
     return named
 
 
-def test_a_bug_in_a_loss_keeps_its_traceback(
+def test_a_bug_in_a_loss_is_one_line_and_its_traceback_can_be_seen(
     scored: Any, model_dir: Path, tmp_path: Path, named: str
 ) -> None:
-    result = train(
-        scored, model_dir, tmp_path / "out", "--loss-type", write(named, "{}['nothing']")
-    )
+    wrong = ["--loss-type", write(named, "{}['nothing']")]
 
-    assert isinstance(result.exception, KeyError)
+    result = train(scored, model_dir, tmp_path / "out", *wrong)
+    told = train(scored, model_dir, tmp_path / "told", *wrong, "--verbose")
+
+    assert result.exit_code == 1
+    assert f"Error: loss '{named}' raised KeyError: 'nothing' (" in result.output
+    assert "Traceback" not in result.output
+    assert "\nKeyError: 'nothing'\n" in told.output
 
 
 def test_options_are_of_the_kind_of_their_defaults(

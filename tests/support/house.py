@@ -22,6 +22,7 @@ RANKS: Mapping[str, int] = {
     "pipeline/models": 2,
     "pipeline/losses": 2,
     "pipeline/tokenization": 2,
+    "pipeline/boards": 2,
     "pipeline/pairs": 3,
     "pipeline/adding": 4,
     "pipeline/scores": 5,
@@ -30,6 +31,8 @@ RANKS: Mapping[str, int] = {
     "pipeline/evaluation": 7,
     "pipeline/sweeps": 8,
     "pipeline/api": 9,
+    "pipeline/translation": 9,
+    "pipeline/publishing": 9,
     "offpref": 10,
     "pipeline/commands": 10,
 }
@@ -61,9 +64,14 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "pandas": ("stores/query/notebook.py", "stores/query/answer_table.py"),
     "plotly": ("stores/report/template.py",),
     "matplotlib": ("stores/query/plots.py",),
-    "tensorboard": ("pipeline/training/boards.py",),
+    "tensorboard": ("pipeline/boards/tensorboard_board.py",),
+    "wandb": ("pipeline/boards/wandb_board.py", "pipeline/boards/wandb_files.py"),
+    "trackio": ("pipeline/boards/trackio_board.py",),
+    "mlflow": ("pipeline/boards/mlflow_board.py",),
     "fsspec": ("stores/sources/opening.py",),
     "rich": ("pipeline/displays.py", "pipeline/commands/tables.py"),
+    "huggingface_hub": ("pipeline/publishing/push.py", "pipeline/models/relevant_config.py"),
+    "yaml": ("pipeline/translation/translate.py",),
 }  # fmt: skip
 """Who may import a heavy library, by the beginning of the path."""
 

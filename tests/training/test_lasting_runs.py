@@ -24,7 +24,8 @@ from offpref.pipeline.scores.settings import ScoreSettings
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.policies import num_warmup_steps
 from offpref.pipeline.training.settings import TrainSettings
-from offpref.pipeline.training.train import TrainSummary, train
+from offpref.pipeline.training.summary import TrainSummary
+from offpref.pipeline.training.train import train
 from offpref.stores.errors import StoreFormatError, StoreWriteError, TrainingError
 from offpref.stores.store import Store
 

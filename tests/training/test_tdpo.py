@@ -35,7 +35,8 @@ from offpref.pipeline.small_world import write_model
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
-from offpref.pipeline.training.train import TrainSummary, train
+from offpref.pipeline.training.summary import TrainSummary
+from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
 from offpref.stores.errors import PairSetError, TrainingError
 from offpref.stores.store import Store

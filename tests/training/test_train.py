@@ -33,7 +33,8 @@ from offpref.pipeline.training import run_records
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.policies import Learner, load_policy, trainable
 from offpref.pipeline.training.settings import TrainSettings
-from offpref.pipeline.training.train import TrainSummary, train
+from offpref.pipeline.training.summary import TrainSummary
+from offpref.pipeline.training.train import train
 from offpref.pipeline.training.trainer import Trainer
 from offpref.stores.errors import ModelError, PairSetError, TrainingError
 from offpref.stores.schema import LOGPS

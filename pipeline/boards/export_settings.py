@@ -5,14 +5,16 @@ from pathlib import Path
 
 from offpref.pipeline.settings import check_settings, setting
 
+from .board import KINDS
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSettings:
     """What is written, and where to."""
 
     to: str = setting(
-        "Event files, one folder per run (extra tensorboard), or each view as a Parquet file.",
-        choices=("tensorboard", "parquet"),
+        "A board with every step of the runs (extra of its name), or each view as a Parquet file.",
+        choices=(*KINDS, "parquet"),
     )  # fmt: skip
     output: Path = setting("Folder to make; it appears whole or not at all.", path="any")
     runs: tuple[str, ...] = setting(

@@ -1,12 +1,16 @@
-"""Export what a store's runs measured, as TensorBoard event files or plain Parquet.
+"""Export what a store's runs measured, to a board or as plain Parquet.
 
 The folder appears whole or not at all and needs nothing of the store afterwards.
 """
 
+import json
+import os
 import re
+import sys
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from uuid import UUID
 
 from offpref.pipeline.settings import nearest
 from offpref.stores.errors import StoreWriteError
@@ -15,13 +19,15 @@ from offpref.stores.query.catalog import Catalog
 from offpref.stores.query.formats import write_parquet
 from offpref.stores.query.views import view_names
 
-from .boards import Board, check_tensorboard
+from .board import Board, BoardRun
+from .boards import check_boards, open_board
 from .export_settings import ExportSettings
 
 _STEPS = """
 -- param run runs: runs to export; all if not given
 select
   latest_runs.run,
+  latest_runs.config,
   coalesce(epoch(latest_runs.started_at), 0) as started_at,
   steps.*
 from steps
@@ -32,6 +38,8 @@ order by
   steps.step,
   steps.split
 """
+_ONE_PLACE = ("mlflow", "trackio")
+"""Boards that keep all runs in one database."""
 _VIEW = "select * from {view}"
 _VIEW_OF_RUNS = """
 -- param run runs: runs to export
@@ -45,8 +53,8 @@ def check_export(catalog: Catalog, settings: ExportSettings) -> None:
     Raises:
         ValueError: If a run or a view is not there, or tensorboard is needed and not installed.
     """
-    if settings.to == "tensorboard":
-        check_tensorboard()
+    if settings.to != "parquet":
+        check_boards([settings.to])
     for view in settings.view:
         if view not in view_names():
             known = sorted(view_names())
@@ -58,9 +66,9 @@ def check_export(catalog: Catalog, settings: ExportSettings) -> None:
 def export(catalog: Catalog, settings: ExportSettings) -> int:
     """Write what is asked for, and return the number of runs or of views that were written.
 
-    For tensorboard, every run's steps are event files, one folder per run. For parquet, each view
-    is ``<view>.parquet``, with keys as text; where runs are named, views with a column ``run_id``
-    have the rows of these runs alone.
+    A board has every run's steps; event files and offline runs have one folder per run. For
+    parquet, each view is ``<view>.parquet``, with keys as text; where runs are named, views with a
+    column ``run_id`` have the rows of these runs alone.
 
     Raises:
         ValueError: As `check_export` says.
@@ -68,7 +76,7 @@ def export(catalog: Catalog, settings: ExportSettings) -> int:
     """
     check_export(catalog, settings)
     check_folder(settings.output, overwrite=settings.overwrite)
-    write = _write_events if settings.to == "tensorboard" else _write_views
+    write = _write_views if settings.to == "parquet" else _write_boards
     with whole_folder(settings.output) as folder:
         return write(catalog, settings, folder)
 
@@ -81,21 +89,49 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         raise StoreWriteError(f"{path} is not empty; name a new folder, or --overwrite replaces it")
 
 
-def _write_events(catalog: Catalog, settings: ExportSettings, folder: Path) -> int:
-    """Write event files of each run, and return the number of runs."""
+def _write_boards(catalog: Catalog, settings: ExportSettings, folder: Path) -> int:
+    """Write every run to a board, and return the number of runs."""
+    if settings.to == "trackio":
+        _place_trackio(folder)
     found = catalog.answer(_STEPS, parameters=settings.parameters)
     rows = (dict(zip(found.columns, row, strict=True)) for row in found.rows)
     used: set[str] = set()
     for run, steps in groupby(rows, key=lambda row: str(row["run"])):
         name = _folder_name(run, used)
-        board = Board(folder / name)
+        board: Board | None = None
+        known: dict[str, int] = {}
         wall_time = None
         for step in steps:
+            if board is None:
+                place = folder if settings.to in _ONE_PLACE else folder / name
+                shown = BoardRun(
+                    run_id=UUID(str(step["run_id"])).hex, name=run, folder=place,
+                    config=json.loads(step["config"] or "{}"),
+                )  # fmt: skip
+                board = open_board(settings.to, shown)
+                known = board.last_steps() or {}  # of a server that has the run by now
             # A step has no time of its own, but the run has, and steps say how long they took.
             wall_time = (wall_time or float(step["started_at"])) + float(step["seconds"])
-            board.add_step(step, wall_time=wall_time)
-        board.close()
+            if int(step["step"]) > known.get(str(step["split"]), -1):
+                board.add_step(step, wall_time=wall_time)
+        if board is not None:
+            board.close()
     return len(used)
+
+
+def _place_trackio(folder: Path) -> None:
+    """Let Trackio write into a folder, unless the environment names another one.
+
+    Raises:
+        StoreWriteError: If it is loaded by now, and writes elsewhere.
+    """
+    given = os.environ.setdefault("TRACKIO_DIR", str(folder))
+    if given == str(folder) and "trackio" in sys.modules:
+        del os.environ["TRACKIO_DIR"]
+        raise StoreWriteError(
+            "trackio is in use by this program and writes elsewhere: export in a process of its "
+            "own, or set TRACKIO_DIR before it is imported"
+        )
 
 
 def _write_views(catalog: Catalog, settings: ExportSettings, folder: Path) -> int:

@@ -1,0 +1,1 @@
+"""Boards that show a run to other tools, while it trains and afterwards."""

@@ -1,0 +1,1 @@
+"""A trained policy for others: its model card, and the way to the Hub."""
