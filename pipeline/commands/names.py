@@ -10,11 +10,16 @@ from pathlib import Path
 
 import click
 
+from offpref.stores.query.run_names import STATUSES
+
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
 TIMEOUT_SECONDS = 3.0
 _PAIR_SETS = "select distinct pair_set from pair_sets order by 1"
 _RUNS = "select run from latest_runs order by started_at desc, run"
+_TAGS = "select distinct unnest(tags) from run_tags order by 1"
+_EVALUATIONS = "select distinct name from evaluations order by 1"
+_PUT_AWAY = "select name from put_away where kind = '{kind}' order by hidden_at desc"
 _OBJECTIVES = "select distinct objective from rewards order by 1"
 
 
@@ -49,17 +54,36 @@ def _questions(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
     return _beginning(query_names(), incomplete)
 
 
+def _named(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return what can be put away, or shown again, of the kind that stands before."""
+    kind = str(ctx.params.get("kind"))
+    if kind not in _OF_KIND:
+        return []
+    is_back = ctx.info_name == "restore"
+    sql = _PUT_AWAY.format(kind=kind) if is_back else _OF_KIND[kind]
+    return _beginning(_names(ctx.params.get("store"), sql), incomplete)
+
+
 def _parameters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return values of parameters: runs, and the names of a question's others."""
-    names = [f"run={each}" for each in _names(ctx.params.get("store"), _RUNS)]
+    names = _values(ctx.params.get("store"), incomplete.partition("=")[0])
     with suppress(Exception):  # as in `_names`: the question may be SQL
         from offpref.stores.query.questions import read_question
 
         question = read_question(str(ctx.params.get("question")))
         known = [each.name for each in question.parameters]
-        names = [each for each in names if "run" in known]
-        names += [f"{each}=" for each in known if each != "run"]
+        names = [each for each in names if each.partition("=")[0] in known]
+        given = {each.partition("=")[0] for each in names}
+        names += [f"{each}=" for each in known if each not in given]
     return _beginning(names, incomplete)
+
+
+def _values(store: object, parameter: str) -> list[str]:
+    """Return the values of a parameter; of `run`, if no parameter is named yet."""
+    if parameter == "status":
+        return [f"status={each}" for each in STATUSES]
+    name, sql = ("tag", _TAGS) if parameter == "tag" else ("run", _RUNS)
+    return [f"{name}={each}" for each in _names(store, sql)]
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
@@ -67,12 +91,17 @@ def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
     return [each for each in names if each.startswith(incomplete) and each.isprintable()]
 
 
+_OF_KIND = {"run": _RUNS, "pair-set": _PAIR_SETS, "evaluation": _EVALUATIONS}
+
 COMPLETED: Mapping[str, Completer] = {
     "pair_set": _from_store(_PAIR_SETS),
     "objective": _from_store(_OBJECTIVES, "{}="),
     "run": _from_store(_RUNS),
     "runs": _from_store(_RUNS, "run={}"),
     "set": _parameters,
+    "name": _named,
+    "add": _from_store(_TAGS),
+    "drop": _from_store(_TAGS),
     "question": _questions,
 }
 """What completes the values of a setting, by its name."""

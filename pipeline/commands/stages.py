@@ -29,7 +29,7 @@ STAGES: Mapping[str, Mapping[str, str]] = {
         "push-policy": "Write a policy's model card; push it if asked to.",
     },
     "More": {
-        "store": "List, verify, compact or clean up a store.",
+        "store": "List, label, put away, verify or compact.",
         "losses": "List losses and the options that act on them.",
         "config": "Translate a configuration of another tool.",
         "completion": "Print what completes commands in your shell.",

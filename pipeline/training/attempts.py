@@ -2,7 +2,7 @@
 
 import shutil
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from offpref.pipeline.models.devices import Processes
 from offpref.pipeline.models.fingerprints import model_config
@@ -11,6 +11,8 @@ from offpref.pipeline.models.relevant_config import are_same_model
 from offpref.pipeline.pairs.mask_names import ALL
 from offpref.stores.errors import TrainingError
 from offpref.stores.files.placing import clear_write_errors
+from offpref.stores.store import Store
+from offpref.stores.visibility import RUN, hidden
 
 from .lengths import LENGTH, done_steps, length_notes, planned_steps, stretched
 from .plan import POLICY_CONFIG, TrainingPlan
@@ -74,6 +76,7 @@ def resumed_run(plan: TrainingPlan, *, instead: str = _INSTEAD) -> dict[str, Any
     """
     run = read_run(plan.settings.output_dir)
     assert run is not None  # the caller has looked
+    _check_shown(plan, run)
     for name, before, value in _changes(plan, run):
         if name not in (*ROUNDING_ONLY, *MEASURED_ONLY, *LENGTH):
             raise TrainingError(
@@ -93,6 +96,16 @@ def resumed_run(plan: TrainingPlan, *, instead: str = _INSTEAD) -> dict[str, Any
         "depends_on": {**run["depends_on"], **plan.depends_on},
         **schedule,
     }
+
+
+def _check_shown(plan: TrainingPlan, run: dict[str, Any]) -> None:
+    """Refuse a run that is put away and has not finished: nobody would see what it measures."""
+    gone = hidden(Store.open(plan.store_path), RUN).get(str(UUID(run["run_id"])))
+    if gone is not None and not run["is_finished"]:
+        raise TrainingError(
+            f"{plan.settings.output_dir} cannot be resumed: its run {gone.name} is put away; "
+            f"`offpref store restore {plan.store_path} run {gone.name}` shows it again"
+        )
 
 
 def _check_longer(plan: TrainingPlan, run: dict[str, Any], instead: str) -> None:

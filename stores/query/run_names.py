@@ -13,8 +13,10 @@ RUNS_SQL = (
 )
 """What is asked of `latest_runs` to choose runs."""
 
+STATUSES = ("finished", "alive", "interrupted", "failed", "silent", "superseded")
+
 SELECTORS = {
-    "status": "only runs of this status: finished, alive, interrupted, failed, silent, superseded",
+    "status": f"only runs of this status: {', '.join(STATUSES)}",
     "tag": "only runs with this label",
 }
 """Parameters that every question about runs has beside the one that names them."""

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
-from row_store import START, put_runs
+from row_store import RUN, START, put_runs
 
 from offpref.pipeline.commands.completion import BashScript
 from offpref.pipeline.commands.main import main
 from offpref.stores.store import Store
+from offpref.stores.visibility import Subject, put_away, set_tags
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,10 @@ def store(scored_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a pair set and the runs "dpo" and "a/b" in a folder called "store"."""
     folder = tmp_path_factory.mktemp("completed") / "store"
     shutil.copytree(scored_once, folder)
-    put_runs(Store.open(folder), "dpo", "a/b", started_at=START)
+    opened = Store.open(folder)
+    put_runs(opened, "dpo", "a/b", "gone", started_at=START)
+    set_tags(opened, [RUN.hex()], add=["best"], drop=[])
+    put_away(opened, [Subject(kind="run", subject=str(UUID(bytes=b"3" * 16)), name="gone")])
     return folder
 
 
@@ -49,6 +54,14 @@ def completed(line: str, store: Path) -> list[str]:
         ("offpref report S --run ", ["a/b", "dpo"]),
         ("offpref query S curves --set run=d", ["dpo"]),  # bash divides at =
         ("offpref export S --set run=a", ["a/b"]),
+        ("offpref query S curves --set status=fin", ["finished"]),
+        ("offpref query S curves --set tag=", ["best"]),
+        ("offpref query S frontier --set obj", ["objective="]),
+        ("offpref store rm S ", ["run", "pair-set", "evaluation"]),
+        ("offpref store rm S run ", ["a/b", "dpo"]),
+        ("offpref store rm S pair-set r", ["reviews"]),
+        ("offpref store restore S run ", ["gone"]),
+        ("offpref store tag S dpo --drop ", ["best"]),
         ("offpref train nowhere --pair-set ", []),
         ("offpref query S 'select 1' --set x", []),
     ],
@@ -107,6 +120,11 @@ def test_a_wrong_shell_names_the_nearest() -> None:
     )
 
 
+def with_offpref() -> dict[str, str]:
+    """The environment, in which a shell finds this Python's offpref."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def typed(shell: list[str], folder: Path, *lines: tuple[str, str]) -> str:
     """Type into a shell on a terminal, and return what it shows.
 
@@ -118,7 +136,7 @@ def typed(shell: list[str], folder: Path, *lines: tuple[str, str]) -> str:
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(folder)
-        environment = {**os.environ, "TERM": "dumb", "PS1": "ready> ", "INPUTRC": "/dev/null"}
+        environment = with_offpref() | {"TERM": "dumb", "PS1": "ready> ", "INPUTRC": "/dev/null"}
         os.execvpe(shell[0], shell, environment)
     shown, end = "", time.monotonic() + 30
     for wanted, line in lines:
@@ -151,7 +169,12 @@ def test_fish_completes(store: Path) -> None:
     script = 'offpref completion fish | source; complete -C "offpref export store --set run=d"'
 
     done = subprocess.run(
-        ["fish", "-c", script], cwd=store.parent, capture_output=True, text=True, check=True
+        ["fish", "-c", script],
+        cwd=store.parent,
+        env=with_offpref(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert "run=dpo" in done.stdout.split()
@@ -166,7 +189,11 @@ def test_zsh_completes(store: Path) -> None:
     )
 
     done = subprocess.run(
-        ["zsh", "-f", "-c", script], cwd=store.parent, capture_output=True, text=True
+        ["zsh", "-f", "-c", script],
+        cwd=store.parent,
+        env=with_offpref(),
+        capture_output=True,
+        text=True,
     )
 
     assert "run=dpo" in done.stdout.split(), done.stderr

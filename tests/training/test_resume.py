@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.stores.errors import TrainingError
 from offpref.stores.store import Store
+from offpref.stores.visibility import Subject, put_away
 
 Settings = Callable[..., TrainSettings]
 OFFPREF = [sys.executable, "-c", "from offpref.pipeline.commands.main import main; main()"]
@@ -335,6 +337,24 @@ def test_a_finished_run_trains_on_without_having_been_told_to_save(
     whole = train_settings(max_steps=3, output_dir=tmp_path / "whole", **given)
     train(plan_training(scored, whole))
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_run_that_is_put_away_is_not_resumed_in_the_dark(
+    scored: Store, train_settings: Settings, tmp_path: Path
+) -> None:
+    settings = train_settings(max_steps=2, resume=True)
+    train(plan_training(scored, settings))
+    scored.refresh()
+    subject = Subject(kind="run", subject=str(UUID(run_id(tmp_path / "out"))), name="out")
+    put_away(scored, [subject])
+
+    finished = train(plan_training(scored, settings))
+    state = tmp_path / "out" / "run.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"is_finished": False}))
+
+    assert finished.num_steps == 2
+    with pytest.raises(TrainingError, match="its run out is put away; `offpref store restore"):
+        train(plan_training(scored, settings))
 
 
 def test_settings_that_change_no_weight_may_change(
