@@ -24,6 +24,8 @@ from offpref.pipeline.training.settings import TrainSettings
 for _package in ("wandb", "trackio", "mlflow"):
     pytest.importorskip(_package)
 
+OFFPREF = str(Path(sys.executable).parent / "offpref")
+
 KILLER = """
 import os, signal, time
 
@@ -133,7 +135,7 @@ def reported(
         "http_proxy": address, "https_proxy": address, "NO_PROXY": "", "no_proxy": "",
     }  # fmt: skip
     command = [
-        "offpref", "train", str(store), "--pair-set", "reviews", "--model", str(model_dir),
+        OFFPREF, "train", str(store), "--pair-set", "reviews", "--model", str(model_dir),
         "--output-dir", str(folder / "out"), "--pairs-per-step", "8", "--max-steps", "5",
         "--eval-every", "2", "--save-every", "2", "--report-to", "wandb", "--report-to", "trackio",
         "--report-to", "mlflow",
@@ -223,7 +225,7 @@ def test_export_writes_a_board_afterwards(board: str, reported: Reported, tmp_pa
     quiet["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"  # an address that is given is used
 
     done = subprocess.run(
-        ["offpref", "export", str(reported.store), "--to", board, "--output", str(output)],
+        [OFFPREF, "export", str(reported.store), "--to", board, "--output", str(output)],
         env=quiet, capture_output=True, text=True, check=True,
     )  # fmt: skip
 

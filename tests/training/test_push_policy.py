@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from offpref.pipeline.commands.main import main
 from offpref.pipeline.publishing.card import model_card
 from offpref.pipeline.publishing.facts import RunFacts
 from offpref.pipeline.publishing.settings import PushSettings
+
+OFFPREF = str(Path(sys.executable).parent / "offpref")
 
 TOKEN = "hf_" + "x" * 34
 
@@ -127,7 +130,7 @@ def pushed(policy: Path, hub: Hub, *more: str) -> subprocess.CompletedProcess[st
         "HF_HUB_OFFLINE": "0",
     }
     return subprocess.run(
-        ["offpref", "push-policy", str(policy), "me/policy", *more],
+        [OFFPREF, "push-policy", str(policy), "me/policy", *more],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
 
