@@ -96,6 +96,7 @@ def verify_store(root: Path, on_bytes: Callable[[int], None] = lambda number: No
     check.specs(records)
     check.remembered()
     check.strangers()
+    check.note_removed()
     return Verified(
         num_files=check.num_files,
         num_bytes=check.num_bytes,
@@ -116,6 +117,7 @@ class _Check:
         self.num_rows = 0
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self._removed: list[int] = []  # sizes of files that a commit removed
 
     def folders(self) -> None:
         for name in FOLDERS:
@@ -182,9 +184,16 @@ class _Check:
             elif hash_regular(self.root, path)[0] != path.stem:
                 self.problems.append(f"{path} is damaged: its bytes do not match its name")
             elif path.stem in removed:
-                self.notes.append(f"{path} was removed by a compaction and waits for collection")
+                self._removed.append(path.stat().st_size)
             else:
                 self.notes.append(f"{path} is named by no commit and waits for collection")
+
+    def note_removed(self) -> None:
+        if self._removed:
+            self.notes.append(
+                f"{len(self._removed):,} files, {sum(self._removed):,} bytes, are no longer needed:"
+                " `offpref store gc` deletes them a week after they were removed"
+            )
 
     def heads(self, records: dict[str, Record]) -> None:
         known: dict[str, set[str]] = {}
