@@ -160,6 +160,11 @@ def _sample_conditions(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_kl_of(name: str, value: float | None) -> bool:
+    """Whether it is a KL between policy and reference that was measured."""
+    return value is not None and name in ("reverse_kl", "forward_kl", "on_policy_forward_kl")
+
+
 def _evaluated(
     rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], runs: Sequence[ReportRun]
 ) -> dict[str, Any]:
@@ -170,6 +175,11 @@ def _evaluated(
         measured = {name: row[name] for name in _OF_EVALUATIONS}
         measured |= {f"reward: {name}": value for name, value in row["rewards"]}
         measured |= dict(row["metrics"])
+        errors = {f"reward: {name}": value for name, value in row["reward_errors"] or ()}
+        errors["reverse_kl"] = row["reverse_kl_error"]
+        if row["is_reference"]:  # what is measured instead of 0 is rounding
+            measured |= {name: 0.0 for name, value in measured.items() if _is_kl_of(name, value)}
+            errors["reverse_kl"] = None
         values = {name: rounded(value) for name, value in measured.items()}
         points.append(
             {
@@ -178,7 +188,9 @@ def _evaluated(
                 "note": f"{row['num_prompts']:,} prompts of {row['pair_set']}, split "
                 f"{row['split']}, {row['num_samples']:,} samples each, {row['measured_at']}",
                 "has_bounds": False,
+                "is_reference": row["is_reference"],
                 "values": {name: value for name, value in values.items() if value is not None},
+                "errors": {name: rounded(value) for name, value in errors.items() if value},
                 **_sample_conditions(row),
             }
         )
