@@ -54,7 +54,8 @@ let isPaused = false;
 
 function age(seconds) {
   if (seconds < 90) return plural(Math.round(seconds), "second");
-  return seconds < 5400 ? plural(Math.round(seconds / 60), "minute") : plural(Math.round(seconds / 3600), "hour");
+  if (seconds < 5400) return plural(Math.round(seconds / 60), "minute");
+  return seconds < 172800 ? plural(Math.round(seconds / 3600), "hour") : plural(Math.round(seconds / 86400), "day");
 }
 
 async function startWatch() {
@@ -70,13 +71,11 @@ async function startWatch() {
     pause.textContent = isPaused ? "Reload again" : "Stop reloading";
   }
   const state = history.state?.offpref;
-  if (state) {
-    isPaused = state.isPaused;
-    await restore(state);
-  }
+  isPaused = Boolean(state?.isPaused);
   fill($("watched"), text, ...(isFromFile ? [pause] : []));
   $("watched").hidden = false;
   tell();
+  if (state) await restore(state); // last, for it scrolls
   setInterval(() => {
     tell();
     // Not under a reader's hands: while a text is typed or selected, or nobody looks.
