@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from offpref.stores.errors import ReportError
 
+from .label_places import label_places
 from .run_colours import DASHES, LIGHT, SYMBOLS
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _NO_RUN = ("#5a5f67", "X")  # colour and marker of a policy that no run made
 MAX_NAME = 40
 """Characters of a name that are drawn."""
 DOTS_PER_INCH = 150
+NAME_SIZE = 8.5
+"""Of the names of points, in points of type."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -168,13 +171,16 @@ def _frontier(figure: "Figure", rows: Rows, looks: _Looks) -> bool:
         )
         for row in rows
     }
+    named = []
     for axes, (panel, title) in zip(_grid(figure, panels), panels.items(), strict=True):
         of_panel = [row for row in rows if (row["measured_on"], row["objective"]) == panel]
         _scatter(axes, of_panel, looks, "kl", "reward", "reward_error")
         is_bound = any(row["kl_source"] == "topk-bound" for row in of_panel)
         kl = "KL(policy || reference), nats per completion" + (", lower bounds" if is_bound else "")
         axes.set(title=title, xlabel=kl, ylabel="Mean reward")
+        named.append((axes, of_panel))
     _tell_conditions(figure, rows)
+    _name_points(figure, named, "kl", "reward")
     return bool(panels)
 
 
@@ -192,6 +198,9 @@ def _pareto(figure: "Figure", rows: Rows, looks: _Looks) -> bool:
         _scatter(axes, both, looks, x, y)
         axes.set(xlabel=f"Mean reward, {_text(x)}", ylabel=f"Mean reward, {_text(y)}")
     _tell_conditions(figure, rows)
+    for axes, (x, y) in zip(figure.axes, panels, strict=True):
+        both = [row for row in flat if row.get(x) is not None and row.get(y) is not None]
+        _name_points(figure, [(axes, both)], x, y)
     return bool(panels)
 
 
@@ -368,11 +377,29 @@ def _scatter(
             marker=looks.marker(row["policy"]), markersize=9, markeredgewidth=1.8,
             markerfacecolor=colour if row["is_pareto"] else "white", linestyle="none",
         )  # fmt: skip
-        axes.annotate(
-            _text(row["policy"]), (row[x], row[y]), xytext=(7, 7), textcoords="offset points",
-            fontsize=8.5, color="#5a5f67",
-        )  # fmt: skip
     axes.margins(0.18)
+
+
+def _name_points(figure: "Figure", panels: Sequence[tuple["Axes", Rows]], x: str, y: str) -> None:
+    """Write the names beside the points, once everything else of the figure has its place."""
+    figure.draw_without_rendering()
+    per_dot = 72 / figure.dpi
+    for axes, rows in panels:
+        # Where room is short, the names of the best have it.
+        ordered = sorted(rows, key=lambda row: not row["is_pareto"])
+        names = [_text(row["policy"]) for row in ordered]
+        dots = [axes.transData.transform((row[x], row[y])) for row in ordered]
+        points = [(float(dot[0]) * per_dot, float(dot[1]) * per_dot) for dot in dots]
+        left, bottom, right, top = (float(edge) * per_dot for edge in axes.bbox.extents)
+        places = label_places(points, names, (left, bottom, right, top), NAME_SIZE)
+        for row, name, place in zip(ordered, names, places, strict=True):
+            if place is not None:
+                axes.annotate(
+                    name, (row[x], row[y]), xytext=(place.x, place.y), textcoords="offset points",
+                    fontsize=NAME_SIZE, color="#5a5f67", ha="center", va="center",
+                    arrowprops={"arrowstyle": "-", "color": "#8b9098", "shrinkB": 6}
+                    if place.is_far else None,
+                )  # fmt: skip
 
 
 def _bars(axes: "Axes", rows: Rows, columns: Mapping[str, str], name: str) -> None:

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from report_cases import REFERENCE, Page, put_run, report
 from report_results import NAMES, put_evaluation, put_results
@@ -173,6 +175,23 @@ def test_a_run_keeps_its_look_whichever_runs_are_shown_and_on_pictures(
     assert (np.abs(pixels - wanted).max(axis=-1) == 0).sum() > 100
     other = np.array([int(LIGHT[0][at : at + 2], 16) for at in (1, 3, 5)])
     assert (np.abs(pixels - other).max(axis=-1) == 0).sum() == 0
+
+
+def test_names_on_a_picture_do_not_overlap() -> None:
+    rows = [
+        {"policy": f"policy-with-a-name-{number}", "measured_on": "samples", "objective": "a",
+         "reward": number % 3 + number / 1000, "reward_error": 0.1, "kl": number % 3 + number / 500,
+         "kl_source": "samples", "is_pareto": number % 2 == 0, "conditions": "", "left_out": None}
+        for number in range(9)
+    ]  # fmt: skip
+    figure = draw("frontier", pa.Table.from_pylist(rows))
+    figure.draw_without_rendering()
+
+    names = [Text.get_window_extent(each) for each in figure.axes[0].texts]  # without their lines
+
+    assert len(names) == 9
+    for place, one in enumerate(names):
+        assert not any(one.overlaps(other) for other in names[place + 1 :])
 
 
 def _pixels(path: Path) -> NDArray[np.int_]:
