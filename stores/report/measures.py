@@ -119,8 +119,10 @@ def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
     means = {name: _finite(rows[name]) for name in MEASURES}
     values = {name: rounded(float(each.mean())) for name, each in means.items() if len(each)}
     margins = means["reward_margins"]
+    errors = {"reward_margins": _error(margins)}
     if len(decided := margins[margins != 0]):  # a tie is neither right nor wrong
         values["accuracy"] = rounded(float((decided > 0).mean()))
+        errors["accuracy"] = _error((decided > 0).astype(np.float64))
     for kl in ("forward_kl", "reverse_kl"):  # of a completion, be it chosen or rejected
         both = np.concatenate([means[f"chosen_{kl}"], means[f"rejected_{kl}"]])
         if len(both):
@@ -130,8 +132,17 @@ def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
         "label": label,
         "note": f"{rows.num_rows:,} pairs of split {split}",
         "has_bounds": bool(pc.any(rows["is_bound"]).as_py()),
+        "is_reference": False,
         "values": values,
+        "errors": {name: error for name, error in errors.items() if error},
     }
+
+
+def _error(values: Values) -> float | None:
+    """Standard error of the mean of N values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return rounded(float(values.std(ddof=1) / len(values) ** 0.5))
 
 
 def _pair_conditions(axes: Mapping[str, Any], split: str) -> dict[str, Any]:

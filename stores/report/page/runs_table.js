@@ -146,8 +146,11 @@ function bestSentence() {
   if (best.length !== 1 || ranked.length < 2) return null;
   const tied = ranked.filter((run) => resultOf(run).is_tied && run !== best[0]);
   const name = (run) => visible(runLabel(run));
-  return el("p", { class: "caption", id: "best" }, el("b", {}, `Best: ${name(best[0])}`),
-    tied.length ? `, of those that cannot be told from the highest accuracy (${[best[0], ...tied].map(name).join(", ")}) the one with the smallest KL.` : ", with the highest held-out accuracy: no other run is tied with it.");
+  const alike = [best[0], ...tied].map(name).join(", ");
+  const why = !tied.length ? "the highest held-out accuracy, and no other run is tied with it."
+    : isNumber(resultOf(best[0]).kl) ? `of those that cannot be told from the highest accuracy (${alike}) the one with the smallest KL.`
+      : `but no KL tells it from those whose accuracy is not clearly lower (${alike}).`;
+  return el("p", { class: "caption", id: "best" }, el("b", {}, `Best: ${name(best[0])}`), `, ${why}`);
 }
 
 const leftOutLine = (title, id, reasons) => (reasons.length

@@ -50,9 +50,21 @@ def test_results_are_those_of_the_questions(results: Store, page: Page) -> None:
             for row in catalog.select("accuracy").to_pylist()
             if row["split"] == "eval"
         }
-        frontier = [
-            row for row in catalog.select("frontier").to_pylist() if row["measured_on"] == "samples"
-        ]
+        every = catalog.select("frontier").to_pylist()
+    frontier = [row for row in every if row["measured_on"] == "samples"]
+    points = {
+        each["label"]: each
+        for source in page.json("charts")["frontiers"]
+        if source["source"] == "held out"
+        for each in source["points"]
+    }
+    for row in every:
+        if row["objective"] == "rewards/accuracies" and row["policy"] != "ties":
+            point = points[row["policy"]]
+            assert point["values"]["accuracy"] == pytest.approx(row["reward"], abs=1e-4)
+            if row["reward_error"]:
+                error = pytest.approx(row["reward_error"], abs=1e-4)
+                assert point["errors"]["accuracy"] == error
 
     assert {run for run, result in found.items() if "accuracy" in result} == set(best)
     names = ("rank", "accuracy", "accuracy_error", "is_tied")
