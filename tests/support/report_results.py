@@ -30,6 +30,7 @@ MARGINS: Mapping[bytes, Mapping[int, float]] = {
 }
 REWARDS = {LOW: (0.5, 1.5), HIGH: (0.75, 3.0), MIDDLE: (0.625, 2.0)}
 """Reward and KL of samples."""
+RATES = {LOW: 5e-6, HIGH: 1e-4, MIDDLE: 2e-5}
 
 
 def put_margins(store: Store, run_id: bytes, margins: Mapping[int, float]) -> None:
@@ -70,7 +71,10 @@ def put_results(store: Store) -> None:
     for run_id, name, beta in ((LOW, "beta-2", 2.0), (HIGH, "beta-10", 10.0),
                                (MIDDLE, "beta-0.5", 0.5), (TIES, "ties", 2.0),
                                (FRESH, "fresh", None)):  # fmt: skip
-        put_run(store, run_id, name, beta=beta, loss_type="sigmoid" if beta else "sft")
+        put_run(
+            store, run_id, name, beta=beta, loss_type="sigmoid" if beta else "sft",
+            learning_rate=RATES.get(run_id),
+        )  # fmt: skip
     put_run(store, DEAD, "elsewhere", event="interrupted", beta=1.0)
     put_run(store, AGAIN, "elsewhere", beta=1.0, pair_set="other", pair_set_fingerprint=OTHER)
     put_run(store, GONE, "gone", beta=1.0)

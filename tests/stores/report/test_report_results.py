@@ -157,8 +157,10 @@ def test_rewards_that_were_measured_differently_are_named(store: Store) -> None:
 
 def test_settings_that_tell_most_come_first(page: Page) -> None:
     # The usual ones in their order; then those with the most values.
-    assert page.values["settings"] == ["loss_type", "beta"]
-    assert page.values["runs"][1]["differs"] == {"loss_type": "sigmoid", "beta": "10"}
+    assert page.values["settings"] == ["loss_type", "beta", "learning_rate"]
+    assert page.values["runs"][1]["differs"] == {
+        "loss_type": "sigmoid", "beta": "10", "learning_rate": "0.0001"
+    }  # fmt: skip
 
 
 # Looks.

@@ -82,8 +82,8 @@ def test_page_fits_and_has_no_barrier_in_both_themes(
         assert seen_headings(reader) == ["Run", "Status", "Accuracy, held out", "KL"]
     elif width == 1400:
         assert seen_headings(reader) == [
-            "Run", "Status", "loss_type", "beta", "Accuracy, held out", "Loss, held out", "KL",
-            "Reward, helpful", "Reward, brief", "Steps", "Started (UTC)",
+            "Run", "Status", "loss_type", "beta", "learning_rate", "Accuracy, held out",
+            "Loss, held out", "KL", "Reward, helpful", "Reward, brief", "Steps", "Started (UTC)",
         ]  # fmt: skip
 
     page.locator("#run-table .open-run", has_text="beta-2").click()
@@ -113,6 +113,9 @@ def test_runs_are_sorted_by_keyboard_numbers_as_numbers_and_dashes_last(reader: 
     page.keyboard.press("Space")  # the heading has the focus still
     assert column(reader, "beta") == ["10", "2", "2", "1", "0.5", DASH]
     assert page.evaluate(sorts) == ["descending"]
+    page.locator("#run-table button", has_text="learning").focus()
+    page.keyboard.press("Enter")
+    assert column(reader, "learning_rate")[:4] == ["5e-06", "2e-05", "0.0001", DASH]
     page.locator("#run-table button", has_text="KL").focus()
     page.keyboard.press("Space")
     kls = [float(each.split("\u00b1")[0]) for each in column(reader, "KL") if each != DASH]
