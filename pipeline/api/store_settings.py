@@ -15,7 +15,10 @@ class PageSettings:
     output: Path = setting("File to write, as report.html.", short="-o", path="any")
     overwrite: bool = setting("Replace the file if it is there.", default=False)
     run: tuple[str, ...] = setting(
-        "Name of a run to show; may be repeated.", default=(), shown="all"
+        "Name of a run to show, a pattern such as 'sigmoid*', or the beginning of an id; may be"
+        " repeated.",
+        default=(),
+        shown="all that count",
     )
     max_pairs: int = setting(
         "Maximum number of pairs to show; of more, a sample by the hash of the pair.",
@@ -36,6 +39,31 @@ class PageSettings:
             title=self.title, run_names=self.run, max_pairs=self.max_pairs,
             overwrite=self.overwrite,
         )  # fmt: skip
+
+
+WATCH_SECONDS = 10.0
+"""Time between two looks at a store that is watched, unless something else is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchedPageSettings(PageSettings):
+    """The same, and whether the page is written again while the store changes."""
+
+    watch: bool = setting("Write the page again whenever the store changes.", default=False)
+    interval: float | None = setting(
+        "Seconds between two looks at the store, with --watch.", default=None,
+        shown=f"{WATCH_SECONDS:g}", range=Range(least=0.1),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        PageSettings.__post_init__(self)
+        if self.interval is not None and not self.watch:
+            raise ValueError("interval has no effect without --watch; leave it out, or add --watch")
+
+    @property
+    def interval_seconds(self) -> float:
+        """Time between two looks."""
+        return WATCH_SECONDS if self.interval is None else self.interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -285,11 +285,12 @@ def _draw(
 ) -> None:
     from offpref.stores.query.formats import whole_file
     from offpref.stores.query.plots import plot
+    from offpref.stores.query.run_colours import run_numbers
 
     assert settings.plot is not None
     with whole_file(settings.plot, overwrite=settings.overwrite) as path:
         rows = catalog.select(name, parameters=parameters)
-        plot(name, rows, path)
+        plot(name, rows, path, numbers=run_numbers(catalog.named_runs()))
     say(f"plot       {settings.plot}: {name}, {rows.num_rows:,} rows")
 
 

@@ -6,12 +6,13 @@ is sampled until the page is under 10 MB, and the page says so. The same store g
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from offpref.stores.errors import ReportError
 from offpref.stores.files.placing import place_bytes
+from offpref.stores.query import run_colours
 from offpref.stores.query.catalog import Catalog
 from offpref.stores.store import Store
 
@@ -26,7 +27,8 @@ from .pairs import (
     sample_pairs,
 )
 from .queries import page_rows
-from .runs import ReportRun, curves, report_runs
+from .results import not_ranked, run_results, unlike_objectives
+from .runs import ChosenRuns, ReportRun, curves, report_runs
 from .settings import ReportSettings
 from .template import page_html, plotly_script, printable
 from .tokens import MAX_TOKENS, TokenBlocks, read_token_values, token_blocks
@@ -57,6 +59,23 @@ class ReportSummary:
     """Pairs on it whose token values did not fit."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportPage:
+    """A page before it is written."""
+
+    title: str
+    values: Mapping[str, Any]
+    """What it needs at once."""
+    blocks: Mapping[str, str]
+    """What it unpacks when it needs it."""
+    summary: ReportSummary
+    """What is on it; without its length, which `content` knows."""
+
+    def content(self, watched: Mapping[str, Any] | None) -> bytes:
+        """Return the page; ``watched`` tells a page that is written again when, and how often."""
+        return page_html(self.title, {**self.values, "watched": watched}, self.blocks).encode()
+
+
 def write_report(store: Store, path: Path, settings: ReportSettings) -> ReportSummary:
     """Write the page to ``path``, whole or not at all, and return what it shows.
 
@@ -68,21 +87,35 @@ def write_report(store: Store, path: Path, settings: ReportSettings) -> ReportSu
         QueryRefusedError: If the store has no run of a name.
         StoreWriteError: If the file system refuses.
     """
-    _check_path(path, overwrite=settings.overwrite)
+    check_page_path(path, overwrite=settings.overwrite)
+    page = read_page(store, path, settings)
+    return place_page(page, page.content(None), path, overwrite=settings.overwrite)
+
+
+def read_page(store: Store, path: Path, settings: ReportSettings) -> ReportPage:
+    """Return the page of a store as it is now; arguments and errors are `write_report`'s."""
     plotly_script()  # raises at once if it is missing
     with Catalog(store) as catalog:
-        content, summary = _page(catalog, path, store.path, settings)
-    if not place_bytes(content, path, path.parent, overwrite=settings.overwrite):
+        return _page(catalog, path, store.path, settings)
+
+
+def place_page(page: ReportPage, content: bytes, path: Path, *, overwrite: bool) -> ReportSummary:
+    """Write a page's content to ``path`` and return what it shows.
+
+    Raises:
+        ReportError: If a file is there and ``overwrite`` is false.
+        StoreWriteError: If the file system refuses.
+    """
+    if not place_bytes(content, path, path.parent, overwrite=overwrite):
         raise _is_there(path)
-    return summary
+    return replace(page.summary, num_bytes=len(content))
 
 
-def _page(
-    catalog: Catalog, path: Path, store_path: Path, settings: ReportSettings
-) -> tuple[bytes, ReportSummary]:
+def _page(catalog: Catalog, path: Path, store_path: Path, settings: ReportSettings) -> ReportPage:
     """The page, and what is on it."""
     has_all = not settings.run_names
-    runs = report_runs(catalog, settings.run_names)
+    chosen = report_runs(catalog, settings.run_names)
+    runs = chosen.runs
     sampled = sample_pairs(catalog, runs, settings.max_pairs, has_all_runs=has_all)
     references, names = _references(catalog, runs)
     values = read_token_values(catalog, runs, sampled, references)
@@ -100,7 +133,7 @@ def _page(
     shown = {
         "title": title,
         "store": _store_numbers(catalog, store_path),
-        "runs": [run.shown for run in runs],
+        **_runs_shown(catalog, chosen),
         "run_reference": [
             references.index(run.reference) if run.reference in references else None for run in runs
         ],
@@ -114,16 +147,39 @@ def _page(
     tokens = token_blocks(values, runs, sampled, references, vocabularies, left)
     blocks["vocabulary"] = tokens.vocabulary
     blocks |= {f"tokens-{number}": block for number, block in enumerate(tokens.blocks)}
-    content = page_html(title, {**shown, "tokens": _tokens_shown(tokens)}, blocks).encode()
-    return content, ReportSummary(
+    summary = ReportSummary(
         path=path,
-        num_bytes=len(content),
+        num_bytes=0,
         num_runs=len(runs),
         num_pairs=sampled.num_pairs,
         num_pairs_shown=len(sampled.rows),
         num_token_pairs=len(tokens.block_of_pair),
         num_token_pairs_left_out=tokens.num_left_out,
     )
+    values_at_once = {**shown, "tokens": _tokens_shown(tokens)}
+    return ReportPage(title=title, values=values_at_once, blocks=blocks, summary=summary)
+
+
+def _runs_shown(catalog: Catalog, chosen: ChosenRuns) -> dict[str, Any]:
+    """The runs with their results, what is left out, and how runs are drawn."""
+    results = run_results(catalog, chosen.runs)
+    shown = [
+        {name: value for name, value in result.items() if name != "measured_as"}
+        for result in results
+    ]
+    return {
+        "runs": [
+            {**run.shown, "result": result} for run, result in zip(chosen.runs, shown, strict=True)
+        ],
+        "settings": chosen.settings,
+        "left_out": chosen.left_out,
+        "not_ranked": not_ranked(chosen.runs, results),
+        "unlike_objectives": unlike_objectives(results),
+        "looks": {
+            "light": run_colours.LIGHT, "dark": run_colours.DARK,
+            "dashes": run_colours.DASHES, "symbols": run_colours.SYMBOLS,
+        },
+    }  # fmt: skip
 
 
 def _charts(catalog: Catalog, runs: Sequence[ReportRun], *, has_all_runs: bool) -> str:
@@ -179,7 +235,12 @@ def _store_numbers(catalog: Catalog, path: Path) -> dict[str, Any]:
     return {**row, "name": printable(path.resolve().name)}
 
 
-def _check_path(path: Path, *, overwrite: bool) -> None:
+def check_page_path(path: Path, *, overwrite: bool) -> None:
+    """Check that a page can be written to ``path``.
+
+    Raises:
+        ReportError: If its folder is missing, or something is there that stays.
+    """
     if not path.parent.is_dir():
         raise ReportError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():

@@ -119,8 +119,10 @@ def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
     means = {name: _finite(rows[name]) for name in MEASURES}
     values = {name: rounded(float(each.mean())) for name, each in means.items() if len(each)}
     margins = means["reward_margins"]
+    errors = {"reward_margins": _error(margins)}
     if len(decided := margins[margins != 0]):  # a tie is neither right nor wrong
         values["accuracy"] = rounded(float((decided > 0).mean()))
+        errors["accuracy"] = _error((decided > 0).astype(np.float64))
     for kl in ("forward_kl", "reverse_kl"):  # of a completion, be it chosen or rejected
         both = np.concatenate([means[f"chosen_{kl}"], means[f"rejected_{kl}"]])
         if len(both):
@@ -130,8 +132,17 @@ def _point(label: str, run: int, split: str, rows: pa.Table) -> dict[str, Any]:
         "label": label,
         "note": f"{rows.num_rows:,} pairs of split {split}",
         "has_bounds": bool(pc.any(rows["is_bound"]).as_py()),
+        "is_reference": False,
         "values": values,
+        "errors": {name: error for name, error in errors.items() if error},
     }
+
+
+def _error(values: Values) -> float | None:
+    """Standard error of the mean of N values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return rounded(float(values.std(ddof=1) / len(values) ** 0.5))
 
 
 def _pair_conditions(axes: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -160,6 +171,11 @@ def _sample_conditions(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_kl_of(name: str, value: float | None) -> bool:
+    """Whether it is a KL between policy and reference that was measured."""
+    return value is not None and name in ("reverse_kl", "forward_kl", "on_policy_forward_kl")
+
+
 def _evaluated(
     rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], runs: Sequence[ReportRun]
 ) -> dict[str, Any]:
@@ -170,6 +186,11 @@ def _evaluated(
         measured = {name: row[name] for name in _OF_EVALUATIONS}
         measured |= {f"reward: {name}": value for name, value in row["rewards"]}
         measured |= dict(row["metrics"])
+        errors = {f"reward: {name}": value for name, value in row["reward_errors"] or ()}
+        errors["reverse_kl"] = row["reverse_kl_error"]
+        if row["is_reference"]:  # what is measured instead of 0 is rounding
+            measured |= {name: 0.0 for name, value in measured.items() if _is_kl_of(name, value)}
+            errors["reverse_kl"] = None
         values = {name: rounded(value) for name, value in measured.items()}
         points.append(
             {
@@ -178,7 +199,9 @@ def _evaluated(
                 "note": f"{row['num_prompts']:,} prompts of {row['pair_set']}, split "
                 f"{row['split']}, {row['num_samples']:,} samples each, {row['measured_at']}",
                 "has_bounds": False,
+                "is_reference": row["is_reference"],
                 "values": {name: value for name, value in values.items() if value is not None},
+                "errors": {name: rounded(value) for name, value in errors.items() if value},
                 **_sample_conditions(row),
             }
         )

@@ -13,6 +13,8 @@ from typing import Any
 from offpref.stores.errors import QueryRefusedError
 from offpref.stores.files.regular import parse_object
 from offpref.stores.query.catalog import Catalog
+from offpref.stores.query.run_colours import run_numbers
+from offpref.stores.query.run_names import NamedRun, choose_runs
 
 from .packing import rounded
 from .queries import page_rows
@@ -42,54 +44,104 @@ class ReportRun:
     """Fingerprint of its reference; None if it has none."""
     train_split: str
     """Split it was trained on."""
+    eval_split: str
+    """Split that was held out."""
     shown: Mapping[str, Any]
     """What the page shows of it."""
 
 
-def report_runs(catalog: Catalog, names: Sequence[str]) -> list[ReportRun]:
-    """Return the runs called ``names``, or all runs where none is named, the oldest first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenRuns:
+    """The runs of a page, and those that it leaves out."""
 
-    A run that shares its name is meant by the name, and by its label alone: ``dpo@0123456789ab``.
+    runs: Sequence[ReportRun]
+    """The oldest first."""
+    settings: Sequence[str]
+    """Names of the settings in which they differ, what tells most first."""
+    left_out: Sequence[Mapping[str, str]]
+    """``name`` and ``why`` of the runs that the page leaves out."""
+
+
+def report_runs(catalog: Catalog, names: Sequence[str]) -> ChosenRuns:
+    """Return the runs that ``names`` mean, as questions take them, or all that count.
 
     Raises:
-        QueryRefusedError: If no run has one of the names.
+        QueryRefusedError: If a name means no run.
     """
-    rows = page_rows(catalog, "runs").to_pylist()
-    for name in names:
-        if not any(name in (row["name"], row["run"]) for row in rows):
-            there_are = ", ".join(sorted(row["run"] for row in rows)) or "none"
-            raise QueryRefusedError(f"no run is called {name!r}; there are: {there_are}")
-    rows = [row for row in rows if not names or {row["name"], row["run"]} & set(names)]
+    named = catalog.named_runs()
+    chosen = _chosen(named, names)
+    every = page_rows(catalog, "runs").to_pylist()
+    rows = [row for row in every if row["run_id"] in chosen]
     configs = [_settings(row["config"]) for row in rows]
     differing = _differing(configs)
-    runs = []
-    for row, config in zip(rows, configs, strict=True):
-        label = row["run"]
-        settings = {
-            name: _shown(config[name]) for name in differing if not _is_default(config.get(name))
-        }
-        runs.append(
-            ReportRun(
-                run_id=row["run_id"],
-                label=label,
-                reference=row["reference"],
-                train_split=str(config.get("train_split", "train")),
-                shown={
-                    "label": label,
-                    "id": row["run_id"],
-                    "status": row["status"],
-                    "steps": row["num_steps"],
-                    "attempts": row["num_attempts"],
-                    "started": row["started_at"],
-                    "pair_set": row["pair_set"],
-                    "reference": _reference_name(row),
-                    "loss_type": str(config.get("loss_type")),
-                    "differs": settings,
-                    "train_split": str(config.get("train_split", "train")),
-                },
-            )
-        )
-    return runs
+    numbers = run_numbers(named)
+    hidden = page_rows(catalog, "hidden_runs").to_pylist()
+    return ChosenRuns(
+        runs=[
+            _report_run(row, config, differing, numbers[row["run"]])
+            for row, config in zip(rows, configs, strict=True)
+        ],
+        settings=differing,
+        left_out=[
+            {"name": row["run"], "why": _why_left_out(row)}
+            for row in every
+            if row["run_id"] not in chosen
+        ]
+        + [{"name": row["name"], "why": f"put away since {row['since']}"} for row in hidden],
+    )
+
+
+def _chosen(runs: Sequence[NamedRun], names: Sequence[str]) -> set[str]:
+    """The ids of the runs that are meant; a dead attempt has to be named."""
+    if not names:
+        return {each.run_id for each in runs if not each.is_superseded}
+    found: set[str] = set()
+    for name in names:
+        try:
+            found.update(choose_runs(runs, name) or ())
+        except ValueError as error:
+            raise QueryRefusedError(str(error)) from error
+    return found
+
+
+def _why_left_out(row: Mapping[str, Any]) -> str:
+    if row["is_superseded"]:
+        return f"a dead attempt, {row['status']}: a later run has its name"
+    return "not chosen by --run"
+
+
+def _report_run(
+    row: Mapping[str, Any], config: Mapping[str, Any], differing: Sequence[str], number: int
+) -> ReportRun:
+    label, train_split = row["run"], str(config.get("train_split", "train"))
+    held_out = config.get("eval_split") or "eval"
+    return ReportRun(
+        run_id=row["run_id"],
+        label=label,
+        reference=row["reference"],
+        train_split=train_split,
+        eval_split=str(held_out if isinstance(held_out, str) else next(iter(held_out))),
+        shown={
+            "label": label,
+            "number": number,
+            "id": row["run_id"],
+            "status": row["status"],
+            "message": row["message"],
+            "tags": row["tags"],
+            "steps": row["num_steps"],
+            "attempts": row["num_attempts"],
+            "started": row["started_at"],
+            "pair_set": row["pair_set"],
+            "reference": _reference_name(row),
+            "loss_type": str(config.get("loss_type")),
+            "differs": {
+                name: _shown(config[name])
+                for name in differing
+                if not _is_default(config.get(name))
+            },
+            "train_split": train_split,
+        },
+    )
 
 
 def _reference_name(row: Mapping[str, Any]) -> str | None:
@@ -130,17 +182,21 @@ def _settings(config: str) -> dict[str, Any]:
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings in which runs differ; for a single run, the usual ones."""
-    names = dict.fromkeys(_ALWAYS_SHOWN)
-    names |= dict.fromkeys(name for config in configs for name in config)
+    """The settings in which runs differ, what tells most first; for a single run, the usual ones.
+
+    What tells most is the usual settings, then those with the most values among the runs.
+    """
     if len(configs) == 1:
         return list(_ALWAYS_SHOWN)
-    return [
-        name
-        for name in names
+    values = {
+        name: [json.dumps(config.get(name), sort_keys=True) for config in configs]
+        for name in dict.fromkeys(name for config in configs for name in config)
         if name not in _NOT_COMPARED
-        and len({json.dumps(config.get(name), sort_keys=True) for config in configs}) > 1
-    ]
+    }
+    names = [name for name, found in values.items() if len(set(found)) > 1]
+    usual = [name for name in _ALWAYS_SHOWN if name in names]
+    others = [name for name in names if name not in usual]
+    return usual + sorted(others, key=lambda name: -len(set(values[name])))
 
 
 def _is_default(value: object) -> bool:
@@ -153,4 +209,6 @@ def _shown(value: object) -> str:
         return value
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
     return json.dumps(value)

@@ -21,14 +21,18 @@ from .queries import PAGE
 # In the order in which they are put together; each may use what is above it.
 _SCRIPTS = (
     "dom",
-    "theme",
     "unpack",
+    "theme",
     "runs",
+    "runs_table",
     "charts",
+    "labels",
     "frontier",
     "tokens",
+    "change",
     "pair",
     "pairs",
+    "watch",
     "main",
 )
 

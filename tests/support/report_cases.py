@@ -144,15 +144,18 @@ def put_scores(store: Store, numbers: Sequence[int]) -> None:
 def put_run(store: Store, run_id: bytes, run: str, attempt: int = 0, **config: object) -> None:
     """Write an attempt at a run."""
     reference = config.pop("reference", REFERENCE)
+    how = config.pop("event", "finished")
+    pair_set = config.pop("pair_set", "reviews")
+    version = config.pop("pair_set_fingerprint", "a" * 32)
     settings = {"train_split": "train", "eval_split": "eval", "seed": 0} | config
     row = {
         "run_id": run_id, "attempt": attempt, "name": run, "config": json.dumps(settings),
-        "pair_set": "reviews", "pair_set_fingerprint": "a" * 32, "reference": reference,
+        "pair_set": pair_set, "pair_set_fingerprint": version, "reference": reference,
         "started_at": START + timedelta(hours=run_id[0]),
     }  # fmt: skip
     put(store, "runs", [row], run_id.hex())
     event = {"run_id": run_id, "attempt": attempt, "happened_at": START + timedelta(days=attempt),
-             "event": "finished", "step": 2}  # fmt: skip
+             "event": how, "step": 2}  # fmt: skip
     put(store, "run_events", [event], run_id.hex())
 
 

@@ -40,10 +40,11 @@ described as (
     if(
       $by::varchar in ('split', 'length', 'length_difference', 'margin'),
       null,
-      coalesce(pairs.source->>$by::varchar, 'without ' || $by::varchar)
+      coalesce(try_cast(pairs.source as json)->>$by::varchar, 'without ' || $by::varchar)
     ) as value,
-    bool_or(list_contains(json_keys(pairs.source), $by::varchar)) over (partition by seen.run_id)
-      as has_column
+    bool_or(
+      list_contains(json_keys(try_cast(pairs.source as json)), $by::varchar)
+    ) over (partition by seen.run_id) as has_column
   from seen
   left join pair_lengths as pairs
     on $by::varchar not in ('split', 'margin')
@@ -61,7 +62,10 @@ grouped as (
   from described
   where if(
     $by::varchar in ('split', 'length', 'length_difference', 'margin')
-      or exists (select 1 from pairs where list_contains(json_keys(source), $by::varchar)),
+      or exists (
+        select 1 from pairs
+        where list_contains(json_keys(try_cast(source as json)), $by::varchar)
+      ),
     -- Another pair set may have the column, which says nothing about the pairs of this run.
     $by::varchar in ('split', 'length', 'length_difference', 'margin') or coalesce(has_column, false),
     error(

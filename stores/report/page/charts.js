@@ -82,7 +82,7 @@ function startCurves(curves) {
       hasHeldOut ? control("Pairs", choice([["both", "training and held out"], ["train", "training"], ["held", "held out"]], "both", set("splits"))) : null,
       control("Smoothing of training", choice([["0", "none"], ["0.6", "light"], ["0.9", "strong"]], "0", set("smooth")))),
     chart("curves-chart", "Curves of the runs over steps; the figures are in the table below."),
-    el("p", { class: "caption" }, "Thin lines: training. Lines with dots: held-out pairs.",
+    el("p", { class: "caption" }, "Thin lines: training. Lines with marks: held-out pairs.",
       curves.is_averaged ? " Long runs are averaged over stretches of steps." : ""),
     el("details", { class: "figures" }, el("summary", {}, "Figures"), table)),
   hasHeldOut ? null : note("No held-out pairs were measured: ", command("offpref score ... --eval-fraction 0.1"), " holds some out, ", command("offpref train ... --eval-every N"), " measures them."));
@@ -96,7 +96,7 @@ function startCurves(curves) {
       return {
         x: curve.steps, y: held ? curve.values : smoothed(curve.values, Number(state.smooth)), mode: held ? "lines+markers" : "lines",
         line: { color: held ? runColour(curve.run) : rgba(runColour(curve.run), 0.75), width: held ? 2.2 : 1.4, dash: runDash(curve.run) },
-        marker: { size: 6, color: runColour(curve.run) },
+        marker: { size: 7, color: runColour(curve.run), symbol: runSymbol(curve.run) },
         customdata: curve.steps.map(() => plotText(`${runLabel(curve.run)}, ${curve.split}`)),
         hovertemplate: "<b>%{customdata}</b><br>step %{x}<br>%{y:.4g}<extra></extra>",
       };

@@ -55,6 +55,21 @@ function differingConditions(points, x, y) {
   return (point) => apart.filter((name) => (told(point)[name] ?? null) !== null).map((name) => `${name} ${told(point)[name]}`).join(", ");
 }
 
+// What policies were evaluated for: the reward that most of them have, of these the one named first.
+function firstObjective(points) {
+  const counts = new Map();
+  for (const point of points) {
+    for (const name of Object.keys(point.values)) if (name.startsWith("reward: ")) counts.set(name, (counts.get(name) || 0) + 1);
+  }
+  return [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a))[0];
+}
+
+const MAX_NAME = 24;
+const MAX_NAMED = 40; // of more points, the table has the names
+const pointName = ({ label, is_reference: isReference }) => (label.length > MAX_NAME ? label.slice(0, MAX_NAME - 1) + "\u2026" : label) + (isReference ? " (reference)" : "");
+// Numbers with their errors, as plotly draws them.
+const errorBars = (points, metric) => ({ type: "data", array: points.map((point) => point.errors?.[metric] ?? 0), color: cssColour("--strong-line"), thickness: 1, width: 3 });
+
 function startFrontier(frontiers) {
   const body = $("frontier-body");
   if (!frontiers.length) {
@@ -67,9 +82,10 @@ function startFrontier(frontiers) {
   const missing = el("div");
   fill(body, runChips(), el("div", { class: "card" }, controls,
     chart("frontier-chart", "Runs as points; the figures are in the table below."), missing,
-    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run that was measured in the same way is better in both. Hover over a point to see its settings."),
+    el("p", { class: "caption" }, "Filled points joined by the dotted line: no other run that was measured in the same way is better in both. Bars are one standard error. Hover over a point to see its settings."),
     el("details", { class: "figures", open: values.runs.length <= 12 }, el("summary", {}, "Figures"), table)));
 
+  let named = [];
   const current = () => frontiers.find((each) => each.source === state.source);
   function choose() {
     const found = inOrder([...new Set(current().points.flatMap((point) => Object.keys(point.values)))], POINT_METRICS);
@@ -77,7 +93,7 @@ function startFrontier(frontiers) {
     const numMeasured = (name) => current().points.filter((point) => isNumber(point.values[name])).length;
     const most = (names) => names.filter((name) => found.includes(name)).sort((a, b) => numMeasured(b) - numMeasured(a))[0];
     if (!found.includes(state.x)) state.x = most(["reverse_kl", "forward_kl"]) || found.find((name) => /kl/i.test(name)) || first(["chosen_logratios"]) || found[0];
-    if (!found.includes(state.y)) state.y = found.find((name) => name.startsWith("reward: ")) || first(["accuracy", "reward_margins"]) || found.find((name) => name !== state.x) || found[0];
+    if (!found.includes(state.y)) state.y = firstObjective(current().points) || first(["accuracy", "reward_margins"]) || found.find((name) => name !== state.x) || found[0];
     const options = found.map((name) => [name, pointLabel(name)]);
     const set = (name) => (value) => { state[name] = value; if (name === "source") choose(); draw(); };
     fill(controls,
@@ -93,7 +109,8 @@ function startFrontier(frontiers) {
     const colour = (point) => (point.run === null ? cssColour("--muted") : runColour(point.run));
     const hover = (point) => [
       `<b>${plotText(point.label)}</b>${best.includes(point) ? " (frontier)" : ""}`,
-      `${plotText(pointLabel(y))}: ${short(point.values[y])}`, `${plotText(pointLabel(x))}: ${short(point.values[x])}`,
+      ...[y, x].map((metric) => `${plotText(pointLabel(metric))}: ${withError(point, metric)}`),
+      ...(point.is_reference ? ["the reference itself: its KL is 0 by definition"] : []),
       ...(point.run === null ? [] : Object.entries(values.runs[point.run].differs).slice(0, 12).map(([name, value]) => plotText(`${name}: ${value}`.slice(0, 80)))),
       plotText(point.note), ...(point.has_bounds ? ["KLs are lower bounds (tier topk)"] : []),
     ].join("<br>");
@@ -105,8 +122,8 @@ function startFrontier(frontiers) {
     Plotly.react("frontier-chart", [
       { x: line.map((point) => point.values[x]), y: line.map((point) => point.values[y]), mode: "lines", hoverinfo: "skip", line: { color: cssColour("--strong-line"), width: 1.5, dash: "dot" } },
       {
-        x: drawn.map((point) => point.values[x]), y: drawn.map((point) => point.values[y]), mode: drawn.length <= 12 ? "markers+text" : "markers",
-        text: drawn.map((point) => plotText(point.label.length > 24 ? point.label.slice(0, 23) + "\u2026" : point.label)), textposition: "top center", textfont: { size: 12, color: cssColour("--muted") }, cliponaxis: false,
+        x: drawn.map((point) => point.values[x]), y: drawn.map((point) => point.values[y]), mode: "markers", cliponaxis: false,
+        error_x: errorBars(drawn, x), error_y: errorBars(drawn, y),
         marker: {
           size: 13, color: drawn.map((point) => (best.includes(point) ? colour(point) : cssColour("--surface"))),
           symbol: drawn.map((point) => (point.run === null ? "x" : runSymbol(point.run))), line: { width: 2.2, color: drawn.map(colour) },
@@ -114,6 +131,9 @@ function startFrontier(frontiers) {
         customdata: drawn.map(hover), hovertemplate: "%{customdata}<extra></extra>",
       },
     ], framed(layout(axisTitle(x, "\u2190", "\u2192"), axisTitle(y, "\u2193", "\u2191")), drawn, x, y), PLOTLY);
+    named = [...drawn].sort((a, b) => best.includes(b) - best.includes(a)).slice(0, MAX_NAMED)
+      .map((point) => ({ x: point.values[x], y: point.values[y], errorX: point.errors?.[x] ?? 0, errorY: point.errors?.[y] ?? 0, text: pointName(point) }));
+    nameData($("frontier-chart"), named);
     const without = points.filter((point) => !drawn.includes(point));
     fill(missing,
       groups.length > 1 ? note(`Measured in different ways, so not ranked against each other: ${visible(groups.map((group) => `${group.map((point) => point.label).join(", ")} (${differingConditions(drawn, x, y)(group[0])})`).join("; "))}.`) : null,
@@ -121,7 +141,7 @@ function startFrontier(frontiers) {
       /kl/i.test(x) || state.source === "evaluations" ? null : note("No KL is measured here: ", command("offpref score STORE ... --tier hidden"), ", then ", command("offpref train STORE ... --kl-metrics"), "."));
     const rows = [...drawn].sort((a, b) => a.values[x] - b.values[x]);
     fill(table, figures(["Run", pointLabel(x), pointLabel(y), "Frontier", "Measured on"], rows.map((point) => [
-      point.run === null ? visible(point.label) : runName(point.run), short(point.values[x]), short(point.values[y]),
+      point.run === null ? visible(point.label) : runName(point.run), withError(point, x), withError(point, y),
       best.includes(point) ? "yes" : NONE, visible(point.note),
     ]), [1, 2], "Figures of the frontier"));
   }
@@ -129,6 +149,13 @@ function startFrontier(frontiers) {
   themeListeners.push(draw);
   choose();
   draw();
+  // Another size, or a stretch that a reader zoomed to, has other places for names.
+  $("frontier-chart").on("plotly_relayout", (change) => { if (!("annotations" in change)) nameData($("frontier-chart"), named); });
+}
+
+function withError(point, metric) {
+  const value = short(point.values[metric]), error = point.errors?.[metric];
+  return error ? `${value} \u00b1 ${Number(error.toPrecision(2))}` : value;
 }
 
 function axisTitle(metric, less, more) {

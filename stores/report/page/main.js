@@ -19,6 +19,7 @@ async function start() {
   startFrontier(charts.frontiers);
   startCurves(charts.curves);
   startDistributions(charts.distributions);
+  await startWatch();
   document.documentElement.dataset.state = "ready";
 }
 

@@ -1,6 +1,6 @@
 // One pair: its prompt, and both completions side by side.
 
-const pairState = { pair: null, measure: null };
+const pairState = { pair: null, measure: null, view: "colour" };
 
 function sideFacts(side, row, arrays) {
   const facts = [];
@@ -74,9 +74,10 @@ async function drawPair(pair, source) {
     await drawPair(pair, source);
     body.querySelector(`input[value="${name}"]`)?.focus();
   };
-  const measure = pairState.measure;
-  const scale = measure ? scaleOf(measure, found) : 1;
   hideTip();
+  const runs = changedRuns(tokens);
+  const isChange = pairState.view === "change" && runs.length > 0;
+  const shown = isChange ? changeView(tokens, source, runs) : colourView(tokens, source, row, found, measures, redraw);
   fill(body,
     el("div", { class: "pair-head" }, el("div", {}, el("h3", { id: "pair-title" }, `Pair ${table.pairs.pair_key[pair].slice(0, 8)}`), pairMeta(pair, row)),
       el("div", { class: "steps" },
@@ -84,10 +85,41 @@ async function drawPair(pair, source) {
         el("button", { type: "button", class: "quiet", id: "next", onclick: () => step(1) }, "Next \u2192"))),
     el("p", { class: "label" }, "Prompt"),
     el("div", { class: "prompt", dir: "auto", tabindex: "0", role: "region", "aria-label": "Prompt" }, prompt === null ? NONE : (prompt.left ? `[${prompt.left}] \u2026` : "") + prompt.text.trim()),
+    runs.length ? el("div", { class: "controls view" }, viewChoice(pair, source), isChange ? runChoice(runs, source) : null) : null,
+    shown, sourceBox(pair));
+}
+
+// Redraw with another view or run, and give the control that asked for it the focus back.
+async function again(pair, source, id) {
+  await drawPair(pair, source);
+  $(id)?.focus();
+}
+
+function viewChoice(pair, source) {
+  const select = choice([["colour", "chosen and rejected"], ["change", "before and after"]], pairState.view, (view) => { pairState.view = view; again(pair, source, "pair-view"); });
+  select.id = "pair-view";
+  return control("Tokens", select);
+}
+
+function runChoice(runs, source) {
+  const select = choice(runs.map((run) => [String(run), visible(runLabel(run))]), String(runs.includes(source) ? source : runs[0]), (run) => {
+    chooseSource(Number(run)).then(() => $("pair-run")?.focus());
+  });
+  select.id = "pair-run";
+  return control("After training by", select);
+}
+
+function changeView(tokens, source, runs) {
+  return el("div", { class: "sides whole" }, changeBoxes(tokens, runs.includes(source) ? source : runs[0]));
+}
+
+function colourView(tokens, source, row, found, measures, redraw) {
+  const measure = pairState.measure;
+  const scale = measure ? scaleOf(measure, found) : 1;
+  return [
     measures.length ? el("div", { class: "controls" }, measureChoice(measures, redraw), legendOf(measure, scale, found.some((arrays) => arrays?.uncounted))) : whyNoTokens(source),
     el("div", { class: "sides" }, ["chosen", "rejected"].map((side) => sideBox(side, tokens, source, row, measure, scale))),
-    sourceBox(pair));
-  body.querySelector(".controls, .note").style.marginTop = "1rem";
+  ];
 }
 
 function pairMeta(pair, row) {

@@ -48,6 +48,17 @@ function searchText(pair) {
   return searchTexts.get(pair);
 }
 
+// Whether every run that saw the pair gives the rejected completion more reward, and two or more did.
+// Such a pair may have its labels swapped; the question `label_noise` finds the same.
+function isAlwaysWrong(pair) {
+  const margins = measured.map(({ columns, places }) => {
+    const place = places.get(pair);
+    const chosen = columns.chosen_rewards?.[place], rejected = columns.rejected_rewards?.[place];
+    return isNumber(chosen) && isNumber(rejected) ? chosen - rejected : null;
+  }).filter((margin) => margin !== null);
+  return margins.length >= 2 && margins.every((margin) => margin < 0);
+}
+
 let rows = [];
 function isFound(pair) {
   const { search, split, pairSet, kind } = pairsState;
@@ -55,6 +66,7 @@ function isFound(pair) {
   if (split && row.split !== split) return false;
   if (pairSet && row.pair_set !== pairSet) return false;
   if (kind === "wrong" && !(row.margin < 0)) return false;
+  if (kind === "always wrong" && !isAlwaysWrong(pair)) return false;
   if (kind === "tokens" && values.tokens.block_of_pair[pair] === undefined) return false;
   if (kind === "unpaired" && table.chosen[pair] !== null && table.rejected[pair] !== null) return false;
   return !search || searchText(pair).includes(search.toLowerCase());
@@ -171,6 +183,15 @@ function setSource(source) {
   if (!shownColumns().some((column) => column.name === pairsState.sort)) pairsState.sort = null;
 }
 
+// Let another run, or reference, say what the table and the pair show.
+function chooseSource(source) {
+  setSource(source);
+  $("pair-source").value = String(source);
+  pairsState.page = 0;
+  drawTable();
+  return pairsState.pair === null ? Promise.resolve() : select(pairsState.pair);
+}
+
 function sampleNotes() {
   const parts = [];
   if (values.num_pairs_shown < values.num_pairs) parts.push(`${count(values.num_pairs_shown)} of ${count(values.num_pairs)} pairs shown: those with token values first, then in the order of their keys, which are hashes. The charts above count every pair.`);
@@ -203,10 +224,12 @@ function startPairs(block) {
   const distinct = (name) => [...new Set(table.pairs[name])].sort().map((value) => [value, visible(value)]);
   setSource(toSource(first));
   if (rows.some((row) => isNumber(row.margin))) pairsState.sort = "margin";
-  const kinds = [["", "all"], ["wrong", "margin below 0"], ["tokens", "with token values"], ["unpaired", "unpaired"]];
+  const kinds = [["", "all"], ["wrong", "margin below 0"], ...(NUM_RUNS > 1 ? [["always wrong", "wrong in every run"]] : []), ["tokens", "with token values"], ["unpaired", "unpaired"]];
+  const sourceSelect = choice(sources, first, (text) => chooseSource(toSource(text)));
+  sourceSelect.id = "pair-source";
   fill(body, sampleNotes(), el("div", { class: "card" },
     el("div", { class: "controls" },
-      sources.length ? control("Measured by", choice(sources, first, (text) => { setSource(toSource(text)); pairsState.page = 0; drawTable(); if (pairsState.pair !== null) select(pairsState.pair); })) : null,
+      sources.length ? control("Measured by", sourceSelect) : null,
       control("Search", search, true),
       distinct("split").length > 1 ? control("Split", choice([["", "all"], ...distinct("split")], "", again("split"))) : null,
       distinct("pair_set").length > 1 ? control("Pair set", choice([["", "all"], ...distinct("pair_set")], "", again("pairSet"))) : null,

@@ -1,4 +1,4 @@
-// The runs: numbers of the store, a table, and the chips that switch runs on and off everywhere.
+// The runs: numbers of the store, and the chips that switch runs on and off everywhere.
 
 const NUM_RUNS = values.runs.length;
 // Twenty curves are more than an eye can follow: the first ten are on at the start.
@@ -29,30 +29,10 @@ function startRuns() {
   ].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   $("title").textContent = visible(values.title);
   const parts = [`Store ${visible(store.name)}`, plural(NUM_RUNS, "run") + (values.is_part ? " of those it holds" : ""), plural(values.num_pairs, "pair")];
+  if (store.newest_at) parts.push(`newest record of ${store.newest_at} UTC`);
   $("subtitle").textContent = parts.join(" \u00b7 ");
-  if (!NUM_RUNS) {
-    fill($("runs-body"), note("The store has no runs yet. ", command("offpref train STORE --pair-set NAME --model DIR --output-dir DIR"), " adds one."));
-    return;
-  }
-  const rows = values.runs.map((run, number) => [
-    runName(number),
-    visible(run.status || "unknown"),
-    count(run.steps),
-    settingTags(number),
-    visible(run.pair_set),
-    run.reference === null ? "none" : visible(run.reference),
-    run.attempts > 1 ? `${run.started}, ${run.attempts} attempts` : run.started,
-  ]);
-  const headings = ["Run", "Status", "Steps", NUM_RUNS > 1 ? "Settings that differ" : "Settings", "Pair set", "Reference", "Started (UTC)"];
-  const table = figures(headings, rows, [2], "Runs");
-  for (const cell of table.querySelectorAll("tbody td:nth-child(4)")) cell.classList.add("wrap");
-  fill($("runs-body"), el("div", { class: "card" }, table));
-}
-
-function settingTags(run) {
-  const settings = Object.entries(values.runs[run].differs);
-  if (!settings.length) return NONE;
-  return el("span", { class: "tags" }, settings.map(([name, value]) => el("span", { class: "tag", dir: "auto" }, `${visible(name)} `, el("b", {}, visible(value)))));
+  if (NUM_RUNS) startRunTable();
+  else fill($("runs-body"), leftOutNotes(), note("The store has no runs yet. ", command("offpref train STORE --pair-set NAME --model DIR --output-dir DIR"), " adds one."));
 }
 
 // Checkboxes, one per run; all groups of them are kept in sync.

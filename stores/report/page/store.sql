@@ -10,4 +10,11 @@ select
   (select count(distinct pair_set_fingerprint) from given) as num_pair_sets,
   (select count(distinct sequence_key) from sequences) as num_sequences,
   (select count(distinct partition) from shards where table_name = 'logps') as num_references,
-  (select count(*) from rejects) as num_rejects
+  (select count(*) from rejects) as num_rejects,
+  strftime(
+    greatest(
+      (select max(happened_at) from run_events),
+      (select max(measured_at) from evaluations)
+    ),
+    '%Y-%m-%d %H:%M'
+  ) as newest_at

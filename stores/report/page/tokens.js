@@ -84,7 +84,8 @@ function tokenTexts(ids, text) {
   });
 }
 
-function tokenText(side, text, arrays, measure, scale, label) {
+// `told` are the arrays that the tip shows, where they are not those that colour the tokens.
+function tokenText(side, text, arrays, measure, scale, label, told = arrays) {
   const box = el("div", { class: "text", role: "group", "aria-label": `${label}, token by token; arrows move` });
   const texts = tokenTexts(side.ids, text);
   texts.forEach((shown, place) => {
@@ -98,7 +99,7 @@ function tokenText(side, text, arrays, measure, scale, label) {
   if (side.num_cut) box.append(el("span", { class: "muted" }, ` \u2026 ${plural(side.num_cut, "more token")}`));
   const tell = (event) => {
     const token = event.target.closest?.(".token");
-    if (token) showTip(token, texts[token.dataset.place], side, arrays, Number(token.dataset.place));
+    if (token) showTip(token, texts[token.dataset.place], side, told, Number(token.dataset.place));
   };
   box.addEventListener("mouseover", tell);
   box.addEventListener("focusin", tell);

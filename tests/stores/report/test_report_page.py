@@ -2,8 +2,7 @@
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,6 @@ from offpref.stores.report.html import write_report
 from offpref.stores.report.settings import ReportSettings
 from offpref.stores.store import Store
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
-
 MINUS = "\u2212"
 
 
@@ -46,14 +40,6 @@ Open = Callable[..., Reader]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the store that attacks."""
     folder = tmp_path_factory.mktemp("attacked")
@@ -61,27 +47,6 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attack(store)
     write_report(store, folder / "report.html", ReportSettings(title=ATTACK))
     return folder / "report.html"
-
-
-@pytest.fixture
-def open_page(browser: "sync_api.Browser") -> Iterator[Open]:
-    """Opens a page; at the end, no browser may have complained or asked for anything else."""
-    readers = []
-
-    def open_path(path: Path, width: int = 1280, **context: object) -> Reader:
-        opened = browser.new_context(viewport={"width": width, "height": 900}, **context)
-        readers.append(Reader(opened.new_page(), path))
-        return readers[-1]
-
-    yield open_path
-    for reader in readers:
-        hacked = reader.page.evaluate("window.hacked")
-        reader.page.context.close()
-        assert hacked is None
-        assert reader.complaints == []
-        assert [url for url in reader.requests if not url.startswith("data:")] == [
-            reader.requests[0]
-        ]
 
 
 @pytest.fixture
