@@ -22,7 +22,7 @@ Q ?= runs
 ARGS ?=
 
 .PHONY: help install demo add score reward train sweep query report check lint types test faults test-gpu \
-	bench bench-gpu frontier pareto simpo-analysis clean
+	bench bench-gpu docs docs-test frontier pareto simpo-analysis clean
 
 help:  ## List the commands and their variables
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,19 @@ faults: install  ## Run the long campaign: flipped bits, kills, hostile stores, 
 test-gpu: install  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+docs: export PYTHONPATH := docs/site
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: install  ## Build the site of the documentation, .docs/site, strictly; needs the group `docs`
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/python docs/site/site_pages.py .docs/pages
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built: .docs/site/index.html; with its search: python3 -m http.server --directory .docs/site"
+
+docs-test: export OMP_NUM_THREADS := 1
+docs-test: docs .dev  ## Test the pages alone: links, examples, notebooks, reference, the site
+	$(BIN)/python -m pytest tests/project/test_pages.py tests/project/test_page_examples.py \
+		tests/project/test_site.py tests/project/test_readme.py $(ARGS)
+
 bench: export PYTHONPATH := benchmarks
 bench: install  ## Measure side by side with TRL on this machine's CPU; needs the group `bench`
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
@@ -142,6 +155,6 @@ simpo-analysis: install  ## Recipe: length, rank agreement and cost of SimPO and
 	@$(FINDINGS)
 
 clean:  ## Remove what the other commands made, but no store
-	rm -rf .venv .dev .demo .recipes build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .dev .demo .docs .recipes build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 need = $(if $($(1)),,echo "make $@: expected $(1)=..., see make help" >&2; exit 1;)

@@ -52,3 +52,4 @@ class TopKReference:
 
 
 Reference = HiddenReference | TopKReference
+"""What a KL is computed to: a whole distribution, or its k most likely tokens."""

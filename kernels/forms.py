@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Form = Literal["torch", "triton"]
+"""Who computes: plain torch, in pieces that stay in a cache, or Triton's kernels on CUDA."""
 
 
 def choose_form(tensor: Tensor, form: Form | None = None) -> Form:

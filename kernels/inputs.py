@@ -14,6 +14,7 @@ from .head import OutputHead, Transform
 WANTED = ("token_logps", "forward_kl", "reverse_kl", "entropy", "log_sum_sq_probs")
 """What can be requested for each token."""
 NEEDS_REFERENCE = ("forward_kl", "reverse_kl")
+"""What of it is a comparison with a reference, which has to be given."""
 
 
 class LinearInputs(NamedTuple):

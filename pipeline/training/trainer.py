@@ -60,7 +60,7 @@ class Trainer:
         learner: Learner,
         records: RunRecords | None,
         progress: Progress,
-        callbacks: Callbacks,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.history: list[tuple[int, StepMeasurement]] = []
         """First and last step of this attempt."""
@@ -81,7 +81,7 @@ class Trainer:
         self._processes = learner.processes
         self._records = records
         self._progress = progress
-        self._callbacks = callbacks
+        self._callbacks = callbacks or Callbacks((), run=plan.name, num_steps=plan.num_steps)
         self._parameters = list(trainable(learner.policy).values())
         num_warmup = plan.num_warmup_steps
         if num_warmup is None:

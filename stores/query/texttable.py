@@ -31,7 +31,7 @@ def text_table(
         rows: The values. Cells of more than 80 characters are cut, maps of more than 400.
 
     >>> text_table(["name", "loss"], ["VARCHAR", "DOUBLE"], [("a", 0.5), ("bb", None)])
-    ['name  loss', 'a      0.5', 'bb        \u2013']
+    ['name  loss', 'a      0.5', 'bb       \u2013']
     """
     columns, kinds, rows = with_settings(columns, kinds, rows)
     cells = [[_cut(printable(name), MAX_CELL) for name in columns]]

@@ -12,6 +12,7 @@ The joins that people need are kept as ``sql/view_<name>.sql``; each begins with
 what a row is, and what the columns mean that no table has.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -369,7 +370,8 @@ def _shards_beside_others(shards: Sequence[Shard]) -> list[Shard]:
 def full_path(shard: Shard) -> str:
     """Return the path of a shard from the root, the store's own links resolved."""
     inside = f"/{shard.partition}/{shard.path.parent.name}/{shard.name}.parquet"
-    return _resolved(str(shard.path).removesuffix(inside)) + inside
+    # What is remembered is a path from the root: a process may change its working directory.
+    return _resolved(os.path.abspath(str(shard.path).removesuffix(inside))) + inside
 
 
 def pattern(shard: Shard) -> str:

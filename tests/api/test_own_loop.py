@@ -14,7 +14,7 @@ from offpref.pipeline.losses.pair_scores import PairScores
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-LOOP = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+LOOP = re.findall(r"```python\n(import torch\n.*?)```", PAGE, re.DOTALL)[0]
 
 
 def test_the_documented_loop_trains_to_the_weights_of_train(

@@ -1,14 +1,12 @@
-"""docs/kernels.md: its examples run, and its tables are those of the committed measurements."""
+"""docs/kernels.md: its tables are those of the committed measurements."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 OPERATIONS = {
     "logps_forward": "log-prob, forward",
     "logps": "log-prob, forward and backward",
@@ -48,11 +46,6 @@ def cpu_table() -> str:
         for name, words in OPERATIONS.items()
     ]
     return "\n".join(["| | median | products |", "|---|--:|--:|", *lines])
-
-
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_run(number: int) -> None:
-    exec(compile(EXAMPLES[number], f"example {number}", "exec"), {})
 
 
 @pytest.mark.parametrize("table", [register_table, cpu_table])

@@ -89,5 +89,6 @@ def test_an_own_loss_that_raises_is_one_line_with_its_place(
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == (
         "Error: loss 'python:failing_loss:loss' raised AttributeError: 'PairScores' object has no "
-        "attribute 'no_such_field' (failing_loss.py, line 6); --verbose shows the traceback"
+        "attribute 'no_such_field' (failing_loss.py, line 6); no step is saved, --resume starts "
+        "again; --verbose shows the traceback"
     )

@@ -301,6 +301,22 @@ def test_path_of_the_store_may_hold_any_character(tmp_path: Path) -> None:
     assert answer(store, "select count(*) as n from logps") == [{"n": 2}]
 
 
+def test_a_relative_path_is_that_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process, such as a notebook, may change it and open another store by the same words."""
+    for number, folder in enumerate((tmp_path / "a", tmp_path / "b"), 1):
+        folder.mkdir()
+        commit(Store.create(folder / "store"), {each: -1.0 for each in range(number)})
+
+    counts = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        monkeypatch.chdir(folder)
+        counts += answer(Store.open(Path("store")), "select count(*) as n from logps")
+
+    assert counts == [{"n": 1}, {"n": 2}]
+
+
 @pytest.mark.parametrize("name", query_names())
 def test_named_query_runs_on_an_empty_store_and_says_what_it_answers(
     store: Store, name: str
