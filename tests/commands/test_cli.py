@@ -171,26 +171,6 @@ def test_nothing_opens_a_socket(tmp_path: Path, model_dir: Path, pairs: Path) ->
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_demo_learns_and_does_nothing_twice(tmp_path: Path) -> None:
-    first = invoke("demo", tmp_path / "demo")
-    again = invoke("demo", tmp_path / "demo")
-
-    assert (first.exit_code, again.exit_code) == (0, 0)
-    table = [line.split() for line in first.stdout.splitlines()[-7:]]
-    sentiment = {words[0]: float(words[1]) for words in table}
-    words = {line[0]: float(line[2]) for line in table}
-    kl = {line[0]: float(line[3]) for line in table}
-    assert min(sentiment[name] for name in ("dpo", "tdpo2")) > sentiment["sft"] + 0.5
-    assert words["modpo-0.3"] < words["dpo"]  # it was told that words cost something
-    assert kl["sft"] == 0 < kl["tdpo2"]
-    assert "</html>" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
-    assert again.stdout.count("finished before, nothing was done") == 7
-    assert again.stdout.count("measured before, nothing was done") == 7
-    assert "computed   nothing: no model was loaded" in again.stdout
-    assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
-
-
 def test_a_new_version_says_what_the_one_before_had(
     tmp_path: Path, model_dir: Path, pairs: Path
 ) -> None:
