@@ -26,6 +26,7 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "r_dpo": ("rdpo",),
     "robust_dpo": ("robust",),
     "listwise": ("plackett_luce",),
+    "remove": ("drop",),
     # Data and models
     "model_name_or_path": ("model",),
     "model_name": ("model",),

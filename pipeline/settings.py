@@ -186,6 +186,16 @@ def batch_tokens_setting(help: str, usual: BatchTokens | int) -> Any:  # as `set
     return setting(help, default=None, range=AT_LEAST_ONE, shown=usual, section=PRECISION)
 
 
+def check_name(what: str, name: str) -> None:
+    """Check a name that lines and tables will show.
+
+    Raises:
+        ValueError: If it holds a line break or another character of control.
+    """
+    if not name.isprintable():
+        raise ValueError(f"{what} must be a name of printable characters, got {name!r}")
+
+
 def check_settings(settings: Any) -> None:  # an instance of any settings dataclass
     """Check the values of settings against the choices and ranges of their fields.
 

@@ -11,6 +11,7 @@ from offpref.pipeline.settings import (
     SHARE_BELOW_ONE,
     TEMPLATES,
     Range,
+    check_name,
     check_settings,
     setting,
 )
@@ -143,6 +144,7 @@ class AddSettings:
         check_settings(self)
         if not self.pair_set or "@" in self.pair_set:
             raise ValueError(f"pair_set must be a name without @, got {self.pair_set!r}")
+        check_name("pair_set", self.pair_set)
         named = [*self.columns.values(), *([self.split_column] if self.split_column else [])]
         if len(set(named)) < len(named):
             raise ValueError("two parts cannot come from one column; name another for one of them")
@@ -190,6 +192,7 @@ class SelectSettings:
         check_settings(self)
         if self.name is not None and (not self.name or "@" in self.name):
             raise ValueError(f"name must be a name without @, got {self.name!r}")
+        check_name("name", self.name or "")
         if self.seed and self.from_lists != "random":
             raise ValueError("seed has no effect without from_lists random")
 

@@ -94,9 +94,19 @@ class CompactSettings:
         "Days that what was put away can still be restored; older is dropped for good.",
         default=GRACE_DAYS, range=AT_LEAST_ZERO,
     )  # fmt: skip
+    force: bool = setting(
+        "Accept a grace below the default: what is dropped cannot come back.", default=False
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.grace_days < GRACE_DAYS and not self.force:
+            raise ValueError(
+                f"grace_days must be at least {GRACE_DAYS:g} without force, got"
+                f" {self.grace_days:g}: what was put away since could not be restored"
+            )
+        if self.force and self.grace_days >= GRACE_DAYS:
+            raise ValueError("force has no effect with a grace that is not below the default")
 
     @property
     def grace_seconds(self) -> float:

@@ -75,7 +75,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
         names = [each for each in names if each.partition("=")[0] in known]
         given = {each.partition("=")[0] for each in names}
         names += [f"{each}=" for each in known if each not in given]
-    return _beginning(names, incomplete)
+    return [each for each in _beginning(names, incomplete) if each != incomplete]
 
 
 def _values(store: object, parameter: str) -> list[str]:

@@ -17,6 +17,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from offpref.pipeline.settings import check_value, nearest, setting
 from offpref.stores.files.verified import Policy
@@ -30,6 +31,8 @@ Settings = TypeVar("Settings")
 _VERIFY, _VERBOSE = "OFFPREF_VERIFY", "OFFPREF_VERBOSE"
 _LONGEST_CHOICES = 30
 """Longer choices stand behind an option's help, not beside its name."""
+_DISPLACING = (("num_epochs", "max_steps"), ("warmup_ratio", "warmup_steps"))
+"""Options that say one thing in two ways: what is typed wins over what a file says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +152,25 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any], **given: Any
     names = {each.name for each in fields(kind)}  # type: ignore[arg-type] # a dataclass
     own = {name: value for name, value in options.items() if name in names}
     with usage_errors():
-        return kind(**{**own, **given})
+        return kind(**{**own, **_displaced(own), **given})
+
+
+def _displaced(options: Mapping[str, Any]) -> dict[str, None]:
+    """Return the options of a file whose place another one takes that was typed: they are None."""
+    context = click.get_current_context(silent=True)
+
+    def is_from(name: str, source: ParameterSource) -> bool:
+        assert context is not None
+        return options.get(name) is not None and context.get_parameter_source(name) is source
+
+    return {
+        other: None
+        for pair in _DISPLACING
+        for typed, other in (pair, pair[::-1])
+        if context is not None
+        and is_from(typed, ParameterSource.COMMANDLINE)
+        and is_from(other, ParameterSource.DEFAULT_MAP)
+    }
 
 
 @contextmanager

@@ -33,6 +33,8 @@ FORMATS = ("table", "vertical", "csv", "json", "jsonl", "markdown", "parquet")
 """As in ``stores.query.formats``, here so that help needs no more than click."""
 TABLES = ("table", "vertical")
 TABLE_ROWS = 20
+RUNS = ("run", "right", "wrong")
+"""Parameters that take several runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,10 +197,10 @@ def query(store: Path, **options: Any) -> None:
 
 
 def named_values(given: Iterable[str]) -> dict[str, str]:
-    """Return values of parameters by name; repeated values are joined by commas.
+    """Return values of parameters by name; repeated names of runs are joined by commas.
 
     Raises:
-        ValueError: If one has no name.
+        ValueError: If one has no name, or one of another kind is repeated.
 
     >>> named_values(["run=a", "bins=3", "run=b"])
     {'run': 'a,b', 'bins': '3'}
@@ -208,6 +210,8 @@ def named_values(given: Iterable[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--set must be NAME=VALUE, got {each!r}")
+        if name in values and name not in RUNS:
+            raise ValueError(f"--set {name} was given twice: {values[name]!r} and {value!r}")
         values[name] = f"{values[name]},{value}" if name in values else value
     return values
 

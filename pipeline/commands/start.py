@@ -28,6 +28,11 @@ def start() -> None:
         _group(sys.argv[1] if len(sys.argv) > 1 else "").main(prog_name="offpref")
     except SystemExit as error:
         _end(error.code)
+    except OSError as error:  # help is printed before a command begins, which would say so
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        click.echo(f"Error: {unwritable(error)}", err=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt as interrupt:  # before a command has begun: nothing was done
         click.echo("interrupted", err=True)
         raise SystemExit(getattr(interrupt, "exit_code", INTERRUPTED)) from None

@@ -9,6 +9,7 @@ characters.
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ TEXT_LINES = 5
 KEYS, HEADINGS, TEXTS = 1, 2, 3
 """What is narrowed, in this order."""
 _GAP = 2
+_PADDING = re.compile(r" +((?:\x1b\[[0-9;]*m *)*)\n")
+"""Blanks at the end of a line, and the codes that end its colours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +114,7 @@ def terminal_text(
         _print_vertical(console, columns, kinds, rows)
     else:
         console.print(_table(shown, widths))
-    return file.getvalue()
+    return _PADDING.sub(r"\1\n", file.getvalue())
 
 
 def _column(heading: str, kind: str, values: Sequence[object]) -> _Column:
@@ -144,17 +147,13 @@ def _fitted(columns: Sequence[_Column], width: int) -> list[int] | None:
 
 
 def _narrowed(widths: Sequence[int], least: Sequence[int], spare: int) -> list[int]:
-    """Return narrower widths: the widest gives way first, so that long columns end up alike."""
+    """Return narrower widths: the widest give way first, so that long columns end up alike."""
     widths = list(widths)
-    while spare > 0:
+    for _ in range(max(spare, 0)):
         places = [i for i, size in enumerate(widths) if size > least[i]]
         if not places:
             break
-        widest = max(places, key=lambda i: widths[i])
-        below = [widths[i] for i in places if widths[i] < widths[widest]]
-        taken = min(spare, widths[widest] - max([least[widest], *below]))
-        widths[widest] -= taken
-        spare -= taken
+        widths[max(places, key=lambda i: widths[i])] -= 1
     return widths
 
 

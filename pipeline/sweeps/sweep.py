@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offpref.pipeline.displays import Display, Nothing
+from offpref.pipeline.models.folders import read_run
+from offpref.pipeline.training.attempts import change_notes, put_away_name
 from offpref.pipeline.training.checkpoints import newest_checkpoint, read_state
 from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.train import Interrupted, is_trained
@@ -57,6 +59,8 @@ class SweepPlan:
     """Names of those that are."""
     num_steps: dict[str, int]
     """Steps of each run, by its name."""
+    notes: list[str]
+    """What is to be known of runs that were trained before."""
     started: float
     """When planning began, as `time.monotonic` counts."""
 
@@ -91,6 +95,7 @@ def plan_sweep(store_path: Path, points: list[Point]) -> SweepPlan:
     skipped: list[str] = []
     num_steps: dict[str, int] = {}
     missing: dict[str, MissingError] = {}
+    notes: list[str] = []
     for point in points:
         try:
             plan = plan_training(store, point.settings)
@@ -105,13 +110,17 @@ def plan_sweep(store_path: Path, points: list[Point]) -> SweepPlan:
         num_steps[point.name] = plan.num_steps
         if is_done:
             skipped.append(point.name)
+            if put_away_name(plan):
+                notes.append(f"note: {point.name} is put away: no question shows it")
         else:
             waiting.append(point)
+            if read_run(plan.settings.output_dir) is not None:
+                notes += [f"{point.name}: {line}" for line in change_notes(plan)]
     if missing:
         raise all_missing(missing, len(points))
     return SweepPlan(
         store_path=store_path, points=points, waiting=waiting, skipped=skipped,
-        num_steps=num_steps, started=started,
+        num_steps=num_steps, notes=notes, started=started,
     )  # fmt: skip
 
 
@@ -143,6 +152,8 @@ def run_sweep(
         f"runs       {len(plan.points):,}: {len(plan.skipped):,} trained before, "
         f"{len(plan.waiting):,} to train"
     )
+    for line in plan.notes:
+        tell(line)
     ends = _Ends(plan, tell)
     with _alone(plan.points, tell) as lock, stopping() as asked:
         processes = RunProcesses(

@@ -11,10 +11,18 @@ from offpref.pipeline.models.relevant_config import are_same_model
 from offpref.pipeline.pairs.mask_names import ALL
 from offpref.stores.errors import TrainingError
 from offpref.stores.files.placing import clear_write_errors
+from offpref.stores.schema import RUNS
 from offpref.stores.store import Store
 from offpref.stores.visibility import RUN, hidden
 
-from .lengths import LENGTH, done_steps, length_notes, planned_steps, stretched
+from .lengths import (
+    LENGTH,
+    done_steps,
+    length_notes,
+    planned_steps,
+    saved_step,
+    stretched,
+)
 from .plan import POLICY_CONFIG, TrainingPlan
 from .policies import num_warmup_steps
 from .settings import MEASURED_ONLY, ROUNDING_ONLY
@@ -100,12 +108,29 @@ def resumed_run(plan: TrainingPlan, *, instead: str = _INSTEAD) -> dict[str, Any
 
 def _check_shown(plan: TrainingPlan, run: dict[str, Any]) -> None:
     """Refuse a run that is put away and has not finished: nobody would see what it measures."""
-    gone = hidden(Store.open(plan.store_path), RUN).get(str(UUID(run["run_id"])))
-    if gone is not None and not run["is_finished"]:
+    if run["is_finished"] and planned_steps(plan, run) == plan.num_steps:
+        return
+    gone = put_away_name(plan)
+    if gone is not None:
         raise TrainingError(
-            f"{plan.settings.output_dir} cannot be resumed: its run {gone.name} is put away; "
-            f"`offpref store restore {plan.store_path} run {gone.name}` shows it again"
+            f"{plan.settings.output_dir} cannot be resumed: its run {gone} is put away; "
+            f"`offpref store restore {plan.store_path} run {gone}` shows it again"
         )
+    if saved_step(plan) and run["run_id"] not in Store.open(plan.store_path).partitions(RUNS.name):
+        raise TrainingError(
+            f"{plan.settings.output_dir} cannot be resumed: {plan.store_path} has nothing of its "
+            "first steps (`offpref store compact` dropped them, or it was another store), so "
+            "questions would see a part of the run; --overwrite starts again"
+        )
+
+
+def put_away_name(plan: TrainingPlan) -> str | None:
+    """Return what the run in the output folder was called when it was put away, if it is."""
+    run = read_run(plan.settings.output_dir)
+    if run is None:
+        return None
+    gone = hidden(Store.open(plan.store_path), RUN).get(str(UUID(run["run_id"])))
+    return None if gone is None else gone.name
 
 
 def _check_longer(plan: TrainingPlan, run: dict[str, Any], instead: str) -> None:

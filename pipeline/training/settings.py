@@ -22,6 +22,7 @@ from offpref.pipeline.settings import (
     SHARE_BELOW_ONE,
     Range,
     batch_tokens_setting,
+    check_name,
     device_setting,
     kernels_setting,
     pair_set_setting,
@@ -282,6 +283,7 @@ class TrainSettings(LossSettings):
                     raise ValueError(f"{name} has no effect without lora_r")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
             raise ValueError("warmup_ratio and warmup_steps set the same thing; give one of them")
+        check_name("run_name", self.run_name or self.output_dir.name)
         if self.num_epochs is not None and self.max_steps is not None:
             raise ValueError("num_epochs and max_steps contradict each other; give one of them")
         if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):

@@ -32,7 +32,7 @@ from offpref.pipeline.progress import Progress
 from offpref.stores.errors import OffprefError, OwnCodeError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
 
-from .attempts import begin_run, change_notes, resumed_run, write_begin
+from .attempts import begin_run, change_notes, put_away_name, resumed_run, write_begin
 from .callbacks import Callback, Callbacks, load_callbacks
 from .checkpoints import (
     load_checkpoint,
@@ -85,6 +85,8 @@ def train(
     run = begin_run(plan, processes)
     if run["is_finished"]:
         num_done = int(run.get("num_steps", plan.num_steps))
+        if processes.is_first and (gone := put_away_name(plan)):
+            progress.note(f"note: run {gone} is put away: no question shows it")
         return run_summary(plan, run, processes, None, num_resumed=num_done)
     plan = replace(
         plan,

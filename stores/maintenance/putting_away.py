@@ -57,9 +57,12 @@ def find_hidden(store: Store, kind: str, names: Sequence[str]) -> list[Hidden]:
         QueryRefusedError: If nothing of that kind and name is put away.
     """
     every = hidden(store)
-    found = _named(
-        kind, [each for each in every.values() if each.kind == kind], names, lambda each: each.name
-    )
+    known = [each for each in every.values() if each.kind == kind]
+    for name in names:
+        if not _meant(known, name, lambda each: each.name):
+            there_are = ", ".join(dict.fromkeys(each.name for each in known)) or "nothing"
+            raise QueryRefusedError(f"no {kind} {name!r} is put away; put away: {there_are}")
+    found = _named(kind, known, names, lambda each: each.name)
     times = {each.hidden_at for each in found} if kind == RUN else set()
     return found + [
         each for each in every.values() if each.kind == EVALUATION and each.hidden_at in times
@@ -147,14 +150,18 @@ def _named(
     assert kind in KINDS
     found: dict[str, Named] = {}
     for name in names:
-        own = [each for each in known if _is_called(label(each), name)] or [
-            each for each in known if name and _plain(each.subject).startswith(_plain(name))
-        ]
+        own = _meant(known, name, label)
         if not own:
             there_are = ", ".join(dict.fromkeys(label(each) for each in known)) or "none"
             raise QueryRefusedError(f"no {kind} is called {name!r}; there are: {there_are}")
         found |= {each.subject: each for each in own}
     return list(found.values())
+
+
+def _meant(known: Sequence[Named], name: str, label: Callable[[Named], str]) -> list[Named]:
+    return [each for each in known if _is_called(label(each), name)] or [
+        each for each in known if name and _plain(each.subject).startswith(_plain(name))
+    ]
 
 
 def _is_called(label: str, name: str) -> bool:

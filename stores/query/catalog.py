@@ -371,7 +371,19 @@ class Catalog(Closing):
                     values.pop(name, None)
                 is_asked = any(text is not None for text in wanted)
                 values[each.name] = choose_runs(self._named_runs(), *wanted) if is_asked else None
+            elif each.name == "split" and given.get("split") is not None:
+                self._check_split(given["split"])
         return values
+
+    def _check_split(self, split: str) -> None:
+        """Refuse a split that nothing was measured of: the answer would be empty in silence."""
+        self._readable.make_readable(needed_views("steps examples"))
+        self._add_views(needed_views("steps examples"))
+        known = [
+            row[0] for row in self._rows("select split from steps union select split from examples")
+        ]
+        if known and split not in known:
+            raise ValueError(f"split must be one of {', '.join(sorted(known))}, got {split!r}")
 
     def _shards(self) -> list[Shard]:
         return [shard for table in TABLES for shard in self._store.shards(table)]

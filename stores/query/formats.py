@@ -77,9 +77,11 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:
-    """Raise StoreWriteError if ``path`` is there and may not be replaced, or is a folder."""
+    """Raise StoreWriteError if ``path`` may not be replaced: it is there, or is no plain file."""
     if path.is_dir():
         raise StoreWriteError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise StoreWriteError(f"{path} is a device or a pipe; name a file")
     if path.exists() and not overwrite:
         raise StoreWriteError(f"{path} exists; give another name, or --overwrite to replace it")
     if not path.absolute().parent.is_dir():

@@ -16,7 +16,7 @@ import pyarrow as pa
 from offpref.stores.errors import ReportError
 
 from .label_places import label_places
-from .run_colours import DASHES, LIGHT, SYMBOLS
+from .run_colours import DASHES, LIGHT, symbol_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class _Looks:
     def marker(self, name: str) -> str:
         """Shape of its points."""
         number = self.numbers.get(name)
-        return _NO_RUN[1] if number is None else _MARKERS[SYMBOLS[number % len(SYMBOLS)]]
+        return _NO_RUN[1] if number is None else _MARKERS[symbol_of(number)]
 
     def dash(self, name: str) -> Literal["-", "--", ":", "-."]:
         """Style of its lines."""

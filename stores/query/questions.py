@@ -9,10 +9,11 @@ A question is a file ``sql/<name>.sql`` that begins with comments:
 
 The first sentence, which may span several lines, says what it answers. ``param`` gives a name
 that the SQL spells ``$name``, a type and, after ``=``, a default; without one it is null. Types are
-``integer``, ``number``, ``text`` and ``runs``: names of runs, or beginnings of their ids, which the
-SQL sees as ``uuid[]``; a question with one called ``run`` has those of `run_names.SELECTORS`, too,
-which choose among runs before DuckDB is asked. ``column`` says what a column means; those of the
-same name as a column of a table need no words of their own. ``leaves out`` says what an answer does
+``integer``, ``number``, ``share`` (between 0 and 1), ``text`` and ``runs``: names of runs, or
+beginnings of their ids, which the SQL sees as ``uuid[]``; a question with one called ``run`` has
+those of `run_names.SELECTORS`, too, which choose among runs before DuckDB is asked. ``column`` says
+what a column means; those of the same name as a column of a table need no words of their own.
+``leaves out`` says what an answer does
 not count, so that a person can be told how much that was (left_out.py).
 
 Values are handed to DuckDB beside the SQL, as prepared parameters; none becomes a part of its text.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from offpref.stores.errors import UnknownQueryError
+from offpref.stores.schema import TABLES
 
 from .run_names import SELECTORS
 
@@ -32,9 +34,16 @@ SQL = Path(__file__).parent / "sql"
 
 Value: TypeAlias = "str | int | float | bool | list[str] | None"
 
-_PARAM = re.compile(r"param (\w+) (integer|number|text|runs)(?: = (\S.*?))?: (.+)")
+COUNTS = ("num_", "min_")
+"""Beginnings of names of numbers that are at least 1."""
+
+_PARAM = re.compile(r"param (\w+) (integer|number|share|text|runs)(?: = (\S.*?))?: (.+)")
 _LEAVES_OUT = re.compile(r"leaves out (unpaired)")
 _COLUMN = re.compile(r"column (\w+): (.+)")
+
+
+class OutOfRangeError(ValueError):
+    """A number that a parameter does not take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +52,7 @@ class Parameter:
 
     name: str
     kind: str
-    """``integer``, ``number``, ``text`` or ``runs``."""
+    """``integer``, ``number``, ``share``, ``text`` or ``runs``."""
     default: str | None
     """As a person would spell it; None for null."""
     meaning: str
@@ -59,12 +68,24 @@ class Parameter:
             return None
         try:
             if self.kind == "integer":
-                return int(text)
-            if self.kind == "number":
-                return float(text)
+                return self._counted(int(text))
+            if self.kind in ("number", "share"):
+                return self._shared(float(text))
+        except OutOfRangeError:
+            raise
         except ValueError:
             raise ValueError(f"{self.name} must be of type {self.kind}, got {text!r}") from None
         return text
+
+    def _counted(self, number: int) -> int:
+        if self.name.startswith(COUNTS) and number < 1:
+            raise OutOfRangeError(f"{self.name} must be at least 1, got {number}")
+        return number
+
+    def _shared(self, number: float) -> float:
+        if self.kind == "share" and not 0 < number < 1:
+            raise OutOfRangeError(f"{self.name} must be in (0, 1), got {number:g}")
+        return number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +138,8 @@ def read_question(name: str) -> Question:
         known = query_names()
         near = get_close_matches(name, known, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
+        if (SQL / f"view_{name}.sql").is_file() or name in TABLES:
+            guess = f'; it is a view: "select * from {name}"'
         raise UnknownQueryError(
             f"no query is called {name!r}; there are: {', '.join(known)}{guess}"
         )
@@ -149,8 +172,8 @@ def parse_question(name: str, text: str) -> Question:
             leaves_out.append(found[1])
         else:
             raise ValueError(
-                "expected a comment like `param NAME integer|number|text|runs = DEFAULT: meaning`"
-                f" or `column NAME: meaning`, got {note!r}"
+                "expected a comment like `param NAME integer|number|share|text|runs = DEFAULT:"
+                f" meaning` or `column NAME: meaning`, got {note!r}"
             )
     return Question(
         name=name,

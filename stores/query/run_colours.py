@@ -23,7 +23,16 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = (
     "circle", "square", "diamond", "triangle-up", "star", "pentagon", "hexagon", "cross",
 )  # fmt: skip
-"""Of points: each colour has its own, so that a point is known without its colour."""
+"""Of points: so that one is known without its colour."""
+
+
+def symbol_of(number: int) -> str:
+    """Return the shape of a run; colour and shape together are no other run's of the first 64.
+
+    >>> [symbol_of(number) for number in (0, 1, 8)]
+    ['circle', 'square', 'square']
+    """
+    return SYMBOLS[(number + number // len(LIGHT)) % len(SYMBOLS)]
 
 
 def run_numbers(runs: Sequence[NamedRun]) -> Mapping[str, int]:

@@ -245,6 +245,8 @@ def check_page_path(path: Path, *, overwrite: bool) -> None:
         raise ReportError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise ReportError(f"{path} is a folder; expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise ReportError(f"{path} is a device or a pipe; expected the name of a file")
     if os.path.lexists(path) and not overwrite:
         raise _is_there(path)
 

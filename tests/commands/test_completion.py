@@ -57,6 +57,7 @@ def completed(line: str, store: Path) -> list[str]:
         ("offpref query S curves --set status=fin", ["finished"]),
         ("offpref query S curves --set tag=", ["best"]),
         ("offpref query S frontier --set obj", ["objective="]),
+        ("offpref query S frontier --set objective=", []),
         ("offpref store rm S ", ["run", "pair-set", "evaluation"]),
         ("offpref store rm S run ", ["a/b", "dpo"]),
         ("offpref store rm S pair-set r", ["reviews"]),

@@ -57,6 +57,23 @@ def test_long_texts_are_wrapped_and_end_in_an_ellipsis() -> None:
     assert lines[-1].endswith("\u2026")
 
 
+def test_long_columns_end_up_alike() -> None:
+    text = "word " * 100
+    lines = shown(["run", "chosen", "rejected"], ["VARCHAR"] * 3, ("dpo", text, text), width=65)
+
+    chosen, rejected = lines[0].index("chosen"), lines[0].index("rejected")
+    assert abs((rejected - chosen - 2) - (65 - rejected)) <= 1
+
+
+def test_lines_end_without_blanks() -> None:
+    row = ("dpo", 0.5, "a")
+    for is_vertical in (False, True):
+        text = terminal_text(["run", "loss", "n"], ["VARCHAR", "DOUBLE", "VARCHAR"], [row],
+                             width=60, is_vertical=is_vertical)  # fmt: skip
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+        assert all(line == line.rstrip() for line in plain.splitlines())
+
+
 def test_what_does_not_fit_gets_a_line_for_each_value() -> None:
     columns = [f"number_{n}" for n in range(20)]
     lines = shown(columns, ["DOUBLE"] * 20, tuple(range(20)), width=60)

@@ -242,12 +242,21 @@ def test_compact_keeps_what_is_hidden_for_less_than_the_grace(runs: Store) -> No
     assert named(runs, "accuracy") == ["dpo", "sft"]
 
 
+def test_compact_asks_for_force_below_the_grace(runs: Store) -> None:
+    said = call("store", "compact", runs.path, "--grace-days", 0)
+    idle = call("store", "compact", runs.path, "--force")
+
+    assert (said.exit_code, idle.exit_code) == (2, 2)
+    assert "what was put away since could not be restored" in said.output
+    assert "force has no effect with a grace that is not below the default" in idle.output
+
+
 def test_compact_drops_what_is_hidden_for_longer_and_nothing_else(runs: Store) -> None:
     tables = ("runs", "run_events", "steps", "examples", "pairs", "sequences")
     call("store", "rm", runs.path, "run", "dpo", "--yes")
     before = {table: ask(runs, f"select * from {table} order by all") for table in tables}
 
-    done = call("store", "compact", runs.path, "--grace-days", 0)
+    done = call("store", "compact", runs.path, "--grace-days", 0, "--force")
     runs.refresh()
     after = {table: ask(runs, f"select * from {table} order by all") for table in tables}
     there = runs.read("runs", columns=["run_id"])["run_id"].to_pylist()
@@ -313,7 +322,7 @@ def test_rm_asks_first_and_says_what_it_would_do(runs: Store) -> None:
         (["rm", "pair-set", "nope", "--yes"], "no pair-set is called 'nope'; there are: s@v1"),
         (["rm", "evaluation", "nope", "--yes"], "no evaluation is called 'nope'; there are: dpo"),
         (["rm", "model", "x", "--yes"], "kind must be one of run, pair-set, evaluation"),
-        (["restore", "run", "dpo"], "no run is called 'dpo'; there are: none"),
+        (["restore", "run", "dpo"], "no run 'dpo' is put away; put away: nothing"),
         (["tag", "dpo"], "labels to add or drop"),
         (["tag", "dpo", "--add", "a,b"], "characters without commas, got 'a,b'"),
         (["tag", "dpo", "--drop", "x"], "run dpo does not have the tag 'x'; it has: none"),

@@ -20,8 +20,9 @@ from offpref.pipeline.training.plan import plan_training
 from offpref.pipeline.training.settings import TrainSettings
 from offpref.pipeline.training.train import train
 from offpref.stores.errors import TrainingError
+from offpref.stores.maintenance.compact import compact_store
 from offpref.stores.store import Store
-from offpref.stores.visibility import Subject, put_away
+from offpref.stores.visibility import Subject, put_away, show_again
 
 Settings = Callable[..., TrainSettings]
 OFFPREF = [sys.executable, "-c", "from offpref.pipeline.commands.main import main; main()"]
@@ -355,6 +356,34 @@ def test_a_run_that_is_put_away_is_not_resumed_in_the_dark(
     assert finished.num_steps == 2
     with pytest.raises(TrainingError, match="its run out is put away; `offpref store restore"):
         train(plan_training(scored, settings))
+
+
+def test_a_finished_run_that_is_put_away_says_so_and_is_not_made_longer(
+    scored: Store, train_settings: Settings, tmp_path: Path
+) -> None:
+    train(plan_training(scored, train_settings(max_steps=2, resume=True)))
+    subject = Subject(kind="run", subject=str(UUID(run_id(tmp_path / "out"))), name="out")
+    put_away(scored, [subject])
+    said = Notes()
+
+    train(plan_training(scored, train_settings(max_steps=2, resume=True)), said)
+
+    assert said.lines == ["note: run out is put away: no question shows it"]
+    with pytest.raises(TrainingError, match="its run out is put away"):
+        train(plan_training(scored, train_settings(max_steps=3, resume=True)))
+
+
+def test_a_run_whose_first_steps_were_dropped_is_not_resumed(
+    scored: Store, train_settings: Settings, tmp_path: Path
+) -> None:
+    train(plan_training(scored, train_settings(max_steps=2, resume=True)))
+    subject = Subject(kind="run", subject=str(UUID(run_id(tmp_path / "out"))), name="out")
+    put_away(scored, [subject])
+    compact_store(scored, grace_seconds=0)
+    show_again(scored, [subject])
+
+    with pytest.raises(TrainingError, match="has nothing of its first steps"):
+        train(plan_training(scored, train_settings(max_steps=3, resume=True)))
 
 
 def test_settings_that_change_no_weight_may_change(

@@ -5,7 +5,7 @@
 -- param split text = 'eval': split of the pairs
 -- param measure text = 'accuracy': accuracy, or reward_margin (of runs whose margins have one axis)
 -- param num_resamples integer = 1000: resamples of the pairs
--- param confidence number = 0.95: confidence of the interval
+-- param confidence share = 0.95: confidence of the interval
 -- param seed integer = 0: seed of the resampling
 -- leaves out unpaired
 -- column other_run: the run it is compared with
@@ -40,7 +40,13 @@ seen as (
     end as value
   from last_examples
   join shown using (run_id)
-  where last_examples.split = $split::varchar and reward_margins is not null
+  where last_examples.split = $split::varchar
+    and reward_margins is not null
+    and if(
+      $run::uuid[] is null or len($run::uuid[]) > 1,
+      true,
+      error('difference compares two or more runs, got one')
+    )
 ),
 common as (
   select

@@ -162,10 +162,11 @@ function axisTitle(metric, less, more) {
   return `${plotText(pointLabel(metric))}, better ${isLessBetter(metric) ? less : more}`;
 }
 
-// Room around the points for their names.
+// Room around the points and their errors for names.
 function framed(found, points, x, y) {
   for (const [axis, metric, share] of [["xaxis", x, 0.14], ["yaxis", y, 0.18]]) {
-    const numbers = points.map((point) => point.values[metric]);
+    const ends = (point) => [-1, 1].map((sign) => point.values[metric] + sign * (point.errors?.[metric] ?? 0));
+    const numbers = points.flatMap(ends);
     if (!numbers.length) continue;
     const low = Math.min(...numbers), high = Math.max(...numbers);
     const room = (high - low || Math.abs(high) || 1) * share;

@@ -40,7 +40,10 @@ const runColour = (run) => {
   return colours[runLook(run) % colours.length];
 };
 const runDash = (run) => values.looks.dashes[Math.floor(runLook(run) / values.looks.light.length) % values.looks.dashes.length];
-const runSymbol = (run) => values.looks.symbols[runLook(run) % values.looks.symbols.length];
+const runSymbol = (run) => {
+  const { symbols, light } = values.looks;
+  return symbols[(runLook(run) + Math.floor(runLook(run) / light.length)) % symbols.length];  // as symbol_of does
+};
 
 // Corners of a shape around the origin, as plotly draws it; a circle has many.
 function corners(symbol, size) {

@@ -246,6 +246,31 @@ def test_what_is_left_out_is_said_and_counted(store: Store) -> None:
     assert own == ""
 
 
+@pytest.mark.parametrize(
+    ("question", "given", "message"),
+    [
+        ("best", ["split=vale"], "split must be one of eval, got 'vale'"),
+        ("worst_pairs", ["num_pairs=-1"], "num_pairs must be at least 1, got -1"),
+        ("difference", ["num_resamples=0"], "num_resamples must be at least 1, got 0"),
+        ("difference", ["confidence=2"], "confidence must be in (0, 1), got 2"),
+        ("best", ["split=eval", "split=train"], "--set split was given twice: 'eval' and 'train'"),
+        ("difference", ["run=first"], "difference compares two or more runs, got one"),
+        ("steps", [], "no query is called 'steps'"),
+    ],
+)
+def test_a_parameter_that_would_leave_nothing_is_an_error(
+    runs: Store, question: str, given: list[str], message: str
+) -> None:
+    said = query(runs.path, question, *(word for each in given for word in ("--set", each)))
+
+    assert said.exit_code in (1, 2)
+    assert message in said.stderr
+
+
+def test_a_view_that_is_taken_for_a_question_is_said(runs: Store) -> None:
+    assert query(runs.path, "steps").stderr.endswith('; it is a view: "select * from steps"\n')
+
+
 def test_named_questions_are_views(runs: Store) -> None:
     rows = ask(runs, "select run from best where rank = 1 union all select 'x' from difference")
 

@@ -245,6 +245,17 @@ def test_csv_quotes_and_holds_nested_values_as_json(store: Store) -> None:
     assert (values["text"], values["at"]) == ('a"b,\u00e9', "2026-01-02 03:04:05+00")
 
 
+def test_a_pipe_is_not_replaced_by_a_file(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    said = query(
+        store.path, "runs", "--format", "csv", "--output", tmp_path / "pipe", "--overwrite"
+    )
+
+    assert said.stderr.endswith("pipe is a device or a pipe; name a file\n")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_markdown_aligns_numbers_and_escapes_bars(store: Store) -> None:
     shown = query(store.path, NESTED, "--format", "markdown").stdout.splitlines()
 
