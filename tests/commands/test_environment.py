@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -220,56 +219,3 @@ def test_sigterm_commits_what_is_computed_and_the_same_command_goes_on(
     assert [note for note in found.notes if f"{scored.path}/tmp/" in note] == []
     scored.refresh()
     assert stage == "score" or scored.digest("logps") == digest
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_told_to_end_saves_its_run_and_goes_on(
-    scored: Store, model_dir: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    config = tmp_path / "grid.toml"
-    config.write_text(
-        f'[base]\npair_set = "reviews"\nmodel = "{model_dir}"\noutput_dir = "{tmp_path}/runs"\n'
-        "pairs_per_step = 8\nmax_steps = 6\nsave_every = 2\n[grid]\nseed = [0, 1]\n"
-    )
-    command = [str(OFFPREF), "sweep", str(scored.path), str(config)]
-    environment = {**os.environ, "OFFPREF_STOP_AT": "checkpoint-placed"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    run = wait_for_a_stopped_child(process.pid)
-
-    process.send_signal(number)
-    wait_for_sigterm(run)  # the sweep hands it on; while it has stopped, its run does no step
-    os.kill(run, signal.SIGCONT)
-    _, said = process.communicate()
-    again = subprocess.run(command, capture_output=True, text=True)
-
-    assert process.returncode == 128 + number
-    assert said.count("\n") == 1
-    scored.refresh()
-    events = [row["event"] for row in scored.read("run_events").to_pylist()]
-    assert "interrupted" in events
-    assert again.returncode == 0, again.stderr
-    assert "2 trained" in again.stdout
-
-
-def wait_for_sigterm(process: int) -> None:
-    """Wait until a process that has stopped will find SIGTERM when it continues."""
-    pending = 0
-    while not pending & 1 << (signal.SIGTERM - 1):
-        time.sleep(0.02)
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        (mask,) = (line.split()[1] for line in lines if line.startswith("ShdPnd:"))
-        pending = int(mask, 16)
-
-
-def wait_for_a_stopped_child(parent: int) -> int:
-    """Return the id of the first child of a process that has stopped."""
-    while Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        for child in children:
-            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                return int(child)
-        time.sleep(0.02)
-    raise AssertionError("it ended before a child of it stopped")

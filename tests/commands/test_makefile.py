@@ -84,9 +84,11 @@ def installing(folder: Path, *goals: str) -> str:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         if not (folder / name).exists():
             (folder / name).write_bytes((ROOT / name).read_bytes())
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     done = subprocess.run(
-        ["make", f"PYTHON={fake}", *goals], cwd=folder, capture_output=True, text=True, check=True
-    )
+        ["make", f"PYTHON={fake}", *goals], cwd=folder, env=environment, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
     return done.stdout
 
 
