@@ -64,6 +64,11 @@ class SweepPlan:
     started: float
     """When planning began, as `time.monotonic` counts."""
 
+    def lines(self) -> list[str]:
+        """Return what is to be done, and what is to be known of runs that were trained before."""
+        counts = f"{len(self.skipped):,} trained before, {len(self.waiting):,} to train"
+        return [f"runs       {len(self.points):,}: {counts}", *self.notes]
+
 
 def sweep(
     store_path: Path,
@@ -148,11 +153,7 @@ def run_sweep(
         with shown.hidden():
             say(line)
 
-    tell(
-        f"runs       {len(plan.points):,}: {len(plan.skipped):,} trained before, "
-        f"{len(plan.waiting):,} to train"
-    )
-    for line in plan.notes:
+    for line in plan.lines():
         tell(line)
     ends = _Ends(plan, tell)
     with _alone(plan.points, tell) as lock, stopping() as asked:

@@ -232,6 +232,8 @@ class Catalog(Closing):
     def check(self, question: str, parameters: Mapping[str, str] | None = None) -> None:
         """Check a question's name and parameters, as `select` does before it answers.
 
+        A person's split is checked here alone: what asks by itself takes an empty answer.
+
         Raises:
             UnknownQueryError: If it looks like a name and there is no such query.
             ValueError: If a parameter is unknown, or its value cannot be one.
@@ -242,6 +244,8 @@ class Catalog(Closing):
             asked.check_parameters(given)
             self._connection.start_clock()
             self._with_shards(lambda: self._values(asked, given))
+        if any(each.name == "split" for each in asked.parameters) and given.get("split"):
+            self._with_shards(lambda: self._check_split(given["split"]))
 
     def _asked(self, question: str) -> tuple[Question, bool]:
         """Return what is asked, and whether by its name."""
@@ -371,8 +375,6 @@ class Catalog(Closing):
                     values.pop(name, None)
                 is_asked = any(text is not None for text in wanted)
                 values[each.name] = choose_runs(self._named_runs(), *wanted) if is_asked else None
-            elif each.name == "split" and given.get("split") is not None:
-                self._check_split(given["split"])
         return values
 
     def _check_split(self, split: str) -> None:

@@ -52,6 +52,7 @@ class Notebook(Closing):
     def sql(self, question: str, **parameters: str) -> duckdb.DuckDBPyRelation:
         """Return the answer as a relation of DuckDB's; arguments and errors are `arrow`'s."""
         self._has_relations = True
+        self._catalog.check(question, parameters)
         return self._catalog.sql(question, parameters)
 
     def arrow(self, question: str, *, limit: int | None = None, **parameters: str) -> "pa.Table":
@@ -66,6 +67,7 @@ class Notebook(Closing):
             StoreError: As `Catalog.select` says.
             ValueError: If a parameter is unknown, or its value cannot be one.
         """
+        self._catalog.check(question, parameters)
         return self._catalog.select(question, limit, parameters)
 
     def left_out(self, question: str, columns: Sequence[str], **parameters: str) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class Notebook(Closing):
             import pandas as pd
         except ImportError as error:
             raise ImportError("pandas is not installed: pip install pandas") from error
-        frame = self._catalog.select(question, None, parameters).to_pandas()
+        frame = self.arrow(question, limit=None, **parameters).to_pandas()
         assert isinstance(frame, pd.DataFrame)
         return frame
 

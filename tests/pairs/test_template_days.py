@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -131,9 +131,17 @@ def test_a_day_that_is_asked_for_is_a_version_of_its_own(
     assert other.fingerprint != first.fingerprint == back.fingerprint
 
 
+NEAR = {(date.today() + timedelta(number)).weekday() for number in (-1, 0, 1)}
+UNTOLD = next(
+    day for number in range(7)
+    if (day := date(2020, 1, 6) + timedelta(number)).weekday() not in {*NEAR, DAYS[1].weekday()}
+)  # fmt: skip
+"""A day whose name is not that of the days around today, which are tried."""
+
+
 @pytest.mark.parametrize(
     ("made", "expected"),
-    [(date.today(), date.today()), (date(2020, 1, 6), DAYS[1])],
+    [(date.today(), date.today()), (UNTOLD, DAYS[1])],
     ids=["its day can be told", "its day is unknown"],
 )
 def test_a_version_of_a_former_rule_is_kept_and_its_day_used_where_it_can_be_told(

@@ -130,8 +130,7 @@ def test_parameter_that_cannot_act_is_an_error(
 
 def test_value_of_a_parameter_is_never_a_part_of_the_sql(run: Store) -> None:
     put(run, "steps", [step(1, 0.7)])
-    with pytest.raises(ValueError, match="split must be one of train, got"):
-        ask(run, "curves", split="train' or '1'='1")
+    assert ask(run, "curves", split="train' or '1'='1") == []
     assert ask(run, "select $x as x, $y as y", x="1; drop view runs", y="0.5") == [
         {"x": "1; drop view runs", "y": 0.5}
     ]
