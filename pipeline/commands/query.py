@@ -1,7 +1,7 @@
 """The command ``query``, which reads a store and imports neither torch nor transformers."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -242,8 +242,8 @@ def _answer(
             catalog.read_batches(sql, partial(write_parquet, path=path), limit, parameters)
             return
         if kind in TABLES:
-            columns = _print(catalog, sql, parameters, settings, path)
-            _say_left_out(catalog, sql, columns, parameters)
+            columns, named = _print(catalog, sql, parameters, settings, path)
+            _say_left_out(catalog, sql, columns, parameters, named)
             return
         from offpref.stores.query.formats import write_answer
 
@@ -258,8 +258,13 @@ def _print(
     parameters: Mapping[str, str],
     settings: QuerySettings,
     path: Path | None,
-) -> Sequence[str]:
-    """Print an answer as a table, or write it to a file; return its columns."""
+) -> tuple[Sequence[str], set[str] | None]:
+    """Print an answer as a table, or write it to a file.
+
+    Returns:
+        Its columns, and the runs that it names, if all of it was read.
+    """
+    from offpref.stores.query.left_out import named_in
     from offpref.stores.query.texttable import text_table, vertical_table
 
     limit = TABLE_ROWS if settings.limit is None else settings.limit
@@ -274,13 +279,17 @@ def _print(
         make = vertical_table if is_vertical else text_table
         lines = [*make(found.columns, found.kinds, rows[:limit]), *more]
         _write(path, lambda file: file.writelines(f"{line}\n" for line in lines))
-    return found.columns
+    return found.columns, None if more else named_in(found.columns, rows)
 
 
 def _say_left_out(
-    catalog: "Catalog", sql: str, columns: Sequence[str], parameters: Mapping[str, str]
+    catalog: "Catalog",
+    sql: str,
+    columns: Sequence[str],
+    parameters: Mapping[str, str],
+    named: Collection[str] | None = None,
 ) -> None:
-    for line in catalog.left_out(sql, columns, parameters):
+    for line in catalog.left_out(sql, columns, parameters, named=named):
         say(f"note: {line}", err=True)
 
 

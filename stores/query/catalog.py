@@ -7,7 +7,7 @@ store as it was when it was opened; a shard that was compacted since is found ag
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -209,11 +209,17 @@ class Catalog(Closing):
         return named_runs(self._rows(RUNS_SQL))
 
     def left_out(
-        self, question: str, columns: Sequence[str], parameters: Mapping[str, str] | None = None
+        self,
+        question: str,
+        columns: Sequence[str],
+        parameters: Mapping[str, str] | None = None,
+        *,
+        named: Collection[str] | None = None,
     ) -> list[str]:
         """Return what the answer to a named question leaves out; nothing is said of SQL.
 
-        ``columns`` are those of the answer; the other arguments and errors are `select`'s.
+        ``columns`` are those of the answer, ``named`` the runs in it if all of it was read; the
+        other arguments and errors are `select`'s.
         """
         asked, is_name = self._asked(question)
         if not is_name:
@@ -225,7 +231,7 @@ class Catalog(Closing):
                 self._add_views(needed_views(text))
                 return self._execute(text, own).fetchall()
 
-            return list(left_out(asked, values, columns, self._named_runs(), ask))
+            return list(left_out(asked, values, columns, self._named_runs(), ask, named=named))
 
         return self._ask(question, parameters or {}, run)
 

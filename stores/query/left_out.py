@@ -4,7 +4,7 @@ Nothing is left out in silence: dead attempts, runs without a row in the answer,
 completion, and rows beyond a number that the question takes as a parameter.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .questions import Question, Value
@@ -15,6 +15,9 @@ Ask = Callable[[str, Mapping[str, Value]], list[tuple[Any, ...]]]
 
 LIMITS = ("num_pairs", "num_tokens")
 """Parameters that say how many rows are shown at most."""
+
+NAMING = ("run", "other_run", "policy")
+"""Columns that name runs."""
 
 MAX_NAMES = 5
 
@@ -33,6 +36,8 @@ def left_out(
     columns: Sequence[str],
     runs: Sequence[NamedRun],
     ask: Ask,
+    *,
+    named: Collection[str] | None = None,
 ) -> Iterator[str]:
     """Yield what the answer to a question leaves out.
 
@@ -42,14 +47,16 @@ def left_out(
         columns: The columns of its answer.
         runs: The runs of the store.
         ask: Answers SQL.
+        named: The runs that the whole answer names, where that is known: it is not asked again.
     """
-    shown: Sequence[str] = [each.run for each in runs]
+    shown: Collection[str] = [each.run for each in runs]
     if "is_superseded" in question.code:
         meant = _meant(runs, values["run"])
         dead = [each.run for each in runs if each.is_superseded]
         if dead and values["run"] is None:
             yield f"{_named(dead, 'dead attempt')} left out; --set status=superseded shows them"
-        shown = _shown(question, values, columns, meant, ask)
+        is_whole = named is not None and not any(values.get(name) for name in LIMITS)
+        shown = named if is_whole and named else _shown(question, values, columns, meant, ask)
         if absent := [run for run in meant if run not in shown]:
             yield f"{_named(absent, 'run')} left out, with nothing of what is asked"
     if "unpaired" in question.leaves_out:
@@ -67,6 +74,12 @@ def left_out(
                 yield f"{num_shown:,} of {num_all:,} {what} are shown; --set {name}=... shows more"
 
 
+def named_in(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> set[str]:
+    """Return the runs that rows name."""
+    places = [place for place, name in enumerate(columns) if name in NAMING]
+    return {str(row[place]) for row in rows for place in places}
+
+
 def _meant(runs: Sequence[NamedRun], chosen: Value) -> list[str]:
     """Return the names of the runs that a question is about."""
     if isinstance(chosen, list):
@@ -82,7 +95,7 @@ def _shown(
     ask: Ask,
 ) -> Sequence[str]:
     """Return the runs in the answer, whatever it is cut to; all where it names none."""
-    naming = [name for name in ("run", "other_run", "policy") if name in columns]
+    naming = [name for name in NAMING if name in columns]
     if not naming or not meant:
         return meant
     uncut = {name: None if name in LIMITS else value for name, value in values.items()}
