@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from .columns import TableSchema
-from .schema import SHARED_PARTITION, TAGS, VISIBILITY
+from .schema import HIDEABLE, SHARED_PARTITION, TAGS, VISIBILITY
 from .store import Store
 
-RUN, PAIR_SET, EVALUATION = KINDS = ("run", "pair-set", "evaluation")
+RUN, PAIR_SET, EVALUATION = KINDS = tuple(HIDEABLE)
 """Kinds of what can be put away. A run and an evaluation are named by their ids as SQL shows them,
 a version of a pair set by its fingerprint."""
 

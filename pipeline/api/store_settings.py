@@ -6,6 +6,7 @@ from pathlib import Path
 from offpref.pipeline.settings import AT_LEAST_ZERO, Range, check_settings, setting
 from offpref.stores.maintenance.grace import GRACE_DAYS
 from offpref.stores.report.settings import MAX_PAIRS, MOST_PAIRS, ReportSettings
+from offpref.stores.schema import HIDEABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +87,31 @@ class VerifySettings:
     )  # fmt: skip
 
 
+class _Graceful:
+    """What two verbs have in common: a grace, and the word that allows a shorter one."""
+
+    grace_days: float
+    force: bool
+
+    @property
+    def grace_seconds(self) -> float:
+        """The grace as stores take it."""
+        return self.grace_days * 86400
+
+    def check_grace(self, risk: str) -> None:
+        """Refuse a short grace without force, and force without one; ``risk`` is what it costs."""
+        is_short = self.grace_days < GRACE_DAYS
+        if is_short and not self.force:
+            raise ValueError(
+                f"grace_days must be at least {GRACE_DAYS:g} without force, got"
+                f" {self.grace_days:g}: {risk}"
+            )
+        if self.force and not is_short:
+            raise ValueError("force has no effect with a grace that is not below the default")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CompactSettings:
+class CompactSettings(_Graceful):
     """What is dropped."""
 
     grace_days: float = setting(
@@ -100,29 +124,14 @@ class CompactSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.grace_days < GRACE_DAYS and not self.force:
-            raise ValueError(
-                f"grace_days must be at least {GRACE_DAYS:g} without force, got"
-                f" {self.grace_days:g}: what was put away since could not be restored"
-            )
-        if self.force and self.grace_days >= GRACE_DAYS:
-            raise ValueError("force has no effect with a grace that is not below the default")
-
-    @property
-    def grace_seconds(self) -> float:
-        """The grace as stores take it."""
-        return self.grace_days * 86400
-
-
-KINDS = ("run", "pair-set", "evaluation")
-"""What can be put away; as in ``stores.visibility``, here so that help needs no library."""
+        self.check_grace("what was put away since could not be restored")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamesSettings:
     """What is put away, or shown again."""
 
-    kind: str = setting("What is named.", is_argument=True, choices=KINDS)
+    kind: str = setting("What is named.", is_argument=True, choices=tuple(HIDEABLE))
     name: tuple[str, ...] = setting(
         "Names, patterns such as 'try*', or beginnings of ids.", is_argument=True
     )
@@ -162,7 +171,7 @@ class TagSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GarbageSettings:
+class GarbageSettings(_Graceful):
     """Which files are deleted."""
 
     grace_days: float = setting(
@@ -176,16 +185,7 @@ class GarbageSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.grace_days < GRACE_DAYS and not self.force:
-            raise ValueError(
-                f"grace_days must be at least {GRACE_DAYS:g} without force, got"
-                f" {self.grace_days:g}: rows that a writer has placed and not yet committed could"
-                " be lost, and readers may miss files; force does it, unless a writer is at work"
-            )
-        if self.force and self.grace_days >= GRACE_DAYS:
-            raise ValueError("force has no effect with a grace that is not below the default")
-
-    @property
-    def grace_seconds(self) -> float:
-        """The grace as stores take it."""
-        return self.grace_days * 86400
+        self.check_grace(
+            "rows that a writer has placed and not yet committed could be lost, and readers may"
+            " miss files; force does it, unless a writer is at work"
+        )

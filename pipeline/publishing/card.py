@@ -21,7 +21,16 @@ from .settings import PushSettings
 MARK = "<!-- written by offpref push-policy -->"
 CURVE_ROWS = 10
 _METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
-_OF_MACHINE = ("device", "resume", "overwrite", "report_to", "callback", "save_every", "keep")
+_OF_MACHINE = (
+    "device",
+    "resume",
+    "overwrite",
+    "report_to",
+    "callback",
+    "save_every",
+    "keep",
+    "no_last_checkpoint",
+)
 """Settings that are no part of the command that makes the same policy."""
 _PATHS = ("model", "output_dir", "reference")
 

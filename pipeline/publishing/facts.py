@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from offpref.pipeline.models.folders import read_run
 from offpref.stores.errors import StoreNotFoundError, TrainingError
 from offpref.stores.query.catalog import Catalog, open_catalog
+from offpref.stores.query.views import quoted
 
 from .settings import PushSettings
 
@@ -66,14 +68,12 @@ def read_facts(settings: PushSettings) -> RunFacts:
 
 
 def _facts(catalog: Catalog, settings: PushSettings, run_id: str) -> RunFacts:
-    dashed = "-".join(
-        [run_id[:8], run_id[8:12], run_id[12:16], run_id[16:20], run_id[20:]]
-    )  # as SQL writes it
-    found = _rows(catalog, _RUN.format(run_id=_quoted(dashed)))
+    own = quoted([str(UUID(run_id))])
+    found = _rows(catalog, _RUN.format(run_id=own))
     if not found:
         raise TrainingError(f"{settings.folder}: its run {run_id[:12]} is not in this store")
     row = found[0]
-    fingerprint = _quoted(str(row["pair_set_fingerprint"]))
+    fingerprint = quoted([str(row["pair_set_fingerprint"])])
     pair_set = _rows(catalog, _PAIR_SET.format(fingerprint=fingerprint))[0]
     counts = catalog.answer(_COUNT.format(fingerprint=fingerprint)).rows
     return RunFacts(
@@ -86,14 +86,10 @@ def _facts(catalog: Catalog, settings: PushSettings, run_id: str) -> RunFacts:
         splits={str(split): int(number) for split, number in sorted(counts)},
         reference=row["reference"],
         versions=json.loads(row["versions"]),
-        steps=_rows(catalog, _STEPS.format(run_id=_quoted(dashed))),
+        steps=_rows(catalog, _STEPS.format(run_id=own)),
     )
 
 
 def _rows(catalog: Catalog, sql: str) -> list[dict[str, Any]]:
     found = catalog.answer(sql)
     return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -11,13 +11,12 @@ import selectors
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from offpref.pipeline.displays import REPORTS, Display, read_report
+from offpref.pipeline.stopping import Stopping
 
 from .points import Point, option_words
 
@@ -35,40 +34,6 @@ class Ended:
     """Its exit code; minus the number of the signal that ended it."""
     output: str
     errors: str
-
-
-class Stopping:
-    """Whether somebody has asked the sweep to end."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        """The signal that came first."""
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether one came."""
-        return self.number is not None
-
-
-@contextmanager
-def stopping() -> Iterator[Stopping]:
-    """Note the first Ctrl-C or SIGTERM; a second one is raised as it was before."""
-    asked = Stopping()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def note(number: int, frame: object) -> None:
-        asked.number = number
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

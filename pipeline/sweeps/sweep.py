@@ -17,6 +17,7 @@ from pathlib import Path
 
 from offpref.pipeline.displays import Display, Nothing
 from offpref.pipeline.models.folders import read_run
+from offpref.pipeline.stopping import Stopping, stopping
 from offpref.pipeline.training.attempts import change_notes, put_away_name
 from offpref.pipeline.training.checkpoints import newest_checkpoint, read_state
 from offpref.pipeline.training.plan import plan_training
@@ -27,7 +28,7 @@ from offpref.stores.store import Store
 
 from .missing import all_missing
 from .points import Point
-from .processes import Ended, RunProcesses, Stopping, start_run, stopping
+from .processes import Ended, RunProcesses, start_run
 
 _ENDED_BY_SIGNAL = tuple(
     code for kind in (signal.SIGINT, signal.SIGTERM) for code in (-kind, 128 + kind)
@@ -113,13 +114,14 @@ def plan_sweep(store_path: Path, points: list[Point]) -> SweepPlan:
         except OffprefError as error:
             raise type(error)(f"{point.name}: {error}") from error
         num_steps[point.name] = plan.num_steps
+        run = read_run(plan.settings.output_dir)
         if is_done:
             skipped.append(point.name)
-            if put_away_name(plan):
+            if run is not None and put_away_name(store, run):
                 notes.append(f"note: {point.name} is put away: no question shows it")
         else:
             waiting.append(point)
-            if read_run(plan.settings.output_dir) is not None:
+            if run is not None:
                 notes += [f"{point.name}: {line}" for line in change_notes(plan)]
     if missing:
         raise all_missing(missing, len(points))

@@ -1,6 +1,7 @@
 """How a run starts in its output folder: anew, from its last checkpoint, or not at all."""
 
 import shutil
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -110,13 +111,14 @@ def _check_shown(plan: TrainingPlan, run: dict[str, Any]) -> None:
     """Refuse a run that is put away and has not finished: nobody would see what it measures."""
     if run["is_finished"] and planned_steps(plan, run) == plan.num_steps:
         return
-    gone = put_away_name(plan)
+    store = Store.open(plan.store_path)
+    gone = put_away_name(store, run)
     if gone is not None:
         raise TrainingError(
             f"{plan.settings.output_dir} cannot be resumed: its run {gone} is put away; "
             f"`offpref store restore {plan.store_path} run {gone}` shows it again"
         )
-    if saved_step(plan) and run["run_id"] not in Store.open(plan.store_path).partitions(RUNS.name):
+    if saved_step(plan) and run["run_id"] not in store.partitions(RUNS.name):
         raise TrainingError(
             f"{plan.settings.output_dir} cannot be resumed: {plan.store_path} has nothing of its "
             "first steps (`offpref store compact` dropped them, or it was another store), so "
@@ -124,12 +126,9 @@ def _check_shown(plan: TrainingPlan, run: dict[str, Any]) -> None:
         )
 
 
-def put_away_name(plan: TrainingPlan) -> str | None:
-    """Return what the run in the output folder was called when it was put away, if it is."""
-    run = read_run(plan.settings.output_dir)
-    if run is None:
-        return None
-    gone = hidden(Store.open(plan.store_path), RUN).get(str(UUID(run["run_id"])))
+def put_away_name(store: Store, run: Mapping[str, Any]) -> str | None:
+    """Return what a run of ``run.json`` was called when it was put away, if it is."""
+    gone = hidden(store, RUN).get(str(UUID(run["run_id"])))
     return None if gone is None else gone.name
 
 

@@ -8,7 +8,6 @@ its last checkpoint as if nothing had happened.
 import json
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -29,8 +28,10 @@ from offpref.pipeline.models.scoring_model import ScoringModel
 from offpref.pipeline.models.tensor_files import tensor_errors
 from offpref.pipeline.pairs.mask_names import shown_mask
 from offpref.pipeline.progress import Progress
+from offpref.pipeline.stopping import stopping
 from offpref.stores.errors import OffprefError, OwnCodeError, StoreWriteError
 from offpref.stores.files.placing import clear_write_errors, move_synced, sync_file, sync_folder
+from offpref.stores.store import Store
 
 from .attempts import begin_run, change_notes, put_away_name, resumed_run, write_begin
 from .callbacks import Callback, Callbacks, load_callbacks
@@ -85,7 +86,8 @@ def train(
     run = begin_run(plan, processes)
     if run["is_finished"]:
         num_done = int(run.get("num_steps", plan.num_steps))
-        if processes.is_first and (gone := put_away_name(plan)):
+        store = Store.open(plan.store_path)
+        if processes.is_first and (gone := put_away_name(store, run)):
             progress.note(f"note: run {gone} is put away: no question shows it")
         return run_summary(plan, run, processes, None, num_resumed=num_done)
     plan = replace(
@@ -123,13 +125,13 @@ def _run_to_end(
 ) -> dict[str, Any]:
     """Train the steps that are left, write the policy, and return what ``run.json`` says then."""
     save, processes = _saver(plan, run, learner, records, trainer), learner.processes
-    with _stopping(trainer) as heard:
+    with stopping(trainer.interrupt) as asked:
         done = _run(trainer, records, num_done, save, plan)
         if trainer.is_interrupted:
             raise Interrupted(
                 f"interrupted: step {done} of {plan.num_steps} is saved in "
                 f"{plan.settings.output_dir}; --resume continues",
-                *heard[:1],
+                asked.number or signal.SIGINT,
             )
         with _recorded(records, lambda: done):  # a first signal waits until all is written
             _write_result(learner.policy, plan, processes, lambda: save(done))
@@ -357,32 +359,6 @@ def _open_records(
         }
     )
     return records
-
-
-@contextmanager
-def _stopping(trainer: Trainer) -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM end the run after its step; a second one ends it at once.
-
-    Yields:
-        The signals that came.
-    """
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield heard
-        return
-
-    def stop(number: int, frame: object) -> None:
-        heard.append(number)
-        trainer.interrupt()
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield heard
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def _write_result(

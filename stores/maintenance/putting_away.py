@@ -6,18 +6,17 @@ would mean an older one from then on. An evaluation is named by its name or the 
 With a run go the evaluations of its policy, and come back with it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 from uuid import UUID
 
 from offpref.stores.errors import QueryRefusedError
 from offpref.stores.query.catalog import Catalog
-from offpref.stores.query.run_names import choose_runs
+from offpref.stores.query.run_names import NamedRun, choose_runs
 from offpref.stores.store import Store
 from offpref.stores.visibility import (
     EVALUATION,
-    KINDS,
     PAIR_SET,
     RUN,
     Hidden,
@@ -45,9 +44,12 @@ def find_subjects(store: Store, kind: str, names: Sequence[str]) -> list[Subject
     """
     with Catalog(store) as catalog:
         if kind == RUN:
-            return [*_runs(catalog, names), *_evaluations_of(catalog, names)]
-        known = _pair_sets(catalog) if kind == PAIR_SET else _evaluations(catalog)
-    return _named(kind, known, names, lambda each: each.name)
+            runs = _runs(catalog.named_runs(), names)
+            ids = {each.subject for each in runs}
+            return [*runs, *(each for run, each in _evaluations(catalog) if run in ids)]
+        known = [each for _, each in _evaluations(catalog)]
+        known = _pair_sets(catalog) if kind == PAIR_SET else known
+    return _named(known, names, f"no {kind} is called {{name}}; there are: {{known}}")
 
 
 def find_hidden(store: Store, kind: str, names: Sequence[str]) -> list[Hidden]:
@@ -58,11 +60,7 @@ def find_hidden(store: Store, kind: str, names: Sequence[str]) -> list[Hidden]:
     """
     every = hidden(store)
     known = [each for each in every.values() if each.kind == kind]
-    for name in names:
-        if not _meant(known, name, lambda each: each.name):
-            there_are = ", ".join(dict.fromkeys(each.name for each in known)) or "nothing"
-            raise QueryRefusedError(f"no {kind} {name!r} is put away; put away: {there_are}")
-    found = _named(kind, known, names, lambda each: each.name)
+    found = _named(known, names, f"no {kind} {{name}} is put away; put away: {{known}}")
     times = {each.hidden_at for each in found} if kind == RUN else set()
     return found + [
         each for each in every.values() if each.kind == EVALUATION and each.hidden_at in times
@@ -76,7 +74,7 @@ def restore(store: Store, subjects: Sequence[Hidden]) -> list[Hidden]:
         there = {
             RUN: {each.run_id for each in catalog.named_runs()},
             PAIR_SET: {each.subject for each in _pair_sets(catalog)},
-            EVALUATION: {each.subject for each in _evaluations(catalog)},
+            EVALUATION: {each.subject for _, each in _evaluations(catalog)},
         }
     return [each for each in subjects if each.subject not in there[each.kind]]
 
@@ -94,20 +92,20 @@ def tag_runs(store: Store, names: Sequence[str], *, add: Sequence[str], drop: Se
         if len(tag) > MAX_TAG:
             raise ValueError(f"expected a tag of at most {MAX_TAG} characters, got {len(tag)}")
     with Catalog(store) as catalog:
-        runs = {each.run_id: each for each in catalog.named_runs()}
-        chosen = [each.subject for each in _runs(catalog, names)]
-    for run_id in chosen:
-        if missing := set(drop) - set(runs[run_id].tags):
+        runs = catalog.named_runs()
+    tags = {each.run_id: each.tags for each in runs}
+    chosen = _runs(runs, names)
+    for each in chosen:
+        if missing := set(drop) - set(tags[each.subject]):
             raise QueryRefusedError(
-                f"run {runs[run_id].run} does not have the tag {min(missing)!r}; it has:"
-                f" {', '.join(runs[run_id].tags) or 'none'}"
+                f"run {each.name} does not have the tag {min(missing)!r}; it has:"
+                f" {', '.join(tags[each.subject]) or 'none'}"
             )
-    set_tags(store, [UUID(each).hex for each in chosen], add=add, drop=drop)
+    set_tags(store, [UUID(each.subject).hex for each in chosen], add=add, drop=drop)
     return len(chosen)
 
 
-def _runs(catalog: Catalog, names: Sequence[str]) -> list[Subject]:
-    runs = catalog.named_runs()
+def _runs(runs: Sequence[NamedRun], names: Sequence[str]) -> list[Subject]:
     try:
         chosen = [each for name in names for each in choose_runs(runs, name) or ()]
     except ValueError as error:
@@ -116,21 +114,14 @@ def _runs(catalog: Catalog, names: Sequence[str]) -> list[Subject]:
     return [Subject(kind=RUN, subject=each, name=labels[each]) for each in dict.fromkeys(chosen)]
 
 
-def _evaluations_of(catalog: Catalog, names: Sequence[str]) -> list[Subject]:
-    runs = {each.subject for each in _runs(catalog, names)}
-    return [each for run, each in _evaluation_rows(catalog) if run in runs]
-
-
-def _evaluations(catalog: Catalog) -> list[Subject]:
-    return [each for _, each in _evaluation_rows(catalog)]
-
-
-def _evaluation_rows(catalog: Catalog) -> Iterable[tuple[str | None, Subject]]:
+def _evaluations(catalog: Catalog) -> list[tuple[str | None, Subject]]:
+    """Return every evaluation, with the id of its policy's run."""
     rows = catalog.answer(
         "select run_id::varchar, evaluation_id::varchar, name from evaluations order by measured_at"
     ).rows
-    for run, subject, name in rows:
-        yield run, Subject(kind=EVALUATION, subject=subject, name=name)
+    return [
+        (run, Subject(kind=EVALUATION, subject=subject, name=name)) for run, subject, name in rows
+    ]
 
 
 def _pair_sets(catalog: Catalog) -> list[Subject]:
@@ -143,25 +134,22 @@ def _pair_sets(catalog: Catalog) -> list[Subject]:
     ]
 
 
-def _named(
-    kind: str, known: Sequence[Named], names: Sequence[str], label: Callable[[Named], str]
-) -> list[Named]:
-    """Return what each name means: a name, a pattern, or the beginning of an id."""
-    assert kind in KINDS
+def _named(known: Sequence[Named], names: Sequence[str], complaint: str) -> list[Named]:
+    """Return what each name means: a name, a pattern, or the beginning of an id.
+
+    Raises:
+        QueryRefusedError: If one means nothing; ``complaint`` has places for it and what there is.
+    """
     found: dict[str, Named] = {}
     for name in names:
-        own = _meant(known, name, label)
+        own = [each for each in known if _is_called(each.name, name)] or [
+            each for each in known if name and _plain(each.subject).startswith(_plain(name))
+        ]
         if not own:
-            there_are = ", ".join(dict.fromkeys(label(each) for each in known)) or "none"
-            raise QueryRefusedError(f"no {kind} is called {name!r}; there are: {there_are}")
+            there_are = ", ".join(dict.fromkeys(each.name for each in known)) or "none"
+            raise QueryRefusedError(complaint.format(name=repr(name), known=there_are))
         found |= {each.subject: each for each in own}
     return list(found.values())
-
-
-def _meant(known: Sequence[Named], name: str, label: Callable[[Named], str]) -> list[Named]:
-    return [each for each in known if _is_called(label(each), name)] or [
-        each for each in known if name and _plain(each.subject).startswith(_plain(name))
-    ]
 
 
 def _is_called(label: str, name: str) -> bool:

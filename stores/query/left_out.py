@@ -62,7 +62,7 @@ def left_out(
     if "unpaired" in question.leaves_out:
         counts = ask(_UNPAIRED, {"split": values.get("split")})
         if count := sum(count for run, count in counts if run in shown):
-            yield f"{count:,} pairs with one completion are left out"
+            yield f"{count:,} pair{'s' * (count > 1)} with one completion left out"
     for name in LIMITS:
         if values.get(name) is not None:
             (num_shown,), (num_all,) = (

@@ -6,7 +6,7 @@ A question whose name a table has (``runs``, ``pair_sets``) is no view: the tabl
 import re
 from functools import cache
 
-from .questions import Question, Value, query_names, read_question
+from .questions import Value, query_names, read_question
 from .views import quoted, view_names
 
 
@@ -26,13 +26,7 @@ def question_view(name: str) -> str:
     """Return the SELECT of a question's view: its own, with its parameters' defaults in it."""
     question = read_question(name)
     defaults = {each.name: each.value(None) for each in question.parameters}
-    code = _without_comments(question)
-    return re.sub(r"\$(\w+)", lambda found: _literal(defaults[found[1]]), code)
-
-
-def _without_comments(question: Question) -> str:
-    lines = question.sql.splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith("--"))
+    return re.sub(r"\$(\w+)", lambda found: _literal(defaults[found[1]]), question.sql)
 
 
 def _literal(value: Value) -> str:

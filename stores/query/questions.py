@@ -13,8 +13,8 @@ that the SQL spells ``$name``, a type and, after ``=``, a default; without one i
 beginnings of their ids, which the SQL sees as ``uuid[]``; a question with one called ``run`` has
 those of `run_names.SELECTORS`, too, which choose among runs before DuckDB is asked. ``column`` says
 what a column means; those of the same name as a column of a table need no words of their own.
-``leaves out`` says what an answer does
-not count, so that a person can be told how much that was (left_out.py).
+``leaves out`` says what an answer does not count, so that a person can be told how much that was
+(left_out.py).
 
 Values are handed to DuckDB beside the SQL, as prepared parameters; none becomes a part of its text.
 """
@@ -42,10 +42,6 @@ _LEAVES_OUT = re.compile(r"leaves out (unpaired)")
 _COLUMN = re.compile(r"column (\w+): (.+)")
 
 
-class OutOfRangeError(ValueError):
-    """A number that a parameter does not take."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
     """A parameter of a question."""
@@ -61,30 +57,21 @@ class Parameter:
         """Return what DuckDB is given for a value as it was spelled; None stands for the default.
 
         Raises:
-            ValueError: If it is not of the parameter's kind.
+            ValueError: If it is not of the parameter's kind, or not in its range.
         """
         text = self.default if text is None else text
         if text is None:
             return None
+        if self.kind in ("text", "runs"):
+            return text
         try:
-            if self.kind == "integer":
-                return self._counted(int(text))
-            if self.kind in ("number", "share"):
-                return self._shared(float(text))
-        except OutOfRangeError:
-            raise
+            number = int(text) if self.kind == "integer" else float(text)
         except ValueError:
             raise ValueError(f"{self.name} must be of type {self.kind}, got {text!r}") from None
-        return text
-
-    def _counted(self, number: int) -> int:
         if self.name.startswith(COUNTS) and number < 1:
-            raise OutOfRangeError(f"{self.name} must be at least 1, got {number}")
-        return number
-
-    def _shared(self, number: float) -> float:
+            raise ValueError(f"{self.name} must be at least 1, got {number}")
         if self.kind == "share" and not 0 < number < 1:
-            raise OutOfRangeError(f"{self.name} must be in (0, 1), got {number:g}")
+            raise ValueError(f"{self.name} must be in (0, 1), got {number:g}")
         return number
 
 

@@ -75,8 +75,8 @@ def choose_runs(
     if names is not None:
         every = [names] if any(names == each.run for each in runs) else names.split(",")
         chosen = [run for wanted in every for run in _called(runs, wanted.strip())]
-        found = list(dict.fromkeys(run for run in chosen))
-    elif status is None or status != "superseded":
+        found = list(dict.fromkeys(chosen))
+    elif status != "superseded":
         found = [each for each in found if not each.is_superseded]
     if status is not None:
         found = _kept(found, status, lambda each: each.statuses, f"no run has status {status!r}")

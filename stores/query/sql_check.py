@@ -52,11 +52,6 @@ def explained(error: Exception) -> str:
     return "\n".join(lines) or type(error).__name__
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _kind(statement: duckdb.Statement) -> str:
     try:
         return str(statement.type).removeprefix("StatementType.")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from terminals import read_to_end
 
 from offpref.pipeline.displays import Display, Log, Nothing, Standing, display, fitted
 from offpref.pipeline.progress import StepBar, TokenBar
@@ -130,18 +131,9 @@ def on_terminal(code: str, **environment: str) -> tuple[str, str]:
         env={**kept, "TERM": "xterm", "COLUMNS": "100", **environment},
     )  # fmt: skip
     os.close(follower)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(leader, 65536)
-        except OSError:  # its other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(leader)
+    shown = read_to_end(leader)
     said, _ = process.communicate()
-    return shown.decode(), said
+    return shown, said
 
 
 WORK = """

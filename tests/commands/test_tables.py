@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from row_store import put, put_runs, step
+from terminals import read_to_end
 
 from offpref.pipeline.commands.tables import terminal_text
 from offpref.stores.query.texttable import text_table, vertical_table
@@ -133,15 +134,9 @@ def in_terminal(*arguments: object, width: int = 100, height: int = 20, **more: 
         env=environment | {"TERM": "xterm"} | more,
     )  # fmt: skip
     os.close(follower)
-    found = b""
-    while True:
-        try:
-            piece = os.read(leader, 65536)
-        except OSError:  # the other end is closed
-            break
-        found += piece
+    found = read_to_end(leader)
     assert process.wait(60) == 0
-    return found.decode().replace("\r\n", "\n")
+    return found.replace("\r\n", "\n")
 
 
 def test_a_terminal_gets_colours_unless_they_are_not_wanted(store_with_runs: Path) -> None:

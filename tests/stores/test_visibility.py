@@ -322,7 +322,7 @@ def test_rm_asks_first_and_says_what_it_would_do(runs: Store) -> None:
         (["rm", "pair-set", "nope", "--yes"], "no pair-set is called 'nope'; there are: s@v1"),
         (["rm", "evaluation", "nope", "--yes"], "no evaluation is called 'nope'; there are: dpo"),
         (["rm", "model", "x", "--yes"], "kind must be one of run, pair-set, evaluation"),
-        (["restore", "run", "dpo"], "no run 'dpo' is put away; put away: nothing"),
+        (["restore", "run", "dpo"], "no run 'dpo' is put away; put away: none"),
         (["tag", "dpo"], "labels to add or drop"),
         (["tag", "dpo", "--add", "a,b"], "characters without commas, got 'a,b'"),
         (["tag", "dpo", "--drop", "x"], "run dpo does not have the tag 'x'; it has: none"),

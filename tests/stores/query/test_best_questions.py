@@ -239,7 +239,7 @@ def test_what_is_left_out_is_said_and_counted(store: Store) -> None:
 
     dead = "note: 1 dead attempt (dpo@393939393939) is left out; --set status=superseded shows them"
     absent = "note: 1 run (sft) is left out, with nothing of what is asked"
-    unpaired = "note: 1 pairs with one completion are left out"
+    unpaired = "note: 1 pair with one completion left out"
     assert accuracy == [dead, absent, unpaired]
     assert worst == [dead, absent, "note: 1 of 2 pairs are shown; --set num_pairs=... shows more"]
     assert chosen == [unpaired]

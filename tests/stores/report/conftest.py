@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 from report_reader import Reader
+from report_results import put_results
+
+from offpref.stores.store import Store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 Open = Callable[..., Reader]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of runs with results."""
+    store = Store.create(tmp_path_factory.mktemp("results") / "store")
+    put_results(store)
+    return store
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,6 @@ from offpref.stores.store import Store
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store.create(tmp_path_factory.mktemp("results") / "store")
-    put_results(store)
-    return store
-
-
-@pytest.fixture(scope="module")
 def page(results: Store) -> Page:
     return report(results)
 

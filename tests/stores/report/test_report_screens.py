@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_cases import Page, name, policy_logps, ref_logps
 from report_reader import Reader
-from report_results import NAMES, put_evaluation, put_results
+from report_results import NAMES, put_evaluation
 
 from offpref.stores.query.catalog import Catalog
 from offpref.stores.report.html import read_page, write_report
@@ -30,13 +30,6 @@ POINTS = """() => [...document.querySelectorAll("#frontier-chart .point")].map(e
   const { left, right, top, bottom } = each.getBoundingClientRect();
   return { text: "", left: left + 3, right: right - 3, top: top + 3, bottom: bottom - 3 };
 })"""
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store.create(tmp_path_factory.mktemp("results") / "store")
-    put_results(store)
-    return store
 
 
 @pytest.fixture(scope="module")
