@@ -126,9 +126,9 @@ def _point(path: Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> Point
                 f"{_without_quotes(hints[key], value)}"
             )
     merged |= {"output_dir": str(Path(merged["output_dir"]) / name), "run_name": name}
-    # Many runs, whose lengths are the file's: none of them is made longer by hand.
-    keeps_none = {"no_last_checkpoint": "save_every" not in merged}
-    arguments = keeps_none | {key: _typed(hints[key], value) for key, value in merged.items()}
+    if "save_every" not in merged:  # many runs, whose lengths are the file's
+        merged.setdefault("no_last_checkpoint", True)
+    arguments = {key: _typed(hints[key], value) for key, value in merged.items()}
     try:
         settings = TrainSettings(**arguments, resume=True)
     except (TypeError, ValueError) as error:

@@ -47,10 +47,11 @@ def watch_report(
             time.sleep(interval_seconds)
             try:
                 is_due |= store.refresh()
-                is_due = is_due or (_has_live(statuses) and _statuses(store) != statuses)
-                if not is_due:
+                if not is_due and not _has_live(statuses):
                     continue
                 now = _statuses(store)
+                if not is_due and now == statuses:
+                    continue
                 page = read_page(store, path, replace(settings, overwrite=True))
                 written = _place(page, path, interval_seconds, overwrite=True)
             except (OffprefError, OSError) as error:

@@ -54,6 +54,14 @@ def test_output_that_cannot_be_written_is_one_line(
     )
 
 
+def test_help_that_cannot_be_written_is_one_line() -> None:
+    code, said = shell("--help", streams=">/dev/full")
+
+    assert code == 1
+    assert said.startswith("Error: standard output cannot be written: No space left on device")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("streams", ["<&-", "<&- 2>&-", ">/dev/null <&- 2>&-"])
 def test_closed_streams_change_nothing_and_nothing_is_printed_into_the_store(
     tmp_path: Path, model_dir: Path, streams: str

@@ -39,9 +39,8 @@ ROWS = [
 def add(store: Store, data: Path, tokenizer: Path, **options: object) -> tuple[PairSet, bool]:
     settings = AddSettings(
         data=(str(data),),
-        pair_set="reviews",
         tokenizer=tokenizer,
-        **options,  # type: ignore[arg-type]  # spelled out in each test
+        **{"pair_set": "reviews"} | options,  # type: ignore[arg-type]  # spelled out in each test
     )
     return add_pairs(store, plan_add(store, settings))
 
@@ -410,6 +409,7 @@ def test_unknown_pair_set_lists_the_known(store: Store, model_dir: Path, write_r
     ("options", "message"),
     [
         ({"max_length": 1}, "at least 2"),
+        ({"pair_set": "a\nb"}, "pair_set must be a name of printable characters, got 'a.nb'"),
         ({"truncation": "middle"}, "one of drop, keep-start, keep-end"),
         ({"eval_fraction": 1.0}, r"in \[0, 1\)"),
         ({"eval_fraction": 0.1, "split_column": "part"}, "has no effect"),

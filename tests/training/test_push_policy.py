@@ -41,6 +41,7 @@ def policy(scored_once: Path, model_dir: Path, tmp_path_factory: pytest.TempPath
     command = ["train", store, "--pair-set", "reviews", "--model", model_dir]
     command += ["--output-dir", folder / "policy", "--pairs-per-step", "8", "--max-steps", "3"]
     command += ["--save-every", "2", "--report-to", "tensorboard", "--beta", "0.3"]
+    command += ["--no-last-checkpoint"]
     done = CliRunner().invoke(main, [*map(str, command), "--eval-every", "3"])
     assert done.exit_code == 0, done.output
     return folder / "policy"
@@ -164,6 +165,7 @@ def test_the_card_s_command_trains_the_same_policy(
     push(policy, "me/policy")
     line = (policy / "README.md").read_text().strip().splitlines()[-1].strip()
     words = shlex.split(line)
+    assert not {"--no-last-checkpoint", "--save-every", "--report-to"} & set(words)
     replaced = {
         "STORE": str(policy.parent / "store"),
         model_dir.name: str(model_dir),

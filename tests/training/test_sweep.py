@@ -125,11 +125,16 @@ def test_a_sweep_trains_each_point_once_as_train_does_and_scores_nothing(
     config = write_sweep("[grid]\nbeta = [0.1, 0.5]\nseed = [1]", "max_steps = 2")
 
     first = offpref("sweep", scored.path, config)
+    offpref("store", "rm", scored.path, "run", "beta=0.5*", "--yes")
     again = offpref("sweep", scored.path, config)
+    offpref("store", "restore", scored.path, "run", "beta=0.5*")
 
     assert first.exit_code == 0, first.output
     assert "done       2 trained, 0 skipped, 0 failed" in first.output
     assert "done       0 trained, 2 skipped, 0 failed" in again.output
+    assert "note: beta=0.5-seed=1 is put away: no question shows it\n" in again.output
+    assert "note: beta=0.1" not in again.output
+    assert not list((tmp_path / "runs").glob("*/checkpoints/step-*"))  # thirty would fill a disk
     found = runs(scored)
     settings = sorted((row["config"]["beta"], row["config"]["seed"]) for row in found)
     assert settings == [(0.1, 1), (0.5, 1)]

@@ -1,6 +1,7 @@
 """The report without a browser: its numbers, its samples, its limits, and how it is written."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -102,6 +103,10 @@ def test_path_that_cannot_be_written_is_refused_before_any_work(
         write_report(store, tmp_path / "missing" / "report.html", ReportSettings())
     with pytest.raises(ReportError, match="is a folder; expected the name of a file"):
         write_report(store, tmp_path, ReportSettings())
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReportError, match="is a device or a pipe; expected the name of a file"):
+        write_report(store, tmp_path / "pipe", ReportSettings(overwrite=True))
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_what_cannot_be_written_is_said_before_the_store_is_read(

@@ -17,7 +17,7 @@ from offpref.pipeline.commands.main import main
 from offpref.stores.errors import QueryRefusedError
 from offpref.stores.query.catalog import Catalog, open_catalog
 from offpref.stores.query.plots import draw
-from offpref.stores.query.run_colours import DARK, LIGHT, SYMBOLS, run_numbers
+from offpref.stores.query.run_colours import DARK, LIGHT, SYMBOLS, run_numbers, symbol_of
 from offpref.stores.store import Store
 
 
@@ -28,6 +28,12 @@ def page(results: Store) -> Page:
 
 def results_of(page: Page) -> dict[str, dict[str, object]]:
     return {run["label"]: run["result"] for run in page.values["runs"]}
+
+
+def test_colour_and_shape_of_sixty_four_runs_differ() -> None:
+    looks = {(LIGHT[n % len(LIGHT)], symbol_of(n)) for n in range(64)}
+
+    assert len(looks) == 64
 
 
 # Numbers.
