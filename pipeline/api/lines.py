@@ -189,7 +189,7 @@ def training_lines(summary: "TrainSummary") -> Iterator[str]:
             if not summary.is_own_reference:
                 yield (
                     "note       the policy does not start from its reference; to score the policy "
-                    "itself: offpref score --model, the policy's folder"
+                    "itself, give its folder to `offpref score --model`"
                 )
         yield (
             f"speed      {summary.num_pairs / summary.seconds:,.2f} pairs/s, "
