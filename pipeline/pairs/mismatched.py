@@ -8,7 +8,8 @@ Letters in shape comments: P pairs.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from offpref.pipeline.models.packing import Indices
 from offpref.stores.errors import MissingError, PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
-from offpref.stores.keys import sequence_key
+from offpref.stores.keys import sequence_key, text_key
 from offpref.stores.reader import RowReader
-from offpref.stores.schema import KL_PAIRS, SEQUENCES
+from offpref.stores.schema import KL_PAIRS, SEQUENCES, SHARED_PARTITION, TEXTS
 from offpref.stores.store import Store
 
 from .lists import check_has_pairs
@@ -41,19 +42,22 @@ def fix_kl_pairs(store: Store, pair_set: PairSet) -> None:
         return
     check_has_pairs(store, pair_set)
     reader = RowReader(store, SEQUENCES.name, pair_set.tokenizer,
-                       columns=["ids", "num_prompt_tokens", "prompt_key"])  # fmt: skip
+                       columns=["ids", "num_prompt_tokens", "prompt_key", "text_key"])  # fmt: skip
+    texts = RowReader(store, TEXTS.name, SHARED_PARTITION,
+                      columns=["text_key", "form", "prompt", "completion"])  # fmt: skip
     limit = json.loads(pair_set.settings).get("max_length")  # samples of a policy have none
     num_written = 0
     with store.batch() as batch:
         for keys, own, other in _matches(store, pair_set):
-            mixed = _mixed(reader, own, other, limit)
+            mixed, spelled = _mixed(reader, texts, own, other, limit)
             unique = {each.key: each for each in mixed}
-            sequences = sequence_table(unique.values())
-            is_new = store.missing(
-                SEQUENCES.name, pair_set.tokenizer, sequences["sequence_key"].combine_chunks()
-            )
-            if (unseen := sequences.filter(is_new)).num_rows:
-                batch.add(SEQUENCES.name, pair_set.tokenizer, unseen)
+            for table, partition, rows in (
+                (SEQUENCES, pair_set.tokenizer, sequence_table(unique.values())),
+                (TEXTS, SHARED_PARTITION, pa.Table.from_pylist(spelled, schema=TEXTS.schema)),
+            ):
+                is_new = store.missing(table.name, partition, rows.column(0).combine_chunks())
+                if (unseen := rows.filter(is_new)).num_rows:
+                    batch.add(table.name, partition, unseen)
             columns = {
                 "pair_set_fingerprint": [pair_set.fingerprint] * len(keys),
                 "pair_key": key_array(keys),
@@ -165,27 +169,58 @@ def _prompt_keys(store: Store, pair_set: PairSet, sequence_keys: Keys) -> Keys:
     return to_keys(described["prompt_key"])[places]
 
 
-def _mixed(reader: RowReader, own: Keys, other: Keys, limit: int | None) -> list[Sequence]:
-    """Return the sequences of some prompts with other completions, cut to the limit if needed."""
+def _mixed(
+    reader: RowReader, texts: RowReader, own: Keys, other: Keys, limit: int | None
+) -> tuple[list[Sequence], list[dict[str, object]]]:
+    """Return the sequences of some prompts with other completions, cut to the limit if needed.
+
+    They come with the rows of their texts, where both have one: a policy may sample the very same
+    sequence, and is judged by its text.
+    """
     prompts, completions = reader.rows(key_array(own)), reader.rows(key_array(other))
+    spelled: dict[bytes, dict[str, object]] = {}
     mixed = []
+    own_texts, other_texts = _texts(texts, prompts), _texts(texts, completions)
     for row, number in enumerate(prompts["num_prompt_tokens"].to_pylist()):
         prompt = _ids(prompts, row)[:number]
         start = completions["num_prompt_tokens"][row].as_py()
         whole = np.concatenate([prompt, _ids(completions, row)[start:]]).astype(np.int32)
         ids = whole[:limit]
+        text = None
+        if len(ids) == len(whole):
+            text = _mixed_text(own_texts[row], other_texts[row])
+        if text is not None:
+            spelled[text["text_key"]] = text
         mixed.append(
             Sequence(
                 key=sequence_key(ids, number),
                 prompt_key=prompts["prompt_key"][row].as_py(),
-                text_key=None,
+                text_key=None if text is None else text["text_key"],
                 num_prompt_tokens=number,
                 ids=ids,
                 eos_lost=len(ids) < len(whole),
                 merges=False,
             )
         )
-    return mixed
+    return mixed, list(spelled.values())
+
+
+def _texts(texts: RowReader, sequences: pa.Table) -> list[dict[str, Any] | None]:
+    """Return the row of ``texts`` of each sequence; None where it was given as ids."""
+    known = pc.unique(sequences["text_key"].drop_null())
+    rows = texts.rows(known).to_pylist() if len(known) else []
+    found = {row["text_key"]: row for row in rows}
+    return [found.get(key) for key in sequences["text_key"].to_pylist()]
+
+
+def _mixed_text(
+    own: Mapping[str, Any] | None, other: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the row of one text's prompt with the other's completion; None without one."""
+    if own is None or other is None or own["form"] != other["form"]:
+        return None
+    key = text_key(own["prompt"], other["completion"], own["form"])
+    return {**own, "completion": other["completion"], "text_key": key}
 
 
 def _ids(rows: pa.Table, row: int) -> NDArray[np.int32]:
