@@ -25,6 +25,10 @@ from offpref.stores.schema import HIDDEN
 from offpref.stores.store import Store
 
 NUM_THREADS = 2
+MOST_KEPT_BYTES = 256 * 2**20
+MOST_KEPT_ROW_BYTES = 16 * 2**10
+"""Finding a small row and checking its hash takes longer than a small model's step does with it; so
+rows of a few tokens and columns stay in memory, copied, until that much is kept."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -58,6 +62,8 @@ class HiddenReader:
         self._hidden_size = hidden_size
         self._rows = RowReader(store, HIDDEN.name, scorer, columns=["dtype", "num_rows", "hidden"])
         self._pool = ThreadPoolExecutor(NUM_THREADS, "hidden")
+        self._kept: dict[bytes, tuple[NDArray[np.uint8], str]] = {}
+        self._room = MOST_KEPT_BYTES
 
     def read(self, keys: Keys, lengths: Sequence[int], *, is_pinned: bool) -> Tensor:  # [T, H]
         """Return the hidden states of some sequences, one after the other.
@@ -95,9 +101,16 @@ class HiddenReader:
 
     def _row(self, key: Keys) -> tuple[NDArray[np.uint8], str]:
         """Return the bytes of a row, as a view of what was read, and their dtype."""
+        name = key.tobytes()
+        if name in self._kept:
+            return self._kept[name]
         rows = self._rows.rows(key_array(key))
-        values: Any = rows["hidden"].chunk(0)[0].as_buffer()
-        return np.frombuffer(values, np.uint8), rows["dtype"][0].as_py()
+        buffer: Any = rows["hidden"].chunk(0)[0].as_buffer()
+        values, dtype = np.frombuffer(buffer, np.uint8), rows["dtype"][0].as_py()
+        if len(values) <= min(MOST_KEPT_ROW_BYTES, self._room):
+            self._room -= len(values)
+            self._kept[name] = values.copy(), dtype
+        return values, dtype
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype, *, is_pinned: bool) -> Tensor:
