@@ -126,6 +126,24 @@ def optimum(weights: Mapping[str, float], beta: float) -> Optimum:
     )
 
 
+def tdpo1_optimum(beta: float) -> Optimum:
+    """Return what TDPO1 converges to on pairs that the judge of sentiment has labelled.
+
+    TDPO1's optimum multiplies each token's probability by e^(Q / beta), Q being the judgement that
+    the *grammar* is expected to earn after that token (docs/optima.md). Praise or blame decides a
+    word's Q; another clause earns nothing on average, so that its probability stays.
+
+    >>> tdpo1_optimum(beta=1e9).kl < 1e-12
+    True
+    """
+    count = sum(NUM_CLAUSES) / len(NUM_CLAUSES)
+    praise = 1 / (1 + math.exp(-2 * JUDGEMENT / beta))
+    blame = 1 / (1 + math.exp(2 * JUDGEMENT / beta))
+    kl = sum(share * math.log(2 * share) for share in (praise, blame) if share > 0)
+    start = optimum({}, 1.0).rewards
+    return Optimum(rewards=start | {"sentiment": count * (praise - blame)}, kl=count * kl)
+
+
 def _kinds() -> list[tuple[float, dict[str, float]]]:
     """Return every kind of answer that differs in rewards, with its probability."""
     courtesies = [(1 - SHARE_POLITE, 0, 0)]
