@@ -1,289 +1,247 @@
-"""Write docs/findings.md and its pictures from the results of the recipes, verdicts included.
+"""Write docs/findings.md and its figures from the results of the recipes, verdicts included.
 
     python recipes/findings.py RESULTS_DIR DOCS_DIR
 
-Nothing on the page is written by hand after the fact: a verdict is a comparison of numbers, and
-says so where a claim does not hold here.
+Nothing on the page is written by hand after the fact: effects, intervals and verdicts are what the
+recipes' JSON says.
 """
 
 import json
 import sys
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pictures import draw_curves, draw_frontier, draw_pareto
+from pictures import (
+    draw_curves,
+    draw_frontier,
+    draw_over_optimization,
+    draw_pareto,
+    draw_win_rates,
+)
 
-Spread = list[float]  # mean over seeds, standard deviation
+Results = dict[str, Any]
+Rows = Sequence[dict[str, Any]]
 
+HEAD = """# Findings: the papers' claims, tried where they can be judged
 
-def show(value: Spread, digits: int = 2) -> str:
-    """Return a mean and its spread."""
-    return f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+All methods of a world have equal budgets and {num_seeds} seeds, and each has the learning rate of
+one grid that had the lowest held-out loss on a seed that no result has. A policy counts as
+converged if the last fifth of its steps moved its held-out loss by at most 2 % of what training
+moved, and its KL by at most 10 %; the tables say which are, and what twice the steps would have
+changed. An effect is a mean of paired differences, seed by seed, with a 95 % bootstrap interval.
+A claim *holds* if the interval lies above its bound and *does not hold* if it lies below;
+otherwise it *cannot be told*, and the table says how many seeds an effect of that size would
+need.
 
-
-def at_kl(points: list[tuple[float, float]], kl: float) -> float | None:
-    """Return the reward that a frontier has at a KL, linearly between its points; else None."""
-    points = sorted(points)
-    for (kl0, one), (kl1, other) in pairwise(points):
-        if kl0 <= kl <= kl1:
-            return one + (other - one) * (kl - kl0) / ((kl1 - kl0) or 1.0)
-    return None
-
-
-def verdict(holds: bool, yes: str, no: str) -> str:
-    """Return a sentence in bold that says whether a claim holds here."""
-    return f"**Holds here.** {yes}" if holds else f"**Does not hold here.** {no}"
-
-
-def frontier_table(world: dict[str, Any]) -> Iterator[str]:
-    """Yield the rows of every policy."""
-    yield "| policy | reward | KL(π‖ref) | KL(ref‖π) | entropy | accuracy | distinct-2 |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
-    for name, each in world["policies"].items():
-        yield (
-            f"| {name} | {show(each['reward'])} | {show(each['reverse_kl'])} | "
-            f"{show(each['forward_kl'])} | {show(each['entropy'])} | {show(each['accuracy'])} | "
-            f"{show(each['distinct_2'])} |"
-        )
+The *grammar* world's true reward is the sentiment of an answer, and everything that its reference
+can say is known, so that there is a best possible policy to be held to ([Optima](optima.md)).
+*Movie reviews* are continued by a model of 2.2 million parameters that was trained on them; the
+true reward is a classifier's probability of praise. What holds there need not hold in your world,
+nor the other way round: the recipes are meant to be changed. `recipes/findings.py` writes this
+page from the [results](findings/) of the commands, which resume where they were killed.
+"""
+NONE = "\N{EN DASH}"
 
 
-def dpo_frontier(world: dict[str, Any]) -> list[tuple[float, float]]:
-    """Return DPO's frontier: the reference, then its policies; (KL, reward)."""
-    found = [
-        (each["reverse_kl"][0], each["reward"][0])
-        for name, each in world["policies"].items()
-        if name.startswith("dpo")
+def show(value: float, digits: int = 3) -> str:
+    """Return a number with a minus sign, which is no hyphen."""
+    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+
+
+def mean(rows: Rows, name: str) -> str:
+    """Return the mean of a column and its range over seeds."""
+    values = [
+        row["rewards"][name.removeprefix("reward/")] if name.startswith("reward/") else row[name]
+        for row in rows
     ]
-    return [(0.0, world["reference"]), *found]
+    middle = sum(values) / len(values)
+    return f"{show(middle)} ({show(min(values))} to {show(max(values))})"
 
 
-def against_baselines(world: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each baseline: its reward, and DPO's at the same KL."""
-    frontier = dpo_frontier(world)
-    for name in ("preferred-ft", "unlikelihood"):
-        each = world["policies"][name]
-        own, spread = each["reward"]
-        ours = at_kl(frontier, each["reverse_kl"][0])
-        if ours is None:
+def claims_table(results: dict[str, Results]) -> Iterator[str]:
+    """Yield the one table that leads the page."""
+    yield "| claim | source | world | effect | 95 % interval | verdict | seeds needed | command |"
+    yield "|---|---|---|---|---|---|--:|---|"
+    for name in ("frontier", "pareto", "simpo", "baselines"):
+        for world in ("small", "movies"):
+            for each in results.get(name, {}).get(world, {}).get("claims", ()):
+                effect = each["effect"]
+                bound = f", at least {show(each['at_least'])}" if each["at_least"] else ""
+                needed = NONE if "told" not in each["verdict"] else str(effect["seeds_needed"])
+                yield (
+                    f"| {each['claim']} | {each['source']} | {each['world']} | "
+                    f"{show(effect['mean'])} ({each['measure']}{bound}) | "
+                    f"{show(effect['low'])} to {show(effect['high'])} | **{each['verdict']}** | "
+                    f"{needed} | `{each['command']}` |"
+                )
+
+
+def policies_table(world: Results, columns: dict[str, str]) -> Iterator[str]:
+    """Yield a row for each method: its learning rate, convergence, and means over seeds."""
+    yield f"| policy | {' | '.join(columns)} | converged |"
+    yield f"|---|{'--:|' * len(columns)}--:|"
+    for name, rows in world["policies"].items():
+        cells = [mean(rows, column) for column in columns.values()]
+        converged = [row["converged"]["is_converged"] for row in rows if "converged" in row]
+        of = f"{sum(converged)} of {len(converged)}" if converged else NONE
+        yield f"| {name} | {' | '.join(cells)} | {of} |"
+
+
+def tuning_table(tuning: dict[str, Any]) -> Iterator[str]:
+    """Yield how learning rates were chosen, and what twice the steps would have changed."""
+    yield "| method | held-out loss by learning rate | chosen | loss, with twice the steps | KL |"
+    yield "|---|---|--:|--:|--:|"
+    for name, each in tuning.items():
+        grid = ", ".join(f"{rate}: {show(loss, 4)}" for rate, loss in each["grid"].items())
+        loss, kl = (
+            f"{show(before, 4)} → {show(after, 4)}"
+            for before, after in (each["twice_the_steps"][key] for key in ("loss", "kl"))
+        )
+        yield f"| {name} | {grid} | {each['rate']:g} | {loss} | {kl} |"
+
+
+def details(summary: str, lines: Iterator[str]) -> Iterator[str]:
+    """Yield a heading and a table."""
+    yield f"\n### {summary}\n"
+    yield from lines
+
+
+FRONTIER = {
+    "reward": "reward/{objective}", "KL(π‖ref)": "kl", "sequence KL": "on_policy_forward_kl",
+    "entropy": "entropy", "accuracy": "accuracy", "distinct-2": "distinct_2",
+}  # fmt: skip
+
+
+def columns_of(world: Results) -> dict[str, str]:
+    """Return the columns of a table of policies."""
+    return {name: each.format(objective=world["objective"]) for name, each in FRONTIER.items()}
+
+
+def frontier_page(results: dict[str, Results], docs: Path) -> Iterator[str]:
+    """Yield the figures and tables of DPO and TDPO."""
+    found, rlhf = results["frontier"], results.get("baselines", {}).get("small")
+    others = {} if rlhf is None else {
+        name: rows for name, rows in rlhf["policies"].items() if not name.startswith("dpo")
+    }  # fmt: skip
+    yield "\n## Reward against KL\n"
+    world = found["small"]
+    draw_frontier(world, docs / "frontier.png", reward="sentiment", others=others)
+    yield "DPO's Figure 2 left and TDPO's Figure 3 (a), in the grammar world:\n"
+    yield "![Reward against KL in the grammar world](frontier.png)\n"
+    yield from exact_page(world)
+    yield from details("Policies of the grammar world", policies_table(world, columns_of(world)))
+    yield from details("How learning rates were chosen", tuning_table(world["tuning"]))
+    yield "\nTDPO's Figure 3 (b) to (d), seed 0, running means over seven steps:\n"
+    draw_curves(world, docs / "tdpo_curves.png", beta=1.0)
+    yield "![Sequence KL during training in the grammar world](tdpo_curves.png)\n"
+    if "movies" in found:
+        world = found["movies"]
+        draw_frontier(world, docs / "frontier_movies.png", reward="probability of praise")
+        draw_curves(world, docs / "tdpo_curves_movies.png", beta=1.0)
+        yield "\n## Movie reviews\n"
+        yield "![Reward against KL on movie reviews](frontier_movies.png)\n"
+        yield "![Sequence KL during training on movie reviews](tdpo_curves_movies.png)\n"
+        if world.get("win_rates"):
+            draw_win_rates(world, docs / "win_rates.png")
             yield (
-                f"- {name}: its KL of {each['reverse_kl'][0]:.1f} is larger than that of DPO's "
-                f"policies; its reward is {show(each['reward'])}, DPO's best is "
-                f"{max(r for _, r in frontier):.2f}."
+                "Win rates by the true reward against the chosen completions of the same prompts, "
+                "by sampling temperature (DPO's Figure 2 right, TDPO's Figure 4):\n"
             )
-            continue
-        yield f"- {name}: " + verdict(
-            ours > own + spread,
-            f"At its KL of {each['reverse_kl'][0]:.2f} its reward is {own:.2f}, DPO's is "
-            f"{ours:.2f}.",
-            f"At its KL of {each['reverse_kl'][0]:.2f} its reward is {show(each['reward'])}, "
-            f"DPO's is {ours:.2f}.",
-        )
-    above = [
-        (n, each) for n, each in world["best_of_n"].items()
-        if (at := at_kl(frontier, each["kl"])) is not None and each["reward"] > at
-    ]  # fmt: skip
-    yield "- best of n: " + verdict(
-        not above,
-        "It has more reward than DPO at the same KL for no n (its own KL is an upper bound).",
-        f"For n = {', '.join(n for n, _ in above)} it has more reward than DPO at the same KL; "
-        "it costs n samples per answer.",
-    )
+            yield "![Win rate by temperature](win_rates.png)\n"
+        yield from details("Policies of movie reviews", policies_table(world, columns_of(world)))
+        yield from details("Learning rates of movie reviews", tuning_table(world["tuning"]))
 
 
-def frontier_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
-    """Yield the claims of DPO and TDPO."""
-    world = results["small_world"]
-    draw_frontier(world, docs / "frontier.png", reward="sentiment")
-    draw_curves(world, docs / "tdpo_curves.png")
-    yield "## DPO: more reward for the same KL than its baselines\n"
-    yield "From `make frontier`. The small world's rewards and its optimum are known exactly.\n"
-    yield "![Reward against KL in the small world](frontier.png)\n"
-    yield from frontier_table(world)
-    yield ""
-    yield from against_baselines(world)
-    shares = [
-        reward / best
-        for kl, reward in dpo_frontier(world)[1:]
-        if (best := at_kl([tuple(each) for each in world["optimum"]], kl)) is not None
-    ]
-    if shares:
-        yield (
-            f"\nDPO's policies reach {min(shares):.0%} to {max(shares):.0%} of the reward that the "
-            "exact optimum has at the same KL. (The optimum is that of the grammar; the "
-            "reference is a small model of it.)\n"
-        )
-    if "stories" in results:
-        draw_frontier(results["stories"], docs / "frontier_stories.png", reward="VADER sentiment")
-        yield "The same on stories260k; VADER judges its own samples, best and worst of eight:\n"
-        yield "![Reward against KL on stories](frontier_stories.png)\n"
-        yield from frontier_table(results["stories"])
-        yield ""
-        yield from against_baselines(results["stories"])
-    yield "\n## TDPO: a smaller KL for the same preferences\n"
-    yield from tdpo_page(world, "tdpo_curves.png")
-    if "stories" in results:
-        draw_curves(results["stories"], docs / "tdpo_curves_stories.png")
-        yield "\nOn stories:\n"
-        yield from tdpo_page(results["stories"], "tdpo_curves_stories.png")
-
-
-def tdpo_page(world: dict[str, Any], picture: str) -> Iterator[str]:
-    """Yield the claims of TDPO."""
-    policies = world["policies"]
-    dpo, tdpo1 = policies["dpo beta=0.1"], policies["tdpo1 beta=0.1"]
-    alphas = {name: each for name, each in policies.items() if name.startswith("tdpo2")}
-    yield f"![Sequence KL of chosen and rejected completions during training]({picture})\n"
-    last = {name: each["curve"][-1] for name, each in policies.items() if each["curve"]}
-    gap = {name: each["rejected"] - each["chosen"] for name, each in last.items()}
-    named = [name for name in last if name.startswith("tdpo2")]
-    ordered = all(
-        last[one]["rejected"] >= last[other]["rejected"] for one, other in pairwise(named)
-    )
-    yield "- KL of rejected completions (Figure 3 of arXiv:2404.11999): " + verdict(
-        ordered and last[named[0]]["rejected"] < last["dpo beta=0.1"]["rejected"],
-        "TDPO2 keeps it below DPO's, and a larger alpha keeps it lower.",
-        "It is "
-        + ", ".join(
-            f"{name} {each['rejected']:.1f}" for name, each in last.items() if "0.1" in name
-        )
-        + " at the last step.",
-    )
-    yield (
-        f"- Rejected minus chosen at the last step: DPO {gap['dpo beta=0.1']:.2f}, TDPO1 "
-        f"{gap['tdpo1 beta=0.1']:.2f}, "
-        + ", ".join(f"TDPO2 {name.split('=')[-1]}: {gap[name]:.2f}" for name in named)
-        + "."
-    )
-    frontier = dpo_frontier(world)
-    better = {
-        name: each["reward"][0] - at
-        for name, each in {"tdpo1": tdpo1, **alphas}.items()
-        if (at := at_kl(frontier, each["reverse_kl"][0])) is not None
-    }
-    spread = max(each["reward"][1] for each in alphas.values())
-    yield "- Frontier: " + verdict(
-        bool(better) and min(better.values()) > 0 and max(better.values()) > spread,
-        "At its KL every TDPO policy has more reward than DPO: "
-        + ", ".join(f"{name} {value:+.2f}" for name, value in better.items()) + ".",
-        "Against DPO's frontier at the same KL their rewards differ by "
-        + ", ".join(f"{name} {value:+.2f}" for name, value in better.items())
-        + f", and seeds by {spread:.2f}.",
-    )  # fmt: skip
-    best = max(alphas.values(), key=lambda each: each["accuracy"][0])
-    yield "- Accuracy against entropy (Table 1 there): " + verdict(
-        best["accuracy"][0] >= dpo["accuracy"][0] and best["entropy"][0] >= dpo["entropy"][0],
-        f"TDPO2 has accuracy {show(best['accuracy'])} at entropy {show(best['entropy'])}, DPO "
-        f"{show(dpo['accuracy'])} at {show(dpo['entropy'])}.",
-        f"DPO has accuracy {show(dpo['accuracy'])} at entropy {show(dpo['entropy'])}; the most "
-        f"accurate TDPO2 {show(best['accuracy'])} at {show(best['entropy'])}.",
-    )
-
-
-def hypervolume(points: list[tuple[float, float]], corner: tuple[float, float]) -> float:
-    """Return the area that points dominate, down to a corner."""
-    area, height = 0.0, corner[1]
-    for x, y in sorted(points, reverse=True):
-        if x > corner[0] and y > height:
-            area += (x - corner[0]) * (y - height)
-            height = y
-    return area
-
-
-def pareto_page(results: dict[str, Any], docs: Path) -> Iterator[str]:
-    """Yield the claims of MODPO."""
-    yield "\n## MODPO: a front of two objectives from the pairs of one\n"
-    yield "From `make pareto`, ten weights. Praise takes words; sentiment and brevity conflict.\n"
-    draw_pareto(results["small_world"], docs / "pareto.png", reward="sentiment")
-    yield "![Sentiment against brevity](pareto.png)\n"
-    yield from front_page(results["small_world"], "sentiment")
-    if "stories" in results:
-        draw_pareto(results["stories"], docs / "pareto_stories.png", reward="vader")
-        yield "On stories, VADER sentiment against brevity:\n"
-        yield "![VADER sentiment against brevity on stories](pareto_stories.png)\n"
-        yield from front_page(results["stories"], "vader")
-
-
-def front_page(world: dict[str, Any], reward: str) -> Iterator[str]:
-    """Yield what each method's front dominates, and what MODPO's cost."""
-    fronts = {
-        method: [(each["brevity"][0], each[reward][0]) for each in by_weight.values()]
-        for method, by_weight in world["methods"].items()
-    }
-    other = (world["other"]["brevity"][0], world["other"][reward][0])
-    for name in ("modpo", "soup"):
-        fronts[name].append(other)
-    fronts["best of n"] = [(each["brevity"], each[reward]) for each in world["best_of_n"]]
-    every = [point for points in fronts.values() for point in points]
-    corner = (min(x for x, _ in every), min(y for _, y in every))
-    areas = {name: hypervolume(points, corner) for name, points in fronts.items()}
-    yield "| method | points | area dominated | against MODPO |"
-    yield "|---|--:|--:|--:|"
-    for name, area in areas.items():
-        yield f"| {name} | {len(fronts[name])} | {area:.2f} | {area / areas['modpo']:.2f} |"
-    rivals = {name: areas[name] for name in ("soup", "loss weighting")}
-    yield "\n" + verdict(
-        areas["modpo"] >= max(rivals.values()),
-        "MODPO's front dominates at least the area of soups and of loss weighting.",
-        f"{max(rivals, key=rivals.__getitem__).capitalize()} dominates more than MODPO does.",
-    )
-    counts, seconds = world["forwards"], world["seconds_of_a_front"]
-    yield (
-        f"\nThe steps of ten policies took {seconds[0]:.0f} ± {seconds[1]:.0f} s. With cached "
-        f"scores, {counts['cached_scores']:,} sequences went through a model; with the reference "
-        "and the other objective's policy in memory it would have been "
-        f"{counts['models_in_memory']:,} "
-        f"({counts['models_in_memory'] / counts['cached_scores']:.1f} times as many).\n"
-    )
-
-
-def simpo_page(results: dict[str, Any]) -> Iterator[str]:
-    """Yield SimPO's analysis."""
-    yield "## SimPO: no reference, and rewards that are likelihoods\n"
-    yield "From `make simpo-analysis`, on held-out pairs.\n"
-    yield from simpo_table(results["small_world"], "sentiment")
-    if "stories" in results:
-        yield "\nOn stories:\n"
-        yield from simpo_table(results["stories"], "VADER")
-
-
-def simpo_table(world: dict[str, Any], reward: str) -> Iterator[str]:
-    """Yield what DPO and SimPO are like in one world."""
-    dpo, simpo = (world["methods"][name] for name in ("dpo", "simpo"))
-    yield "| | DPO | SimPO |"
+def exact_page(world: Results) -> Iterator[str]:
+    """Yield what share of the possible gain policies have."""
+    shares = world["possible"]["shares"]
+    yield "Share of the gain that was possible at the policy's own KL, over seeds:\n"
+    yield "| policy | lowest | mean |"
     yield "|---|--:|--:|"
-    rows = {
-        "Spearman of length with mean log-prob": ("length_bias", "length_mean_logps"),
-        "Spearman of length with the implicit reward": ("length_bias", "length_reward"),
-        "reward and likelihood order a pair in the same way": ("rank_agreement", "agreement"),
-    }
-    for words, (question, column) in rows.items():
-        yield f"| {words} | {show(dpo[question][column])} | {show(simpo[question][column])} |"
-    for words, name in (
-        ("held-out accuracy", "accuracy"), (f"{reward} of samples", "reward"),
-        ("words of samples", "words"), ("KL from the reference, nats", "kl"),
-        ("seconds of training, from the store", "seconds"),
-    ):  # fmt: skip
-        yield f"| {words} | {show(dpo[name])} | {show(simpo[name])} |"
-    agreement = [each["rank_agreement"]["agreement"] for each in (dpo, simpo)]
-    yield "\n- Rank agreement (Figure 4b of arXiv:2405.14734): " + verdict(
-        agreement[1][0] > agreement[0][0],
-        f"SimPO orders {agreement[1][0]:.0%} of the pairs as likelihood does, DPO "
-        f"{agreement[0][0]:.0%}.",
-        f"DPO {agreement[0][0]:.0%}, SimPO {agreement[1][0]:.0%}.",
-    )
-    lengths = [each["length_bias"]["length_mean_logps"] for each in (dpo, simpo)]
-    yield "- Length (Figure 2c there: SimPO's correlation is smaller): " + verdict(
-        abs(lengths[1][0]) + max(lengths[0][1], lengths[1][1]) < abs(lengths[0][0]),
-        f"{show(lengths[1])} against DPO's {show(lengths[0])}.",
-        f"SimPO {show(lengths[1])}, DPO {show(lengths[0])}: seeds differ as much.",
+    for name, own in shares.items():
+        known = [share for share in own if share is not None]
+        if known:
+            yield f"| {name} | {min(known):.0%} | {sum(known) / len(known):.0%} |"
+    most = max(world["possible"]["above"].values())
+    yield (
+        "\nNo policy lies above the interval of what is possible by more than its own error."
+        if most <= 0
+        else f"\nThe largest excess over the interval of what is possible is {show(most)}."
     )
     yield (
-        "- Time: trained from the store, DPO does not run its reference and takes "
-        f"{dpo['seconds'][0] / simpo['seconds'][0]:.2f} times SimPO's seconds. Without the store, "
-        "DPO also runs the reference: see [Benchmarks](../benchmarks/README.md)."
+        "\nWhat is possible is the best that the *model* allows, from samples that are weighted by "
+        "importance ([Optima](optima.md)); the band is its 95 % interval.\n"
     )
+
+
+def pareto_page(results: dict[str, Results], docs: Path) -> Iterator[str]:
+    """Yield MODPO's front, and its cost."""
+    world = results["pareto"]["small"]
+    draw_pareto(world, docs / "pareto.png")
+    yield "\n## Two objectives\n"
+    yield "Sentiment and brevity conflict: praise takes words. MODPO's Figure 2, grammar world:\n"
+    yield "![Sentiment against brevity](pareto.png)\n"
+    yield "| front | area dominated, mean | of what is possible |"
+    yield "|---|--:|--:|"
+    areas, most = world["fronts"]["areas"], world["fronts"]["possible_area"]
+    for name, own in areas.items():
+        area = sum(own) / len(own)
+        yield f"| {name} | {show(area)} | {area / most:.0%} |"
+    cost = world["costs"]
+    sums = {
+        method: {key: sum(row[key] for row in cost[method]) / len(cost[method])
+                 for key in ("sequences", "seconds")}
+        for method in ("modpo", "morlhf")
+    }  # fmt: skip
+    yield "\n| a front of three weights | sequences through a model | seconds |"
+    yield "|---|--:|--:|"
+    for method, each in sums.items():
+        yield f"| {method.upper()} | {each['sequences']:,.0f} | {each['seconds']:,.0f} |"
+    columns = {"sentiment": "reward/sentiment", "brevity": "reward/brevity", "KL(π‖ref)": "kl"}
+    yield from details("Policies of two objectives", policies_table(world, columns))
+    yield from details("Learning rates of two objectives", tuning_table(world["tuning"]))
+
+
+def simpo_page(results: dict[str, Results]) -> Iterator[str]:
+    """Yield SimPO's ablations and baselines."""
+    world = results["simpo"]["small"]
+    yield "\n## SimPO, its ablations and its baselines\n"
+    yield "| method | length and likelihood | length and reward | reward orders as likelihood |"
+    yield "|---|--:|--:|--:|"
+    for name, rows in world["policies"].items():
+        cells = [
+            mean([row[question] for row in rows], column)
+            for question, column in (("length_bias", "length_mean_logps"),
+                                     ("length_bias", "length_reward"),
+                                     ("rank_agreement", "agreement"))
+        ]  # fmt: skip
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield "\nCorrelations are Spearman's, over held-out completions.\n"
+    columns = {"reward": "reward/sentiment", "KL(π‖ref)": "kl", "accuracy": "accuracy",
+               "seconds": "seconds"}  # fmt: skip
+    yield from details("Policies of SimPO's table", policies_table(world, columns))
+    yield from details("Learning rates of SimPO's table", tuning_table(world["tuning"]))
+
+
+def rlhf_page(results: dict[str, Results], docs: Path) -> Iterator[str]:
+    """Yield RLHF's cost beside DPO's, and over-optimisation."""
+    world = results["baselines"]["small"]
+    yield "\n## RLHF beside DPO\n"
+    yield "PPO-GT maximises the true reward, PPO a reward model of the pairs.\n"
+    yield "| policy | reward | KL(π‖ref) | share of the best objective | sequences | seconds |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, rows in world["policies"].items():
+        shares = world["objective_shares"][name]
+        sequences = sum(row.get("num_forwards", 2 * row.get("num_pairs", 0)) for row in rows)
+        seconds = sum(row["seconds"] for row in rows) / len(rows)
+        yield (
+            f"| {name} | {mean(rows, 'reward/sentiment')} | {mean(rows, 'kl')} | "
+            f"{sum(shares) / len(shares):.0%} | {sequences / len(rows):,.0f} | {seconds:.0f} |"
+        )
+    draw_over_optimization(world, docs / "over_optimization.png")
+    yield "\nOver-optimisation: PPO against a reward model of few pairs, at falling prices of KL:\n"
+    yield "![True and learned reward against the root of KL](over_optimization.png)"
 
 
 def main() -> None:
@@ -291,20 +249,15 @@ def main() -> None:
     found, docs = map(Path, sys.argv[1:])
     results = {path.stem: json.loads(path.read_text()) for path in sorted(found.glob("*.json"))}
     seeds = max(each["num_seeds"] for each in results.values())
-    lines = [
-        "# Findings: the papers' claims, checked in small worlds\n",
-        "`recipes/findings.py` writes this page from the [results](findings/) of `make frontier`, "
-        "`make pareto` and `make simpo-analysis`, each of which takes minutes on two cores. "
-        f"There are {seeds} seeds; ± is the standard deviation over them. A claim "
-        "that holds in a world of forty prompts need not hold in yours, nor the other way round. "
-        "`SETTING=large` is for a GPU, and the recipes are meant to be changed.\n",
-    ]
+    lines = [HEAD.format(num_seeds=seeds), *claims_table(results)]
     if "frontier" in results:
-        lines += frontier_page(results["frontier"], docs)
+        lines += frontier_page(results, docs)
     if "pareto" in results:
-        lines += pareto_page(results["pareto"], docs)
+        lines += pareto_page(results, docs)
     if "simpo" in results:
-        lines += simpo_page(results["simpo"])
+        lines += simpo_page(results)
+    if "baselines" in results:
+        lines += rlhf_page(results, docs)
     (docs / "findings.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -1,51 +1,33 @@
-"""Fronts of two objectives: MODPO over ten weights, soups, loss weighting, best-of-n.
+"""Fronts of two objectives: MODPO, MORLHF, soups, loss weighting, best-of-n, and what is possible.
 
-    python recipes/pareto.py FOLDER RESULTS.json [--setting small|large] [--stories MODEL]
+    python recipes/pareto.py FOLDER RESULTS.json [--setting small|large]
 
 The small world's sentiment and brevity are in conflict: praise takes words. Pairs carry a label by
-a noisy judge of each (best and worst of eight samples, on stories). The front's ends are the
-policies of one objective alone.
+a noisy judge of each. MODPO's policy of weight w is the best one for w * sentiment's judgement plus
+(1 - w) * brevity's (docs/optima.md), and so is MORLHF's, which PPO trains on the true rewards.
 """
 
-import argparse
 import json
 import math
 import random
 from pathlib import Path
 from typing import Any
 
-from session import (
-    SETTINGS,
-    World,
-    best_of_n_kl,
-    small_world,
-    spread,
-    stories_world,
-    story_pairs,
-    write_results,
-)
+from claims import Claim, Rows, in_world
+from optimum import Sampled, best
+from paired import difference, hypervolume
+from policies import Method, Row, evaluated, keep, measure_methods, trained
+from reference import possible_of, reference
+from reinforcement import ppo_policies
+from session import SETTINGS, TUNING_SEED, arguments, write_results
+from worlds import World, small_world
 
-from offpref.pipeline.small_world import optimum
-
-WEIGHTS = tuple(round(i / 10, 1) for i in range(1, 11))
-BETA = 0.1
-# How much a judge is moved, in log-odds: by a word of praise as in the demo, by a word less. On
-# stories it is only what best-of-n chooses by.
-JUDGEMENT = {"sentiment": 2.0, "vader": 2.0, "brevity": 0.4}
-
-
-def objectives(world: World) -> tuple[str, str]:
-    """Return the two objectives of a front."""
-    return ("vader" if "vader" in world.objectives else "sentiment"), "brevity"
-
-
-def labelled_pairs(world: World, objective: str, seed: int) -> list[dict[str, Any]]:
-    """Return pairs as a judge of one objective labels them."""
-    folder = world.session.folder
-    if "vader" in world.objectives:
-        return story_pairs(folder, objective)
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    return label(rows, objective, seed)
+WEIGHTS = (0.25, 0.5, 0.75)
+JUDGEMENT = {"sentiment": 2.0, "brevity": 0.4}
+"""How much a judge is moved, in log-odds: by a word of praise, by a word less."""
+COMMAND = "make pareto"
+NAMES = ("sentiment", "brevity")
+METHODS = ("modpo", "morlhf", "soup", "loss weighting")
 
 
 def label(rows: list[dict[str, Any]], objective: str, seed: int) -> list[dict[str, Any]]:
@@ -63,19 +45,18 @@ def label(rows: list[dict[str, Any]], objective: str, seed: int) -> list[dict[st
 
 
 def prepare(world: World) -> None:
-    """Put both labellings of the pairs into the store, and their weighted mixtures."""
+    """Put brevity's labels of the pairs into the store, and the weighted mixtures of both."""
     folder, session = world.session.folder, world.session
-    names = objectives(world)
-    labelled = {name: labelled_pairs(world, name, seed) for seed, name in enumerate(names)}
-    mixtures = {
-        f"mixed-{weight}": [
-            row | {"weight": 2 * share}
-            for name, share in zip(names, (weight, 1 - weight), strict=True)
-            for row in labelled[name]
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    sentiment = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    brevity = label(rows, "brevity", 1)
+    sets = {"brevity": brevity}
+    for weight in WEIGHTS:
+        both = ((sentiment, weight), (brevity, 1 - weight))
+        sets[f"mixed-{weight}"] = [
+            row | {"weight": 2 * share} for own, share in both for row in own
         ]
-        for weight in WEIGHTS[1:-1:2]
-    }
-    for name, found in {**labelled, **mixtures}.items():
+    for name, found in sets.items():
         path = folder / f"{name}.jsonl"
         if not path.exists():
             path.write_text("".join(json.dumps(row) + "\n" for row in found))
@@ -85,186 +66,243 @@ def prepare(world: World) -> None:
         )  # fmt: skip
 
 
-def train_front(world: World, seed: int) -> dict[str, Any]:
-    """Train MODPO's front of one seed; returns folders by weight and the seconds of its steps."""
-    session = world.session
-    other = on(world, "brevity").policy("dpo-brevity", seed, "--beta", BETA)
-    main = objectives(world)[0]
-    objective = f"brevity-implicit-{seed}"
-    # The other objective's own policy says what brevity is worth: its implicit reward.
-    for model in (world.reference, other):
-        session.offpref("score", session.store, "--pair-set", main, "--model", model)
-    session.offpref(
-        "reward", session.store, "--pair-set", main, "--objective", objective,
-        "--from", "implicit", "--model", other, "--implicit-beta", BETA,
-    )  # fmt: skip
-    folders = {
-        weight: on(world, main).policy(
-            f"modpo-{weight}", seed, "--loss-type", "modpo", "--beta", BETA,
-            "--preference-weight", weight, "--objective", f"{objective}={round(1 - weight, 1)}",
+def modpo(world: World) -> list[Method]:
+    """Return MODPO's methods: sentiment's pairs, and the worth of brevity as a margin."""
+    return [
+        Method(
+            name=f"modpo w={weight}", tuned_as="modpo w=0.5",
+            options=("--loss-type", "modpo", "--beta", world.beta, "--preference-weight", weight,
+                     "--objective", f"brevity-implicit-{{seed}}={1 - weight}"),
         )
-        for weight in WEIGHTS
-    }  # fmt: skip
-    steps = world.session.select(
-        "select sum(seconds) as seconds from steps join runs using (run_id, attempt) "
-        f"where runs.name like 'modpo-%-seed{seed}'"
-    )
-    return {"policies": folders, "other": other, "seconds": steps[0]["seconds"]}
+        for weight in sorted(WEIGHTS, key=lambda each: each != 0.5)
+    ]  # fmt: skip
 
 
-def on(world: World, pair_set: str) -> World:
-    """Return the world with another of its pair sets."""
-    return World(
-        session=world.session, setting=world.setting, reference=world.reference,
-        pair_set=pair_set, objectives=world.objectives, max_new_tokens=world.max_new_tokens,
-        train=world.train, num_prompts=world.num_prompts,
-    )  # fmt: skip
+def loss_weighting(world: World) -> list[Method]:
+    """Return DPO on both objectives' pairs, weighted: twice the pairs in as many steps."""
+    return [
+        Method(
+            name=f"loss weighting w={weight}", tuned_as="loss weighting w=0.5",
+            options=("--beta", world.beta), pair_set=f"mixed-{weight}",
+            pairs_per_step=2 * world.setting.pairs_per_step,
+        )
+        for weight in sorted(WEIGHTS, key=lambda each: each != 0.5)
+    ]  # fmt: skip
 
 
-def point(world: World, policy: Path, seed: int) -> dict[str, float]:
-    """Return the mean reward of a policy's samples by both objectives."""
-    row = world.measure(policy, seed=seed)
-    return {name: row["rewards"][name] for name in objectives(world)} | {"kl": row["reverse_kl"]}
+def brevity_rewards(world: World, policies: dict[int, Path]) -> None:
+    """Write what brevity's policies say sentiment's pairs are worth: their implicit rewards."""
+    session = world.session
+    for seed, policy in policies.items():
+        session.offpref("score", session.store, "--pair-set", world.pair_set, "--model", policy)
+        session.offpref(
+            "reward", session.store, "--pair-set", world.pair_set, "--objective",
+            f"brevity-implicit-{seed}", "--from", "implicit", "--model", policy,
+            "--implicit-beta", world.beta,
+        )  # fmt: skip
 
 
-def together(points: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Return mean and spread over seeds."""
-    return {name: spread(each[name] for each in points) for name in points[0]}
+def soup(world: World, weight: float, seed: int, main: Path, other: Path) -> Row:
+    """Return the row of the mean of two policies' weights."""
+    folder = world.session.folder / f"soup-{weight}-{main.name}"
+    row = world.session.folder / "rows" / f"{folder.name}.json"
+    if not row.exists():
+        if not (folder / "config.json").exists():
+            world.session.offpref(
+                "soup", folder, "--run", f"{main}={weight}", "--run", f"{other}={1 - weight}"
+            )
+        keep(row, evaluated(world, folder, seed=seed))
+    return dict(json.loads(row.read_text()))
 
 
 def measure(world: World) -> dict[str, Any]:
     """Train and measure every method with every seed."""
-    points: dict[str, dict[str, list[dict[str, float]]]] = {
-        method: {} for method in ("modpo", "soup", "loss weighting")
-    }
-    seconds, others = [], []
+    prepare(world)
+    ends = [
+        Method(name="dpo sentiment", options=("--beta", world.beta), tuned_as="dpo sentiment"),
+        Method(name="dpo brevity", options=("--beta", world.beta), tuned_as="dpo brevity",
+               pair_set="brevity"),
+    ]  # fmt: skip
+    found = measure_methods(world, ends)
+    rate = found["tuning"]["dpo brevity"]["rate"]
+    shorter = {row["seed"]: Path(row["policy"]) for row in found["policies"]["dpo brevity"]}
+    tuning_row = trained(world, ends[1], rate=rate, seed=TUNING_SEED)
+    brevity_rewards(world, shorter | {TUNING_SEED: Path(tuning_row["policy"])})
+    for methods in (modpo(world), loss_weighting(world)):
+        more = measure_methods(world, methods)
+        found = {name: found[name] | more[name] for name in found}
+    policies: Rows = found["policies"]
+    for weight in WEIGHTS:
+        policies[f"soup w={weight}"] = [
+            soup(world, weight, row["seed"], Path(row["policy"]), shorter[row["seed"]])
+            for row in policies["dpo sentiment"]
+        ]
+        policies[f"morlhf w={weight}"] = ppo_policies(
+            world, f"morlhf-{weight}", judged_by(weight), world.beta
+        )
+    return found
 
-    def keep(method: str, weight: float, policy: Path, seed: int) -> None:
-        found = point(world, policy, seed)
-        points[method].setdefault(str(weight), []).append(found)
 
-    for seed in world.seeds:
-        front = train_front(world, seed)
-        seconds.append(front["seconds"])
-        others.append(point(world, front["other"], seed))
-        for weight, policy in front["policies"].items():
-            keep("modpo", weight, policy, seed)
-        for weight in WEIGHTS[1:-1:2]:
-            soup = world.session.folder / f"soup-{weight}-seed{seed}"
-            if not (soup / "config.json").exists():
-                world.session.offpref(
-                    "soup", soup, "--run", f"{front['policies'][1.0]}={weight}",
-                    "--run", f"{front['other']}={round(1 - weight, 1)}",
-                )  # fmt: skip
-            keep("soup", weight, soup, seed)
-            # Twice the pairs in as many steps as MODPO has.
-            mixed = on(world, f"mixed-{weight}").policy(
-                f"weighted-{weight}", seed, "--beta", BETA, "--pairs-per-step", 64
-            )
-            keep("loss weighting", weight, mixed, seed)
+def judged_by(weight: float) -> dict[str, float]:
+    """Return by how much each reward counts, for a weight of sentiment's judge."""
+    shares = {"sentiment": weight, "brevity": 1 - weight}
+    return {name: share * JUDGEMENT[name] for name, share in shares.items()}
+
+
+def fronts(world: World, policies: Rows, sampled: list[Sampled]) -> dict[str, Any]:
+    """Return what each method's front dominates, seed by seed, and the front that is possible."""
+    points = {
+        method: [
+            [(row["rewards"]["brevity"], row["rewards"]["sentiment"])
+             for name, rows in policies.items() if name.startswith((f"{method} w=", "dpo "))
+             for row in rows[seed : seed + 1]]
+            for seed in range(world.setting.num_seeds)
+        ]
+        for method in METHODS
+    }  # fmt: skip
+    every = [point for seeds in points.values() for seed in seeds for point in seed]
+    corner = (min(x for x, _ in every), min(y for _, y in every))
+    possible = [
+        {"weight": weight, **best(sampled, _tilts(weight, world.beta)).rewards}
+        for weight in (i / 10 for i in range(11))
+    ]
+    line = [(each["brevity"], each["sentiment"]) for each in possible]
     return {
-        "methods": {
-            method: {weight: together(found) for weight, found in by_weight.items()}
-            for method, by_weight in points.items()
+        "corner": corner,
+        "possible": possible,
+        "possible_area": hypervolume(line, corner),
+        "areas": {
+            name: [hypervolume(each, corner) for each in seeds] for name, seeds in points.items()
         },
-        "other": together(others),
-        "seconds_of_a_front": spread(seconds),
-        "forwards": forwards(world),
     }
 
 
-def forwards(world: World) -> dict[str, int]:
-    """Return how many sequences went through a model for one front, and would have elsewhere.
+def _tilts(weight: float, beta: float) -> dict[str, float]:
+    return {name: value / beta for name, value in judged_by(weight).items()}
 
-    With cached scores the reference and the other objective's policy see each sequence once. A
-    loop that holds models in memory runs policy, reference, and the other objective's policy with
-    its reference, the same here, on both sequences of every pair of every step.
+
+def objective_share(world: World, policies: Rows, sampled: list[Sampled]) -> dict[str, Any]:
+    """Return how much of the best objective each policy has, seed by seed.
+
+    The objective of weight w is E[judgement] - beta KL, which MODPO and MORLHF maximise alike.
     """
-    main = objectives(world)[0]
-    rows = world.session.select(
-        "select sum(num_pairs)::bigint as pairs from steps join runs using (run_id, attempt) "
-        "where runs.name like 'modpo-%-seed0' and steps.split = 'train'"
-    )
-    trained = 2 * int(rows[0]["pairs"])
-    scored = world.session.select(
-        "select count(distinct sequence_key)::bigint as n from (select chosen_key as sequence_key "
-        f"from pairs where pair_set = '{main}' union select rejected_key from pairs "
-        f"where pair_set = '{main}')"
-    )[0]["n"]
-    return {
-        "trained": trained,
-        "cached_scores": trained + 2 * int(scored),
-        "models_in_memory": 3 * trained,
-    }
+    shares: dict[str, list[float]] = {}
+    for name, rows in policies.items():
+        if " w=" not in name:
+            continue
+        weight = float(name.rpartition("=")[2])
+        terms = judged_by(weight)
+
+        def value(rewards: dict[str, float], kl: float, terms: dict[str, float] = terms) -> float:
+            return sum(share * rewards[each] for each, share in terms.items()) - world.beta * kl
+
+        most = best(sampled, _tilts(weight, world.beta))
+        start = value(best(sampled, {}).rewards, 0.0)
+        gain = value(most.rewards, most.kl) - start
+        shares[name] = [(value(row["rewards"], row["kl"]) - start) / gain for row in rows]
+    return shares
 
 
-def best_of_n(world: World) -> list[dict[str, float]]:
-    """Return the best of n of the reference's samples by each mixture of the objectives."""
-    main = objectives(world)[0]
-    row = world.measure(world.reference)
+def best_of_n(world: World, row: Row) -> list[dict[str, float]]:
+    """Return the best of n of the reference's samples by each mixture of the judgements."""
     rows = world.session.select(
-        f"select prompt_key, generations.rewards['{main}'] as {main}, "
+        "select prompt_key, generations.rewards['sentiment'] as sentiment, "
         "generations.rewards['brevity'] as brevity from generations "
-        f"join evaluations using (evaluation_id) where evaluations.name = '{row['name']}' "
-        "and evaluations.seed = 0 order by prompt_key, sample"
+        f"where starts_with(replace(evaluation_id::varchar, '-', ''), '{row['evaluation']}') "
+        "order by prompt_key, sample"
     )
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for each in rows:
         by_prompt.setdefault(str(each["prompt_key"]), []).append(each)
     found = []
-    for weight in (0.0, *WEIGHTS):
-        best = [
-            max(
-                samples,
-                key=lambda s: (
-                    weight * s[main] * JUDGEMENT[main]
-                    + (1 - weight) * s["brevity"] * JUDGEMENT["brevity"]
-                ),
-            )
+    for weight in (0.0, *WEIGHTS, 1.0):
+        terms = judged_by(weight)
+        chosen = [
+            max(samples, key=lambda s: sum(value * s[name] for name, value in terms.items()))
             for samples in by_prompt.values()
         ]
-        means = {name: sum(each[name] for each in best) / len(best) for name in (main, "brevity")}
-        found.append(means | {"weight": weight, "kl": best_of_n_kl(world.setting.num_samples)})
+        means = {name: sum(each[name] for each in chosen) / len(chosen) for name in NAMES}
+        found.append(means | {"weight": weight})
     return found
 
 
-def best_fronts() -> list[list[dict[str, float]]]:
-    """Return what is best in the small world for every weight, at two prices of KL."""
-    return [
-        [
-            optimum(
-                {
-                    "sentiment": weight * JUDGEMENT["sentiment"],
-                    "brevity": (1 - weight) * JUDGEMENT["brevity"],
-                },
-                beta,
-            ).rewards
-            for weight in (0.0, *WEIGHTS)
-        ]
-        for beta in (1.0, 0.3)
-    ]
+def costs(world: World, policies: Rows) -> dict[str, Any]:
+    """Return what a front of three weights cost: sequences through a model, and seconds.
+
+    MODPO: the steps of its policies and of brevity's, and each sequence once through the reference
+    and through brevity's policy. MORLHF: sampling, and PPO's passes through policy, reference and
+    value network.
+    """
+    scored = world.session.select(
+        "select count(distinct sequence_key)::bigint as n from (select chosen_key as sequence_key "
+        f"from pairs where pair_set = '{world.pair_set}' union all select rejected_key from pairs "
+        f"where pair_set = '{world.pair_set}')"
+    )[0]["n"]
+    ours, theirs = [], []
+    for seed in range(world.setting.num_seeds):
+        own = [policies[f"modpo w={weight}"][seed] for weight in WEIGHTS]
+        own.append(policies["dpo brevity"][seed])
+        sequences = 2 * sum(row["num_pairs"] for row in own) + 2 * int(scored)
+        ours.append({"sequences": sequences, "seconds": sum(row["seconds"] for row in own)})
+        other = [policies[f"morlhf w={weight}"][seed] for weight in WEIGHTS]
+        theirs.append(
+            {"sequences": sum(row["num_forwards"] for row in other),
+             "sampled": sum(row["num_sequences"] for row in other),
+             "seconds": sum(row["seconds"] for row in other)}
+        )  # fmt: skip
+    return {"modpo": ours, "morlhf": theirs, "scored": int(scored)}
+
+
+def claims(world: World, found: dict[str, Any]) -> list[Claim]:
+    """Return the claims of MODPO's paper."""
+
+    def claim(text: str, source: str, measure: str, effect: Any, at_least: float = 0.0) -> Claim:
+        return Claim(claim=text, source=source, world=in_world(world), measure=measure,
+                     effect=effect, at_least=at_least, command=COMMAND)  # fmt: skip
+
+    areas, shares = found["fronts"]["areas"], found["shares"]
+    listed = [
+        claim(f"MODPO at weight {weight} has at least 90 % of the best objective",
+              "MODPO, Equation 8", "share of the gain",
+              difference(shares[f"modpo w={weight}"]), 0.9)
+        for weight in WEIGHTS
+    ]  # fmt: skip
+    for other, name in (("soup", "rewarded soups"), ("loss weighting", "loss weighting"),
+                        ("morlhf", "MORLHF")):  # fmt: skip
+        listed.append(
+            claim(f"MODPO's front dominates at least the area of {name}", "MODPO, Figure 2",
+                  "share of MODPO's area", difference(
+                      [1 - b / a for a, b in zip(areas["modpo"], areas[other], strict=True)]
+                  ), -0.02)
+        )  # fmt: skip
+    cost = found["costs"]
+    listed += [
+        claim(f"MODPO's front costs less than a third of MORLHF's {unit}", "MODPO, Table 1",
+              f"ratio of {unit}", difference(
+                  [b[unit] / a[unit] for a, b in zip(cost["modpo"], cost["morlhf"], strict=True)]
+              ), 3.0)
+        for unit in ("seconds", "sequences")
+    ]  # fmt: skip
+    return listed
 
 
 def main() -> None:
     """Run the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--setting", choices=SETTINGS, default="small")
-    parser.add_argument("--stories", type=Path, help="folder of a small story model")
-    given = parser.parse_args()
+    given = arguments(__doc__)
     setting = SETTINGS[given.setting]
-    results: dict[str, Any] = {"setting": given.setting, "num_seeds": setting.num_seeds}
-    world = small_world(given.folder / "small-world", setting)
-    prepare(world)
-    results["small_world"] = measure(world) | {
-        "best_of_n": best_of_n(world), "optimum": best_fronts(),
-    }  # fmt: skip
-    if given.stories:
-        world = stories_world(given.folder / "stories", given.stories, setting)
-        prepare(world)
-        results["stories"] = measure(world) | {"best_of_n": best_of_n(world), "optimum": []}
-    write_results(given.results, results, ["make pareto"])
+    world = small_world(given.folder / "small", setting)
+    found = measure(world)
+    sampled = possible_of(world)
+    start = reference(world)
+    found |= {
+        "fronts": fronts(world, found["policies"], sampled),
+        "shares": objective_share(world, found["policies"], sampled),
+        "best_of_n": best_of_n(world, start),
+        "costs": costs(world, found["policies"]),
+        "objective": "sentiment",
+    }
+    found["claims"] = [each.as_json() for each in claims(world, found)]
+    write_results(given.results, {"small": found}, given.setting)
 
 
 if __name__ == "__main__":

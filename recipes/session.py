@@ -1,56 +1,62 @@
-"""What the recipes share: a session of offpref's own commands, worlds to train in, measured rows.
+"""A session of offpref's own commands in one folder, and how much of everything a setting does.
 
 A recipe is a list of commands. Work that was done in its folder is not repeated: a recipe that was
-killed resumes, and changing one setting repeats what depends on it.
+killed goes on where it was, and changing one setting repeats what depends on it.
 """
 
+import argparse
 import contextlib
 import io
 import json
-import math
-import random
-import re
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from offpref.pipeline.commands.main import main
-from offpref.pipeline.evaluation.sampling import Sampler
-from offpref.pipeline.evaluation.settings import SampleSettings
-from offpref.pipeline.small_world import (
-    prompts,
-    write_demonstrations,
-    write_model,
-    write_sampled_pairs,
-    write_tokenizer,
-)
 from offpref.stores.query.catalog import open_catalog
-
-EVAL_FRACTION = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How much is done: minutes on two cores, or more on a GPU."""
+    """How much is done: tens of minutes on two cores, or ten minutes of one GPU."""
 
     num_seeds: int
     samples_per_prompt: int
-    """Of the first policy, for pairs."""
+    """Of the small world's reference, for pairs: two make a pair."""
     num_samples: int
     """Of each policy for each held-out prompt, when it is evaluated."""
-    num_epochs: int
+    num_steps: int
+    """Optimizer steps of every policy of the small world."""
+    pairs_per_step: int
+    movie_prompts: int
+    """Prompts of movie reviews; four pairs are drawn for each."""
+    movie_steps: int
 
 
 SETTINGS = {
-    "small": Setting(num_seeds=3, samples_per_prompt=50, num_samples=32, num_epochs=2),
-    "large": Setting(num_seeds=5, samples_per_prompt=400, num_samples=256, num_epochs=2),
-}
+    "small": Setting(
+        num_seeds=5, samples_per_prompt=536, num_samples=64, num_steps=120, pairs_per_step=64,
+        movie_prompts=500, movie_steps=80,
+    ),
+    "large": Setting(
+        num_seeds=5, samples_per_prompt=2144, num_samples=512, num_steps=500, pairs_per_step=128,
+        movie_prompts=2400, movie_steps=240,
+    ),
+    "tiny": Setting(
+        num_seeds=2, samples_per_prompt=8, num_samples=8, num_steps=4, pairs_per_step=8,
+        movie_prompts=16, movie_steps=2,
+    ),
+}  # fmt: skip
+"""``tiny`` shows in a minute that a recipe runs from one end to the other; it finds nothing."""
+
+TUNING_SEED = 100
+"""The seed on which learning rates are chosen; no result has it."""
 
 
 class Session:
-    """Commands of offpref in one folder, and what they cost."""
+    """Commands of offpref in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,168 +78,47 @@ class Session:
         with open_catalog(self.store) as catalog:
             return catalog.select(sql).to_pylist()
 
-
-@dataclass
-class World:
-    """A reference, its pairs in the store, and how policies are measured there."""
-
-    session: Session
-    setting: Setting
-    reference: Path
-    pair_set: str
-    objectives: dict[str, str]
-    """Sources of rewards by objective."""
-    max_new_tokens: int
-    train: tuple[object, ...]
-    """Options of every training."""
-    num_prompts: int | None = None
-    """Held-out prompts to sample for; None for all."""
-    seeds: range = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seeds = range(self.setting.num_seeds)
-
-    def policy(self, name: str, seed: int, *options: object) -> Path:
-        """Train a policy unless it is there; returns its folder."""
-        output = self.session.folder / f"{name}-seed{seed}"
-        self.session.offpref(
-            "train", self.session.store, "--pair-set", self.pair_set, "--model", self.reference,
-            "--output-dir", output, "--seed", seed, "--resume", *self.train, *options,
-        )  # fmt: skip
-        return output
-
-    def measure(self, policy: Path, *, seed: int = 0) -> dict[str, Any]:
-        """Sample from a policy and return its row of ``evaluations``, maps as dicts."""
-        sources = [f"{name}={source}" for name, source in self.objectives.items()]
-        said = self.session.offpref(
-            "evaluate", self.session.store, "--model", policy, "--reference", self.reference,
-            "--pair-set", self.pair_set, "--num-samples", self.setting.num_samples,
-            "--max-new-tokens", self.max_new_tokens, "--seed", seed, "--batch-size", 320,
-            "--name", policy.name,
-            *(() if self.num_prompts is None else ("--num-prompts", self.num_prompts)),
-            *(part for source in sources for part in ("--objective", source)),
-        )  # fmt: skip
-        # By its id: a policy with equal weights may have been measured under another name.
-        found = re.search(r"^evaluation .*@([0-9a-f]{12})", said, re.MULTILINE)
-        assert found is not None, said
-        rows = self.session.select(
-            "select * from evaluations "
-            f"where starts_with(replace(evaluation_id::varchar, '-', ''), '{found[1]}')"
-        )
-        return {
-            name: dict(value) if isinstance(value, list) else value
-            for name, value in rows[0].items()
-            if name not in ("evaluation_id", "run_id", "measured_at")
-        }
+    def ask(self, question: str, **values: object) -> list[dict[str, Any]]:
+        """Return the rows of a named question."""
+        given = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+        printed = self.offpref("query", self.store, question, *given, "--format", "json")
+        return list(json.loads(printed))
 
 
-def small_world(folder: Path, setting: Setting) -> World:
-    """Return the demo's world: a policy that imitates a grammar, pairs judged by sentiment."""
-    session = Session(folder)
-    base, sft = folder / "base", folder / "sft"
-    if not (base / "model.safetensors").exists():
-        base.mkdir(exist_ok=True)
-        write_model(base, vocab_size=write_tokenizer(base), seed=0)
-    demonstrations = folder / "demonstrations.jsonl"
-    if not demonstrations.exists():
-        write_demonstrations(demonstrations, num_rows=4000, seed=0)
-    session.offpref(
-        "sft", session.store, "--data", demonstrations, "--pair-set", "demonstrations",
-        "--model", base, "--output-dir", sft, "--num-epochs", 3, "--learning-rate", 3e-3,
-        "--pairs-per-step", 32, "--resume",
-    )  # fmt: skip
-    pairs = folder / "pairs.jsonl"
-    if not pairs.exists():
-        drawn = _drawn(sft, prompts(), setting.samples_per_prompt, max_new_tokens=40, seed=1)
-        write_sampled_pairs(pairs, dict(zip(prompts(), drawn, strict=True)), seed=1)
-    session.offpref(
-        "score", session.store, "--data", pairs, "--pair-set", "reviews", "--model", sft,
-        "--eval-fraction", EVAL_FRACTION, "--tier", "hidden",
-    )  # fmt: skip
-    module = "python:offpref.pipeline.small_world"
-    return World(
-        session=session, setting=setting, reference=sft, pair_set="reviews", max_new_tokens=40,
-        objectives={name: f"{module}:{name}" for name in ("sentiment", "brevity", "politeness")},
-        train=("--num-epochs", setting.num_epochs, "--learning-rate", 3e-4),
-    )  # fmt: skip
+def num_workers() -> int:
+    """Return how many policies are trained at a time: one a core, one with a GPU."""
+    import torch
+
+    if "RECIPE_WORKERS" in os.environ:
+        return int(os.environ["RECIPE_WORKERS"])
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
-def stories_world(folder: Path, model: Path, setting: Setting) -> World:
-    """Return a world of stories: a real small model, its own samples, the VADER lexicon as judge.
-
-    Pairs are the best and the worst of eight samples of a prompt.
-    """
-    session = Session(folder)
-    samples = folder / "samples.jsonl"
-    if not samples.exists():
-        _write_stories(samples, model, num_prompts=120 * setting.num_seeds // 3)
-    pairs = folder / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in story_pairs(folder, "vader")))
-    session.offpref(
-        "score", session.store, "--data", pairs, "--pair-set", "stories", "--model", model,
-        "--eval-fraction", EVAL_FRACTION, "--tier", "hidden",
-    )  # fmt: skip
-    return World(
-        session=session, setting=setting, reference=model, pair_set="stories", max_new_tokens=48,
-        objectives={"vader": "python:vader:sentiment", "brevity": "python:vader:brevity"},
-        train=("--num-epochs", 3 * setting.num_epochs, "--learning-rate", 3e-4,
-               "--pairs-per-step", 16), num_prompts=20,
-    )  # fmt: skip
-
-
-def story_pairs(folder: Path, objective: str) -> list[dict[str, Any]]:
-    """Return the best and the worst of each prompt's samples by one objective."""
-    rows = []
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        story = json.loads(line)
-        ranked = sorted(zip(story[objective], story["texts"], strict=True))
-        if ranked[0][0] < ranked[-1][0]:
-            rows.append(
-                {"prompt": story["prompt"], "chosen": ranked[-1][1], "rejected": ranked[0][1]}
-            )
-    return rows
-
-
-def _drawn(
-    model: Path, prompts: Sequence[str], num_samples: int, *, max_new_tokens: int, seed: int
-) -> list[list[str]]:
-    settings = SampleSettings(
-        num_samples=num_samples, max_new_tokens=max_new_tokens, seed=seed, batch_size=256
-    )
-    return Sampler(model, settings).texts(prompts)
-
-
-def _write_stories(path: Path, model: Path, *, num_prompts: int) -> None:
-    import vader
-
-    chance = random.Random(0)
-    stories = _drawn(model, ["Once upon a time"], num_prompts, max_new_tokens=64, seed=2)[0]
-    openings = [
-        " ".join(("Once upon a time" + story).split()[: chance.randint(8, 14)]) for story in stories
-    ]
-    openings = list(dict.fromkeys(openings))
-    drawn = _drawn(model, openings, 8, max_new_tokens=48, seed=3)
-    with path.open("w", encoding="utf-8") as file:
-        for prompt, texts in zip(openings, drawn, strict=True):
-            judged = {
-                "vader": vader.sentiment([prompt] * len(texts), texts),
-                "brevity": vader.brevity([prompt] * len(texts), texts),
-            }
-            file.write(json.dumps({"prompt": prompt, "texts": texts} | judged) + "\n")
-
-
-def spread(values: Iterable[float]) -> tuple[float, float]:
-    """Return the mean over seeds and the standard deviation; 0 for one value."""
-    found = list(values)
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
-
-
-def best_of_n_kl(n: int) -> float:
-    """Return the KL of best-of-n from its reference, at most: log n - (n - 1) / n nats."""
-    return math.log(n) - (n - 1) / n
-
-
-def write_results(path: Path, results: dict[str, Any], commands: Sequence[str]) -> None:
+def write_results(path: Path, results: dict[str, Any], setting: str) -> None:
     """Write a recipe's results, from which the page is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"commands": list(commands)} | results, indent=1) + "\n")
+    whole = {"setting": setting, **asdict(SETTINGS[setting]), "tuning_seed": TUNING_SEED} | results
+    path.with_suffix(".tmp").write_text(json.dumps(rounded(whole), indent=1) + "\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def rounded(value: Any) -> Any:
+    """Return results with six significant digits: more is noise, and hard to read in a diff."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {str(key): rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what a recipe was asked for: folder, results, setting, movies."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where it works, and what it resumes from")
+    parser.add_argument("results", type=Path, help="JSON file of its results")
+    parser.add_argument("--setting", choices=SETTINGS, default="small")
+    parser.add_argument("--movies", type=Path, help="folder with the movie reviews' files")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    return parser.parse_args(argv)

@@ -1,96 +1,122 @@
-"""SimPO's analysis: does likelihood follow length, do rewards order as likelihoods do?
+"""SimPO: its ablations, the baselines of its Table 3, and whether rewards order as likelihoods do.
 
-    python recipes/simpo_analysis.py FOLDER RESULTS.json [--setting small|large] [--stories MODEL]
+    python recipes/simpo_analysis.py FOLDER RESULTS.json [--setting small|large]
 
 SimPO (arXiv:2405.14734, Section 4) trains on the mean log-prob and no reference. Its paper shows
-that DPO's policies give longer completions a lower mean log-prob than SimPO's do not, and that the
-order of DPO's rewards often disagrees with the order of likelihoods, by which text is generated.
+that likelihood follows length without length normalisation, and that the order of DPO's rewards
+often disagrees with the order of likelihoods, by which text is generated. All methods have equal
+budgets, and each has a learning rate of its own from one grid.
 """
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from session import SETTINGS, World, small_world, spread, stories_world, write_results
+from claims import Claim, Rows, in_world, values
+from paired import difference
+from policies import Method, measure_methods
+from session import SETTINGS, arguments, write_results
+from worlds import World, small_world
 
-METHODS = {
-    "dpo": ("--loss-type", "sigmoid", "--beta", 0.1),
-    "simpo": ("--loss-type", "simpo"),
-}
-
-
-def answer(world: World, question: str, run: str) -> list[dict[str, Any]]:
-    """Return the rows of a named question on one run."""
-    done = world.session.offpref(
-        "query", world.session.store, question, "--set", f"run={run}", "--format", "json"
-    )
-    return list(json.loads(done))
+COMMAND = "make simpo-analysis"
 
 
-def measure(world: World, objective: str) -> dict[str, Any]:
+def methods(world: World) -> list[Method]:
+    """Return SimPO, its ablations, and the baselines."""
+    at = ("--beta", world.beta)
+    options: dict[str, tuple[object, ...]] = {
+        "simpo": ("--loss-type", "simpo"),
+        "simpo gamma=0": ("--loss-type", "simpo", "--simpo-gamma", 0),
+        # Without length normalisation: CPO's margin of summed log-probs, no likelihood term, and a
+        # beta that is SimPO's divided by a typical length.
+        "simpo without length normalisation": (
+            "--loss-type", "cpo", "--beta", 0.2, "--cpo-lambda", 0,
+        ),
+        "rrhf": ("--loss-type", "rrhf"),
+        "slic": ("--loss-type", "slic"),
+        "dpo": at,
+        "ipo": ("--loss-type", "ipo", *at),
+        "cpo": ("--loss-type", "cpo"),
+        "kto": ("--loss-type", "kto", *at),
+        "orpo": ("--loss-type", "orpo"),
+        "rdpo": ("--loss-type", "rdpo", *at),
+    }  # fmt: skip
+    return [
+        Method(name=name, options=(*given, "--log-tokens", "eval"), tuned_as=name)
+        for name, given in options.items()
+    ]
+
+
+def measure(world: World) -> dict[str, Any]:
     """Train, evaluate and ask."""
-    found: dict[str, Any] = {}
-    for name, options in METHODS.items():
-        rows, lengths, ranks, steps = [], [], [], []
-        for seed in world.seeds:
-            policy = world.policy(name, seed, *options, "--eval-every", 20)
-            rows.append(world.measure(policy, seed=seed))
-            lengths.append(_of_split(answer(world, "length_bias", policy.name), "eval"))
-            ranks.append(_of_split(answer(world, "rank_agreement", policy.name), "eval"))
-            steps.append(_cost(world, policy.name))
-        found[name] = {
-            "accuracy": spread(row["accuracy"] for row in rows),
-            "reward": spread(row["rewards"][objective] for row in rows),
-            "words": spread(-row["rewards"]["brevity"] for row in rows),
-            "kl": spread(row["reverse_kl"] for row in rows),
-            "length_bias": _numbers(lengths),
-            "rank_agreement": _numbers(ranks),
-            "seconds": spread(each["seconds"] for each in steps),
-            "peak_bytes": spread(each["peak"] for each in steps),
-        }
-    scored = world.session.select(
-        "select count(*)::bigint as n, sum(len(token_logps))::bigint as tokens from logps"
-    )[0]
-    return {"methods": found, "scored": scored}
+    found = measure_methods(world, methods(world))
+    for rows in found["policies"].values():
+        for row in rows:
+            run = Path(row["policy"]).name
+            row["length_bias"] = _of_split(world.session.ask("length_bias", run=run))
+            row["rank_agreement"] = _of_split(world.session.ask("rank_agreement", run=run))
+    found["objective"] = world.objective
+    found["claims"] = [each.as_json() for each in claims(world, found["policies"])]
+    return found
 
 
-def _of_split(rows: list[dict[str, Any]], split: str) -> dict[str, Any]:
-    own = [row for row in rows if row.get("split") == split]
-    return (own or rows)[0]
+def claims(world: World, rows: Rows) -> list[Claim]:
+    """Return the claims of SimPO's paper."""
 
+    def asked(name: str, question: str, column: str) -> list[float]:
+        return [row[question][column] for row in rows[name]]
 
-def _numbers(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    names = [
-        name for name, value in rows[0].items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+    def claim(text: str, source: str, measure: str, effect: Any) -> Claim:
+        return Claim(claim=text, source=source, world=in_world(world), measure=measure,
+                     effect=effect, command=COMMAND)  # fmt: skip
+
+    plain, column = "simpo without length normalisation", "length_mean_logps"
+    agreement = ("rank_agreement", "agreement")
+    listed = [
+        claim(
+            "SimPO's rewards order pairs as likelihood does, DPO's less often",
+            "SimPO, Figure 4b", "share of the pairs",
+            difference(asked("simpo", *agreement), asked("dpo", *agreement)),
+        ),
+        claim(
+            "Likelihood follows length less with SimPO than without length normalisation",
+            "SimPO, Figure 2c", "size of Spearman's correlation",
+            difference(
+                [abs(each) for each in asked(plain, "length_bias", column)],
+                [abs(each) for each in asked("simpo", "length_bias", column)],
+            ),
+        ),
+        claim(
+            "Likelihood follows length less with SimPO than with DPO",
+            "SimPO, Figure 2c", "size of Spearman's correlation",
+            difference(
+                [abs(each) for each in asked("dpo", "length_bias", column)],
+                [abs(each) for each in asked("simpo", "length_bias", column)],
+            ),
+        ),
     ]  # fmt: skip
-    return {name: spread(row[name] for row in rows) for name in names}
+    reward = f"reward/{world.objective}"
+    for other, source in (
+        ("simpo gamma=0", "SimPO, Table 5"), (plain, "SimPO, Table 5"),
+        *((name, "SimPO, Table 3") for name in
+          ("rrhf", "slic", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo")),
+    ):  # fmt: skip
+        effect = difference(values(rows["simpo"], reward), values(rows[other], reward))
+        name = {"simpo gamma=0": "SimPO with gamma 0", plain: "SimPO without length normalisation",
+                "slic": "SLiC-HF", "rdpo": "R-DPO"}.get(other, other.upper())  # fmt: skip
+        listed.append(claim(f"SimPO has more reward than {name}", source, "reward", effect))
+    return listed
 
 
-def _cost(world: World, run: str) -> dict[str, float]:
-    return world.session.select(
-        "select sum(seconds) as seconds, max(peak_memory_bytes) as peak from steps "
-        f"join runs using (run_id, attempt) where runs.name = '{run}' and split = 'train'"
-    )[0]
+def _of_split(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in rows if row["split"] == "eval")
 
 
 def main() -> None:
     """Run the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--setting", choices=SETTINGS, default="small")
-    parser.add_argument("--stories", type=Path, help="folder of a small story model")
-    given = parser.parse_args()
+    given = arguments(__doc__)
     setting = SETTINGS[given.setting]
-    world = small_world(given.folder / "small-world", setting)
-    results: dict[str, Any] = {"setting": given.setting, "num_seeds": setting.num_seeds}
-    results["small_world"] = measure(world, "sentiment")
-    if given.stories:
-        world = stories_world(given.folder / "stories", given.stories, setting)
-        results["stories"] = measure(world, "vader")
-    write_results(given.results, results, ["make simpo-analysis"])
+    world = small_world(given.folder / "small", setting)
+    write_results(given.results, {"small": measure(world)}, given.setting)
 
 
 if __name__ == "__main__":
