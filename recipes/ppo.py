@@ -41,6 +41,7 @@ from ppo_states import (
     finished,
     load_state,
     save_state,
+    state_path,
     write_policy,
 )
 from reward_sources import RewardSum, RewardTerm, folder_hash
@@ -198,6 +199,7 @@ def train_ppo(settings: PPOSettings, output: Path, report: Report | None = None)
     rewards = RewardSum(settings.rewards)
     identity = settings.identity(rewards.contents)
     if (record := finished(output, identity)) is not None:
+        state_path(output).unlink(missing_ok=True)  # of a process that was killed at its end
         return record
     trainer = _Trainer(settings, rewards)
     progress = load_state(output, identity, trainer.networks, trainer.optimizer)
@@ -217,6 +219,7 @@ def train_ppo(settings: PPOSettings, output: Path, report: Report | None = None)
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     } | vars(progress)
     write_policy(output, trainer.policy.model, settings.model, record)
+    state_path(output).unlink(missing_ok=True)
     return record
 
 
@@ -227,7 +230,7 @@ class _Trainer:
         self._settings, self._rewards = settings, rewards
         self._reference = LanguageModel.load(settings.model)
         self._prompt_ids = self._reference.prompt_ids(
-            settings.prompts, settings.model, settings.max_new_tokens
+            settings.prompts, room=settings.max_new_tokens
         )
         self.policy = self._reference.twin()
         self._value = ValueNetwork(self._reference.model, generator_of(settings.seed))

@@ -98,7 +98,9 @@ def load_state(
     return Progress(**header["progress"])
 
 
-def finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def finished(
+    output: Path, identity: dict[str, Any], *, record_file: str = RECORD_FILE
+) -> dict[str, Any] | None:
     """Return the record of a run that wrote ``output``; None if nothing is there.
 
     Raises:
@@ -106,12 +108,12 @@ def finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not output.exists():
         return None
-    path = output / RECORD_FILE
+    path = output / record_file
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"{output}: expected a new folder or one that ppo.py wrote; take another"
+            f"{output}: expected a new folder or one with a {record_file}; take another"
         ) from error
     check_identity(path, record["settings"], identity)
     return record
@@ -133,9 +135,14 @@ def check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def write_policy(
-    output: Path, model: Any, reference: Path, record: dict[str, Any]
-) -> None:  # model: transformers'
-    """Write a policy's folder, which appears whole, and drop the state of its run.
+    output: Path,
+    model: Any,  # transformers'
+    reference: Path,
+    record: dict[str, Any],
+    *,
+    record_file: str = RECORD_FILE,
+) -> None:
+    """Write a policy's folder with its record; it appears whole.
 
     Raises:
         StoreWriteError: If the file system refuses.
@@ -145,5 +152,4 @@ def write_policy(
             model.save_pretrained(folder)
         copy_tokenizer(reference, folder)
         text = json.dumps(record, indent=1) + "\n"
-        (folder / RECORD_FILE).write_text(text, encoding="utf-8")
-    state_path(output).unlink(missing_ok=True)
+        (folder / record_file).write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ V vocabulary.
 """
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -102,6 +103,8 @@ class LanguageModel:
     tokenizer: Any
     ends: list[int]
     texts_of: CompletionTexts
+    limit: int | None
+    """Positions of the model."""
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -119,33 +122,31 @@ class LanguageModel:
         ends = end_tokens(folder, tokenizer.eos_token_id)
         if not ends:
             raise ModelError(f"{folder}: expected a token that ends a completion, got none")
-        return cls(model=model, tokenizer=tokenizer, ends=ends, texts_of=CompletionTexts(tokenizer))
+        return cls(
+            model=model, tokenizer=tokenizer, ends=ends, texts_of=CompletionTexts(tokenizer),
+            limit=max_positions(model_config(folder)),
+        )  # fmt: skip
 
     def twin(self) -> "LanguageModel":
         """Return the same model with weights of its own."""
-        return LanguageModel(
-            model=copy.deepcopy(self.model), tokenizer=self.tokenizer, ends=self.ends,
-            texts_of=self.texts_of,
-        )  # fmt: skip
+        return dataclasses.replace(self, model=copy.deepcopy(self.model))
 
-    def prompt_ids(self, prompts: Sequence[str], folder: Path, room: int) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[str], *, room: int) -> list[list[int]]:
         """Return the ids of prompts that leave room for a completion.
 
         Args:
             prompts: The texts.
-            folder: The model's, for its number of positions.
             room: Tokens of the longest completion.
 
         Raises:
             SourceError: If a prompt is empty or too long.
         """
-        limit = max_positions(model_config(folder))
         found = [list(self.tokenizer(prompt).input_ids) for prompt in prompts]
         for prompt, ids in zip(prompts, found, strict=True):
-            if not ids or (limit is not None and len(ids) + room > limit):
+            if not ids or (self.limit is not None and len(ids) + room > self.limit):
                 raise SourceError(
                     f"prompt {prompt[:40]!r}: expected 1 to "
-                    f"{'any number of' if limit is None else limit - room} tokens beside "
+                    f"{'any number of' if self.limit is None else self.limit - room} tokens beside "
                     f"{room} of a completion, got {len(ids)}"
                 )
         return found
@@ -284,8 +285,8 @@ def chunks(completions: Completions) -> Sequence[Tensor]:
 
 
 def measure(
-    policy_dir: Path,
-    reference_dir: Path,
+    policy: LanguageModel,
+    reference: LanguageModel,
     prompts: Sequence[str],
     rewards: RewardSum,
     *,
@@ -296,8 +297,8 @@ def measure(
     """Return what a policy earns and how far it is from its reference, from fresh samples.
 
     Args:
-        policy_dir: Folder of the policy.
-        reference_dir: Folder of the model that it was trained from.
+        policy: What is measured.
+        reference: The model that it was trained from.
         prompts: Each gets as many samples as the others, or one more.
         rewards: What to measure.
         num_samples: Completions in all.
@@ -308,8 +309,7 @@ def measure(
         ``kl`` (nats per completion, the mean log-ratio), ``rewards`` by name and ``tokens``, each
         as a mean with its standard error, and ``num_samples``.
     """
-    policy, reference = LanguageModel.load(policy_dir), LanguageModel.load(reference_dir)
-    ids = policy.prompt_ids(prompts, policy_dir, max_new_tokens)
+    ids = policy.prompt_ids(prompts, room=max_new_tokens)
     numbers = [i % len(prompts) for i in range(num_samples)]
     completions, _ = draw(
         policy, [ids[i] for i in numbers], max_new_tokens=max_new_tokens,
