@@ -114,8 +114,9 @@ def train_rloo(settings: RLOOSettings, output: Path) -> dict[str, Any]:
         "num_forwards": num_sequences * passes,
         "seconds": seconds,
         "measured": measure(
-            policy, reference, settings.prompts, rewards, num_samples=settings.num_measured,
-            max_new_tokens=settings.max_new_tokens, seed=settings.seed + 1,
+            policy, reference, settings.prompts, rewards, beta=settings.beta,
+            num_samples=settings.num_measured, max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed + 1,
         ),
     }  # fmt: skip
     write_policy(output, policy.model, settings.model, record, record_file=RECORD_FILE)

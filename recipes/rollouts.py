@@ -290,24 +290,31 @@ def measure(
     prompts: Sequence[str],
     rewards: RewardSum,
     *,
+    beta: float,
     num_samples: int,
     max_new_tokens: int,
     seed: int,
 ) -> dict[str, Any]:
     """Return what a policy earns and how far it is from its reference, from fresh samples.
 
+    With w = reference / policy * e^(score / beta), E[w] under the policy is Z, and beta log Z is
+    the objective's maximum for one prompt: the estimate is the mean over prompts. It misses what
+    the policy never writes, and only then it is much too small.
+
     Args:
         policy: What is measured.
         reference: The model that it was trained from.
         prompts: Each gets as many samples as the others, or one more.
         rewards: What to measure.
+        beta: Price of a nat in the objective.
         num_samples: Completions in all.
         max_new_tokens: Of a completion.
         seed: Of the draws.
 
     Returns:
-        ``kl`` (nats per completion, the mean log-ratio), ``rewards`` by name and ``tokens``, each
-        as a mean with its standard error, and ``num_samples``.
+        ``kl`` (nats per completion, the mean log-ratio), ``rewards`` by name, ``tokens`` and
+        ``objective``, each as a mean with its standard error; ``best_objective``, an estimate;
+        ``num_samples``.
     """
     ids = policy.prompt_ids(prompts, room=max_new_tokens)
     numbers = [i % len(prompts) for i in range(num_samples)]
@@ -315,12 +322,20 @@ def measure(
         policy, [ids[i] for i in numbers], max_new_tokens=max_new_tokens,
         generator=generator_of(seed),
     )  # fmt: skip
-    logratios = all_token_logps(policy.model, completions)
-    logratios -= all_token_logps(reference.model, completions)
+    logratios = all_token_logps(policy.model, completions).double().sum(dim=1)
+    logratios -= all_token_logps(reference.model, completions).double().sum(dim=1)
     found = rewards.by_name([prompts[i] for i in numbers], policy.texts(completions))
+    earned = rewards.total(found).double() - beta * logratios
+    best = [
+        float(each.logsumexp(dim=0)) - math.log(len(each))
+        for each in (earned[i :: len(prompts)] / beta for i in range(len(prompts)))
+        if len(each)
+    ]
     return {
-        "kl": mean_and_error(logratios.double().sum(dim=1)),
+        "kl": mean_and_error(logratios),
         "rewards": {name: mean_and_error(values) for name, values in found.items()},
+        "objective": mean_and_error(earned),
+        "best_objective": beta * sum(best) / len(best),
         "tokens": mean_and_error(completions.is_token.sum(dim=1)),
         "num_samples": num_samples,
     }

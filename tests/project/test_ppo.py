@@ -342,7 +342,6 @@ def test_the_policy_is_a_folder_that_transformers_loads_and_its_record_counts(
 def test_rewards_add_up_with_their_weights(
     recipes: SimpleNamespace, reference: Path, tmp_path: Path
 ) -> None:
-    import transformers
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     folder = tmp_path / "judge"
@@ -372,7 +371,6 @@ def test_rewards_add_up_with_their_weights(
     expected = [2 * a - 3 * b for a, b in zip(found["score"].tolist(), alone, strict=True)]
     assert rewards.total(found).tolist() == pytest.approx(expected, abs=1e-4)
     assert rewards.num_models == 1
-    assert transformers.__version__
 
 
 @pytest.mark.parametrize("text", ["score", "=python:a:b", "a=", "a=python:x:y*much", "a=x*0"])
