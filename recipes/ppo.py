@@ -77,7 +77,7 @@ class PPOSettings:
     samples_per_step: int = 256
     max_new_tokens: int = 40
     learning_rate: float = 1e-3
-    value_learning_rate: float = 1e-3
+    value_learning_rate: float = 3e-3
     schedule: Literal["linear", "constant"] = "linear"
     """Whether learning rates fall to 0 at the last step."""
     num_epochs: int = 2

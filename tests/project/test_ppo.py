@@ -197,7 +197,7 @@ def test_ppo_finds_the_exact_optimum(
 ) -> None:
     beta, prompt = 0.7, "a b"
     given = settings(
-        recipes, reference, prompts=(prompt,), beta=beta, num_steps=40, samples_per_step=128,
+        recipes, reference, prompts=(prompt,), beta=beta, num_steps=24, samples_per_step=128,
         num_minibatches=4, max_new_tokens=2, learning_rate=3e-3, value_learning_rate=3e-3,
     )  # fmt: skip
 
