@@ -170,6 +170,8 @@ def main() -> None:
         record = train_rloo(settings_of(given, RLOOSettings), given.output)
     except (OffprefError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except ImportError as error:
+        sys.exit(f"error: {error}; install it with: pip install --group recipes")
     kl, kl_error = record["measured"]["kl"]
     rewards = record["measured"]["rewards"].items()
     print(

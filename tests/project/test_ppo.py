@@ -154,10 +154,13 @@ def test_the_value_loss_takes_the_worse_of_free_and_clipped(recipes: SimpleNames
     assert values.grad.tolist() == pytest.approx([0.0, 2 / 3, -0.25])
 
 
+@pytest.mark.parametrize("positions", ["relative", "absolute"])  # absolute ones show an offset
 def test_padded_batches_have_the_numbers_of_single_sequences(
-    recipes: SimpleNamespace, reference: Path
+    recipes: SimpleNamespace, reference: Path, positions: str
 ) -> None:
     policy = recipes.rollouts.LanguageModel.load(reference)
+    if positions == "absolute":
+        policy = replace(policy, model=_model_with_absolute_positions())
     prompts = [[1, 4, 5, 6, 7, 8], [1], [1, 9, 10], [1, 4]] * 4
     generator = torch.Generator().manual_seed(0)
     value = recipes.ppo.ValueNetwork(policy.model, generator)
@@ -190,6 +193,17 @@ def test_padded_batches_have_the_numbers_of_single_sequences(
     again, _ = recipes.rollouts.token_logps(policy.model, part)
     both = logps[[2, 1], : again.shape[1]]
     torch.testing.assert_close(again.detach(), both, atol=2e-5, rtol=1e-5)
+
+
+def _model_with_absolute_positions() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=32, initializer_range=0.3,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
 
 
 def test_ppo_finds_the_exact_optimum(
@@ -371,6 +385,32 @@ def test_rewards_add_up_with_their_weights(
     expected = [2 * a - 3 * b for a, b in zip(found["score"].tolist(), alone, strict=True)]
     assert rewards.total(found).tolist() == pytest.approx(expected, abs=1e-4)
     assert rewards.num_models == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # trl's, of transformers' names
+def test_rloo_trains_for_the_same_objective(
+    recipes: SimpleNamespace, reference: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl")
+    rloo_check = importlib.import_module("rloo_check")
+    term = recipes.reward_sources.RewardTerm(name="score", source="python:ppo_test_rewards:score")
+    given = rloo_check.RLOOSettings(
+        model=reference, prompts=("a b", "c"), rewards=(term,), beta=0.7, num_steps=8,
+        samples_per_step=64, samples_per_prompt=32, max_new_tokens=2, learning_rate=3e-3,
+    )  # fmt: skip
+
+    record = rloo_check.train_rloo(given, tmp_path / "policy")
+
+    start = recipes.rollouts.LanguageModel.load(reference)
+    before = recipes.rollouts.measure(
+        start, start, given.prompts, recipes.reward_sources.RewardSum([term]), beta=0.7,
+        num_samples=2000, max_new_tokens=2, seed=1,
+    )  # fmt: skip
+    assert record["measured"]["objective"][0] > before["objective"][0] + 0.2
+    assert record["measured"]["objective"][0] < before["best_objective"] + 0.1
+    assert record["num_sequences"] == 512
+    again = rloo_check.train_rloo(given, tmp_path / "policy")
+    assert again == json.loads(json.dumps(record))
 
 
 @pytest.mark.parametrize("text", ["score", "=python:a:b", "a=", "a=python:x:y*much", "a=x*0"])
