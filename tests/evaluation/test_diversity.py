@@ -1,6 +1,7 @@
 """Diversity and best-of-n against counts made by hand and by brute force."""
 
 import math
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -52,3 +53,36 @@ def test_a_sample_shorter_than_the_others_pays_for_it() -> None:
     long = math.exp(np.mean(np.log([2 / 4, 2 / 4, 1 / 3, 1 / 2])))
 
     assert self_bleu([[1, 2], [1, 2, 3, 4]]) == pytest.approx((short + long) / 2)
+
+
+def test_self_bleu_is_that_of_each_sample_against_all_others() -> None:
+    generator = np.random.default_rng(0)
+    sets = [
+        [generator.integers(0, words, length).tolist() for length in generator.integers(1, most, n)]
+        for words, most, n in ((3, 9, 2), (3, 9, 7), (2, 4, 5), (9, 30, 6), (50, 12, 4), (1, 6, 5))
+        for _ in range(20)
+    ]
+    sets += [[[1, 2, 1, 2, 1], [1, 2, 1, 2, 1], [1, 2], [3]], [[1], [1]], [[1, 2], []], [[], []]]
+
+    assert [self_bleu(each) for each in sets] == [bleu_against_others(each) for each in sets]
+
+
+def bleu_against_others(samples: list[list[int]]) -> float:
+    """The definition, at its quadratic cost: every other sample is a reference of each."""
+    scores = []
+    for i, sample in enumerate(samples):
+        others = samples[:i] + samples[i + 1 :]
+        logs = []
+        for order in range(1, min(4, len(sample)) + 1):
+            own, *counts = (
+                Counter(tuple(each[j : j + order]) for j in range(len(each) - order + 1))
+                for each in (sample, *others)
+            )
+            common = sum(min(n, max(count[gram] for count in counts)) for gram, n in own.items())
+            smoothing = 0 if order == 1 else 1
+            share = (common + smoothing) / (sum(own.values()) + smoothing)
+            logs.append(math.log(share) if share > 0 else -math.inf)
+        _, length = min((abs(len(other) - len(sample)), len(other)) for other in others)
+        penalty = min(0.0, 1 - length / len(sample)) if sample else 0.0
+        scores.append(math.exp(penalty + float(np.mean(logs))) if sample else 0.0)
+    return float(np.mean(scores))
