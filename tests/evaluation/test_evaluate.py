@@ -431,6 +431,19 @@ def test_win_rate_is_against_the_chosen_completions_of_the_same_prompts(
     assert scored.read("rewards").num_rows == num_rewards + 2 * (again.num_chosen or 0)
 
 
+def test_samples_and_chosen_completions_have_one_judge_or_no_win_rate(
+    scored: Store, policy_dir: Path, judge: str, tmp_path: Path
+) -> None:
+    """A judge whose file changes after the samples were judged is another source."""
+    changes = "    __import__('pathlib').Path(__file__).write_text('# changed')\n    return"
+    (tmp_path / "a_judge.py").write_text(JUDGE.replace("    return", changes))
+
+    with pytest.raises(PairSetError, match="good judges the samples by source"):
+        measure(
+            scored, policy_dir, None, objective=(judge,), num_prompts=2, win_rate_against="chosen"
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
