@@ -271,6 +271,8 @@ def evaluation_lines(summary: "EvaluationSummary") -> Iterator[str]:
     errors = dict(row["reward_errors"])
     for name, mean in dict(row["rewards"]).items():
         yield f"reward     {name} {mean:.4g} +- {errors[name]:.2g}"
+    if summary.num_chosen is not None:
+        yield f"against    {summary.num_chosen:,} chosen completions: ask for win_rate"
     for words, name in (
         ("KL(policy || reference)", "reverse_kl"), ("KL(reference || policy)", "forward_kl"),
     ):  # fmt: skip

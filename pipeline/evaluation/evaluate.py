@@ -20,13 +20,16 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from offpref.pipeline.models.fingerprints import scorer_fingerprint, scorer_spec
 from offpref.pipeline.models.folders import read_run
 from offpref.pipeline.models.out_of_memory import clear_memory_errors
 from offpref.pipeline.own_code import load_function
+from offpref.pipeline.pairs.lists import list_rows
 from offpref.pipeline.pairs.pair_sets import PairSet, find_pair_set, pair_rows
+from offpref.pipeline.pairs.splits import key_array
 from offpref.pipeline.progress import Progress
 from offpref.pipeline.rewards.reward import reward, rewards_by_sequence
 from offpref.pipeline.scores.score import score
@@ -37,7 +40,8 @@ from offpref.pipeline.tokenization.tokenizer import tokenizer_spec
 from offpref.stores import keys as content
 from offpref.stores.errors import PairSetError
 from offpref.stores.key_index import Keys, lookup, to_keys
-from offpref.stores.schema import EVALUATIONS, GENERATIONS
+from offpref.stores.reader import RowReader
+from offpref.stores.schema import EVALUATIONS, GENERATIONS, SEQUENCES
 from offpref.stores.store import Store
 from offpref.stores.visibility import EVALUATION, show_if_hidden
 
@@ -61,6 +65,8 @@ class EvaluationSummary:
     samples: SampleSet | None
     num_samples_drawn: int
     """By this run, of policy and reference."""
+    num_chosen: int | None
+    """Chosen completions of the prompts, which have rewards for win rates; None if not asked."""
     seconds: float
 
 
@@ -100,6 +106,7 @@ def run_evaluation(run: "Evaluation") -> EvaluationSummary:
     with clear_memory_errors(_ADVICE):
         policy_samples, reference_samples = run.samples()
     sources = {} if policy_samples is None else run.take_rewards(policy_samples.pair_set)
+    num_chosen = None if policy_samples is None else run.reward_chosen(policy_samples, sources)
     spec = run.spec(policy_samples, reference_samples, sources)
     row = run.find(spec)
     if row is None:
@@ -116,6 +123,7 @@ def run_evaluation(run: "Evaluation") -> EvaluationSummary:
         is_new=is_new,
         samples=policy_samples,
         num_samples_drawn=sum(drawn),
+        num_chosen=num_chosen,
         seconds=time.monotonic() - started,
     )
 
@@ -141,27 +149,52 @@ class Evaluation:
             return own, None
         return own, self._draw(self._settings.reference, self._reference)
 
-    def take_rewards(self, samples: PairSet) -> dict[str, str]:
-        """Write what is missing of the samples' rewards; returns each objective's source."""
+    def take_rewards(self, pair_set: PairSet, only: Keys | None = None) -> dict[str, str]:
+        """Write what is missing of the rewards of samples, or of pairs; returns the sources.
+
+        Args:
+            pair_set: The samples, or the pair set.
+            only: Its completions that get rewards; None for all.
+        """
         sources = {}
         for each in self._settings.objective:
-            settings = self._settings.reward_settings(each, str(samples))
+            settings = self._settings.reward_settings(each, str(pair_set))
             if settings.kind == "implicit":
                 # Implicit rewards come from scores: the policy and its reference score them first.
                 assert settings.model is not None
-                self._score(settings.model, samples)
+                self._score(settings.model, pair_set)
                 if self._settings.reference is not None:
-                    self._score(self._settings.reference, samples)
+                    self._score(self._settings.reference, pair_set)
                     settings = replace(settings, reference=self._reference)
-            summary = reward(self._store, settings, self._progress)
+            summary = reward(self._store, settings, self._progress, only=only)
             if summary.num_unusable:
                 raise PairSetError(
                     f"objective {settings.objective} has no finite reward for "
-                    f"{summary.num_unusable:,} of {summary.num_subjects:,} samples of {samples}: "
+                    f"{summary.num_unusable:,} of {summary.num_subjects:,} completions of "
+                    f"{pair_set}: "
                     f"{summary.reasons or 'the source returned none'}"
                 )
             sources[settings.objective] = summary.source
         return sources
+
+    def reward_chosen(self, samples: SampleSet, sources: dict[str, str]) -> int | None:
+        """Write rewards of the prompts' chosen completions, if win rates against them are wanted.
+
+        Raises:
+            PairSetError: If the source is another one for them than for the samples: its rewards
+                must not be compared. So it is for a model whose chat template writes another date.
+        """
+        if self._settings.win_rate_against is None:
+            return None
+        chosen = _chosen_of(self._store, self._pair_set, self._settings.split, samples.pair_set)
+        for name, source in self.take_rewards(self._pair_set, chosen).items():
+            if source != sources[name]:
+                raise PairSetError(
+                    f"objective {name} judges the samples by source {sources[name][:12]} and the "
+                    f"chosen completions of {self._pair_set} by {source[:12]}, expected one: no "
+                    "win rate can be measured; leave --win-rate-against out"
+                )
+        return len(chosen)
 
     def spec(
         self, own: SampleSet | None, other: SampleSet | None, sources: dict[str, str]
@@ -314,6 +347,23 @@ class Evaluation:
         margins = rewards[: len(chosen)] - rewards[len(chosen) :]
         decided = margins[margins != 0]
         return float((decided > 0).mean()) if len(decided) else None
+
+
+def _chosen_of(store: Store, pair_set: PairSet, split: str, samples: PairSet) -> Keys:
+    """Return the chosen completions of the prompts that were sampled from; of a list its best."""
+    of_pairs = pair_rows(store, pair_set, ["chosen_key"], split=split)["chosen_key"].drop_null()
+    of_lists = list_rows(store, pair_set, ["sequence_keys"], split=split)["sequence_keys"]
+    best = pc.list_element(of_lists, 0)
+    keys = np.unique(np.concatenate([to_keys(of_pairs), to_keys(best)]))
+    reader = RowReader(store, SEQUENCES.name, pair_set.tokenizer, columns=["prompt_key"])
+    prompts, sampled = (
+        to_keys(reader.rows(key_array(each))["prompt_key"])
+        for each in (keys, sample_keys(store, samples))
+    )
+    found: Keys = keys[np.isin(prompts, sampled)]
+    if not len(found):
+        raise PairSetError(f"{pair_set} has no chosen completions in split {split!r}")
+    return found
 
 
 def _sides(store: Store, pair_set: PairSet, split: str) -> tuple[Keys, Keys]:

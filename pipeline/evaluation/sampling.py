@@ -120,9 +120,15 @@ class Sampler:
         for row, prompt in enumerate(prompts):  # a completion begins right after its prompt
             ids[row, longest - len(prompt) :] = torch.from_numpy(np.asarray(prompt, np.int64))
             mask[row, longest - len(prompt) :] = 1
+        settings = self._settings
+        choice: dict[str, Any] = {"do_sample": False}
+        if settings.temperature > 0:
+            choice = {
+                "do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p,
+                "top_k": 0,
+            }  # fmt: skip
         config = make_config(
-            do_sample=True, temperature=self._settings.temperature, top_p=self._settings.top_p,
-            top_k=0, max_new_tokens=room, eos_token_id=self._ends or None,
+            **choice, max_new_tokens=room, eos_token_id=self._ends or None,
             pad_token_id=self._ends[0] if self._ends else 0,
         )  # fmt: skip
         found = self._model.generate(

@@ -8,7 +8,6 @@ from typing import Any
 
 from offpref.pipeline.rewards.settings import RewardSettings
 from offpref.pipeline.settings import (
-    ABOVE_ZERO,
     AT_LEAST_ONE,
     AT_LEAST_ZERO,
     DATA,
@@ -41,7 +40,10 @@ class SampleSettings:
     )
     """Samples are shorter if the model's positions end before that."""
     temperature: float = setting(
-        "Sampling temperature.", default=1.0, range=ABOVE_ZERO, section=SAMPLING
+        "Sampling temperature; 0 takes the most likely token (--num-samples 1).",
+        default=1.0,
+        range=AT_LEAST_ZERO,
+        section=SAMPLING,
     )
     """1 samples from the policy itself; lower values favour its most likely completions."""
     top_p: float = setting(
@@ -60,6 +62,13 @@ class SampleSettings:
         check_settings(self)
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.temperature == 0:
+            for name, sole in (("num_samples", 1), ("top_p", 1.0), ("seed", 0)):
+                if (value := getattr(self, name)) != sole:
+                    raise ValueError(
+                        f"{name} has no effect at temperature 0, which draws nothing: expected "
+                        f"{sole:g}, got {value:g}"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +97,10 @@ class EvaluateSettings:
         metavar="NAME=SOURCE",
         section=MEASURING,
     )  # fmt: skip
+    win_rate_against: str | None = setting(
+        "Also take rewards of these completions of the prompts, for the question win_rate.",
+        default=None, choices=("chosen",), section=MEASURING,
+    )  # fmt: skip
     samples: SampleSettings | None = field(default_factory=SampleSettings)
     """How to sample; if None, only the accuracy is measured."""
     precision: str = precision_setting("Precision of both models.")
@@ -99,6 +112,8 @@ class EvaluateSettings:
             raise ValueError("without samples only the accuracy is measured: it needs --reference")
         if self.samples is None and self.objective:
             raise ValueError("--objective has no effect without samples")
+        if self.win_rate_against is not None and not self.objective:
+            raise ValueError("--win-rate-against has no effect without --objective")
         names = [each.partition("=")[0] for each in self.objective]
         if len(set(names)) < len(names):
             raise ValueError(f"an objective is given twice: {', '.join(names)}")

@@ -30,14 +30,19 @@ class Completions:
     """Tokens of each completion."""
 
 
-def load_completions(store: Store, pair_set: PairSet) -> Completions:
+def load_completions(store: Store, pair_set: PairSet, only: Keys | None = None) -> Completions:
     """Return the completions of a pair set, sorted by sequence key.
+
+    Args:
+        store: The store.
+        pair_set: The pair set.
+        only: Keys of those that are wanted; None for all.
 
     Raises:
         PairSetError: If one is not in the store.
     """
     found = sequence_keys_of(store, pair_set.fingerprint, tokenizer=pair_set.tokenizer)
-    wanted = np.sort(to_keys(found))
+    wanted = np.sort(to_keys(found) if only is None else np.unique(only))
     columns = ["sequence_key", "text_key", "num_completion_tokens"]
     described = store.read(SEQUENCES.name, pair_set.tokenizer, columns)
     places = sequence_places(wanted, to_keys(described["sequence_key"]), pair_set)

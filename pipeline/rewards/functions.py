@@ -26,8 +26,10 @@ BATCH_TEXTS = 64
 class FunctionRewards(TextRewards):
     """A function of the user's: lists of prompts and completions to numbers."""
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
-        super().__init__(store, settings, pair_set)
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        super().__init__(store, settings, pair_set, only)
         self._function, path = load_function(str(settings.function))
         module = str(settings.function).partition(":")[0]
         self._source_hash, self._imported = _file_hash(path), imported_files(module)
@@ -69,8 +71,10 @@ class FileRewards(RewardSource):
     That is ``text_key`` or ``sequence_key`` (16 bytes, a UUID, or 32 hexadecimal digits).
     """
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
-        super().__init__(store, settings, pair_set)
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        super().__init__(store, settings, pair_set, only)
         assert settings.file is not None
         self.name = settings.file.name
         self._hash = _file_hash(settings.file)

@@ -32,8 +32,10 @@ class ImplicitRewards(RewardSource):
     This is the implicit reward of a policy trained by DPO (Eq. 5 of arXiv:2305.18290).
     """
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
-        super().__init__(store, settings, pair_set)
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        super().__init__(store, settings, pair_set, only)
         assert settings.model is not None
         self.name = f"implicit reward of {settings.model.name}"
         self._policy = _scorer_of(store, settings.model, settings.precision or "float32")

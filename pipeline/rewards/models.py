@@ -47,8 +47,10 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.fl
 class ModelRewards(TextRewards):
     """One output of an ``AutoModelForSequenceClassification``."""
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
-        super().__init__(store, settings, pair_set)
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        super().__init__(store, settings, pair_set, only)
         assert settings.model is not None
         self._folder = settings.model
         self._precision = settings.precision or "float32"

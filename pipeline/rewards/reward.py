@@ -63,14 +63,23 @@ class RewardPlan:
 
 
 def reward(
-    store: Store, settings: RewardSettings, progress: Progress | None = None
+    store: Store,
+    settings: RewardSettings,
+    progress: Progress | None = None,
+    *,
+    only: Keys | None = None,
 ) -> RewardSummary:
     """Write what is missing of an objective's rewards; errors are those of plan and run."""
-    return run_reward(plan_reward(store, settings), progress)
+    return run_reward(plan_reward(store, settings, only=only), progress)
 
 
-def plan_reward(store: Store, settings: RewardSettings) -> RewardPlan:
+def plan_reward(store: Store, settings: RewardSettings, *, only: Keys | None = None) -> RewardPlan:
     """Return where rewards will come from; no reward is computed.
+
+    Args:
+        store: Holds the pair set.
+        settings: Where they come from.
+        only: Sequences of the pair set that get rewards; None for all.
 
     Raises:
         PairSetError: If the store has no such pair set, or its data no such column.
@@ -80,7 +89,7 @@ def plan_reward(store: Store, settings: RewardSettings) -> RewardPlan:
     """
     started = time.monotonic()
     pair_set = find_pair_set(store, settings.pair_set)
-    source = _source(store, settings, pair_set)
+    source = _source(store, settings, pair_set, only)
     return RewardPlan(
         store=store, settings=settings, pair_set=pair_set, source=source, started=started
     )
@@ -140,12 +149,14 @@ def rewards_by_sequence(
     return source.completions.sequence_keys, source.by_sequence(found)
 
 
-def _source(store: Store, settings: RewardSettings, pair_set: PairSet) -> RewardSource:
+def _source(
+    store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+) -> RewardSource:
     """Return the source that the settings name."""
     if settings.kind == "model":
         from .models import ModelRewards  # the only one that needs torch
 
-        return ModelRewards(store, settings, pair_set)
+        return ModelRewards(store, settings, pair_set, only)
     kinds: dict[str, type[RewardSource]] = {
         "column": ColumnRewards,
         "brevity": BrevityRewards,
@@ -153,7 +164,7 @@ def _source(store: Store, settings: RewardSettings, pair_set: PairSet) -> Reward
         "python": FunctionRewards,
         "file": FileRewards,
     }
-    return kinds[settings.kind](store, settings, pair_set)
+    return kinds[settings.kind](store, settings, pair_set, only)
 
 
 def _in_time(parts: Iterator[Rewards], seconds: float) -> Iterator[Rewards]:

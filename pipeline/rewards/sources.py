@@ -50,9 +50,20 @@ class RewardSource(ABC):
     name = ""
     """Its name, for a person."""
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        """Find what gets rewards.
+
+        Args:
+            store: The store.
+            settings: Where the rewards come from.
+            pair_set: Whose completions get them.
+            only: Sequences of it that get rewards; None for all.
+        """
         self.store, self.settings, self.pair_set = store, settings, pair_set
-        self.completions: Completions = load_completions(store, pair_set)
+        self.completions: Completions = load_completions(store, pair_set, only)
+        self._is_whole = only is None
         self.name = settings.kind
         self.reasons: dict[str, int] = {}
         """Rows that could not be used, by reason."""
@@ -94,6 +105,8 @@ class RewardSource(ABC):
         Args:
             found: Rewards of :meth:`subjects`, in their order.
         """
+        if not self._is_whole:
+            return None
         pairs = sourced_pairs(self.store, self.pair_set)
         pairs = pairs.filter(pc.is_valid(pairs["chosen_key"]))
         pairs = pairs.filter(pc.is_valid(pairs["rejected_key"]))
@@ -123,8 +136,10 @@ class BrevityRewards(RewardSource):
 class ColumnRewards(RewardSource):
     """Numbers in two columns of the data, one for each side of a pair."""
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
-        super().__init__(store, settings, pair_set)
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        super().__init__(store, settings, pair_set, only)
         check_has_pairs(store, pair_set)
         rows = sourced_pairs(store, pair_set)
         order = np.argsort(to_keys(rows["pair_key"]))
@@ -175,8 +190,10 @@ class ColumnRewards(RewardSource):
 class TextRewards(RewardSource):
     """Rewards of texts."""
 
-    def __init__(self, store: Store, settings: RewardSettings, pair_set: PairSet) -> None:
-        super().__init__(store, settings, pair_set)
+    def __init__(
+        self, store: Store, settings: RewardSettings, pair_set: PairSet, only: Keys | None = None
+    ) -> None:
+        super().__init__(store, settings, pair_set, only)
         self._texts = np.unique(self.completions.text_keys)
         if (self._texts == b"").any():
             raise PairSetError(

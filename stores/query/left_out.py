@@ -1,7 +1,8 @@
 """What an answer to a named question leaves out, and how much: lines for a person.
 
 Nothing is left out in silence: dead attempts, runs without a row in the answer, pairs with one
-completion, and rows beyond a number that the question takes as a parameter.
+completion, methods without common seeds, and rows beyond a number that the question takes as a
+parameter.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -63,6 +64,8 @@ def left_out(
         counts = ask(_UNPAIRED, {"split": values.get("split")})
         if count := sum(count for run, count in counts if run in shown):
             yield f"{count:,} pair{'s' * (count > 1)} with one completion left out"
+    if "unmatched" in question.leaves_out:
+        yield from _unmatched(question, values, ask)
     for name in LIMITS:
         if values.get(name) is not None:
             (num_shown,), (num_all,) = (
@@ -72,6 +75,22 @@ def left_out(
             if num_all > num_shown:
                 what = name.removeprefix("num_")
                 yield f"{num_shown:,} of {num_all:,} {what} are shown; --set {name}=... shows more"
+
+
+def _unmatched(question: Question, values: Mapping[str, Value], ask: Ask) -> Iterator[str]:
+    """Yield how many comparisons have fewer common seeds than the question wants."""
+    (num_shown,), (num_all,) = (
+        ask(f"select count(*) from ({question.sql})", {**values, "min_seeds": least})[0]
+        for least in (values["min_seeds"], None)
+    )
+    if not num_all:
+        yield "what was measured is of one method at most: there is nothing to compare it with"
+    elif count := num_all - num_shown:
+        has_one = count == 1
+        yield (
+            f"{count:,} comparison{'' if has_one else 's'} of methods with fewer than "
+            f"{values['min_seeds']} common seeds {'is' if has_one else 'are'} left out"
+        )
 
 
 def named_in(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> set[str]:

@@ -38,7 +38,7 @@ COUNTS = ("num_", "min_")
 """Beginnings of names of numbers that are at least 1."""
 
 _PARAM = re.compile(r"param (\w+) (integer|number|share|text|runs)(?: = (\S.*?))?: (.+)")
-_LEAVES_OUT = re.compile(r"leaves out (unpaired)")
+_LEAVES_OUT = re.compile(r"leaves out (unpaired|unmatched)")
 _COLUMN = re.compile(r"column (\w+): (.+)")
 
 
@@ -86,7 +86,8 @@ class Question:
     columns: Mapping[str, str]
     """Meanings of columns, by name."""
     leaves_out: tuple[str, ...]
-    """What it leaves out beside runs: ``unpaired``, pairs with one completion."""
+    """What it leaves out beside runs: ``unpaired``, pairs with one completion, or ``unmatched``,
+    comparisons with too few common seeds."""
     sql: str
 
     @property

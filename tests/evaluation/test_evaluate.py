@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from row_store import ask
 from transformers import AutoModelForCausalLM
 
 from offpref.pipeline.commands.main import main
@@ -363,6 +364,86 @@ def test_the_command_prints_what_it_measured(
     assert "reward     brevity -" in done.output
 
 
+def test_temperature_0_takes_the_most_likely_token(
+    scored: Store, policy_dir: Path, model_dir: Path
+) -> None:
+    greedy = SampleSettings(num_samples=1, max_new_tokens=12, batch_size=6, temperature=0)
+
+    row = measure(scored, policy_dir, model_dir, samples=greedy, num_prompts=4).row
+
+    own = samples(scored, policy_dir.name)
+    assert len(own) == 4
+    for each in own:
+        likely = distributions(policy_dir, each).argmax(-1).tolist()
+        assert each["ids"][each["num_prompt_tokens"] :] == likely
+    reverse = [summed_kl(policy_dir, model_dir, each) for each in own]
+    assert row["reverse_kl"] == pytest.approx(np.mean(reverse), rel=1e-4)
+
+
+def test_win_rate_is_against_the_chosen_completions_of_the_same_prompts(
+    scored: Store, policy_dir: Path, judge: str
+) -> None:
+    given: dict[str, Any] = {"objective": (judge, "brevity=brevity"), "num_prompts": 4}
+    measure(scored, policy_dir, None, **given)
+    before = ask(scored, "win_rate", objective="good")
+    num_rewards = scored.read("rewards").num_rows
+
+    again = measure(scored, policy_dir, None, **given, win_rate_against="chosen")
+    rows = {str(row["objective"]): row for row in ask(scored, "win_rate")}
+
+    assert [(row["win_rate"], row["num_unjudged"]) for row in before] == [(None, again.num_chosen)]
+    assert again.is_new is False
+    assert scored.read("rewards").num_rows == num_rewards + 2 * (again.num_chosen or 0)
+    sequences = {row["sequence_key"]: row for row in scored.read("sequences").to_pylist()}
+    texts = {row["text_key"]: row["completion"] for row in scored.read("texts").to_pylist()}
+    chosen: dict[bytes, set[bytes]] = {}
+    for pair in scored.read("pairs").to_pylist():
+        if pair["pair_set"] == "reviews" and pair["split"] == "eval":
+            prompt = sequences[pair["chosen_key"]]["prompt_key"]
+            chosen.setdefault(prompt, set()).add(pair["chosen_key"])
+    generations = scored.read("generations").to_pylist()
+
+    def good(text: str) -> float:
+        return text.split().count("good") - len(text.split()) / 10
+
+    def brevity(key: bytes) -> float:
+        return -float(sequences[key]["num_completion_tokens"])
+
+    def rate(reward: Callable[[bytes], float]) -> tuple[float, int]:
+        by_prompt: dict[bytes, list[float]] = {}
+        for row in generations:
+            for other in chosen[row["prompt_key"]]:
+                difference = reward(row["sequence_key"]) - reward(other)
+                by_prompt.setdefault(row["prompt_key"], []).append((np.sign(difference) + 1) / 2)
+        wins = list(by_prompt.values())
+        return float(np.mean([np.mean(each) for each in wins])), sum(map(len, wins))
+
+    for name, reward in (
+        ("good", lambda key: good(texts[sequences[key]["text_key"]])), ("brevity", brevity),
+    ):  # fmt: skip
+        win_rate, num_comparisons = rate(reward)
+        assert rows[name]["win_rate"] == pytest.approx(win_rate, abs=1e-4)
+        assert rows[name]["num_comparisons"] == num_comparisons
+        assert rows[name]["num_prompts"] == 4
+    assert measure(scored, policy_dir, None, **given, win_rate_against="chosen").num_chosen == (
+        again.num_chosen
+    )
+    assert scored.read("rewards").num_rows == num_rewards + 2 * (again.num_chosen or 0)
+
+
+def test_samples_and_chosen_completions_have_one_judge_or_no_win_rate(
+    scored: Store, policy_dir: Path, judge: str, tmp_path: Path
+) -> None:
+    """A judge whose file changes after the samples were judged is another source."""
+    changes = "    __import__('pathlib').Path(__file__).write_text('# changed')\n    return"
+    (tmp_path / "a_judge.py").write_text(JUDGE.replace("    return", changes))
+
+    with pytest.raises(PairSetError, match="good judges the samples by source"):
+        measure(
+            scored, policy_dir, None, objective=(judge,), num_prompts=2, win_rate_against="chosen"
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -370,7 +451,11 @@ def test_the_command_prints_what_it_measured(
         (["--objective", "x=magic"], "objective must be NAME=SOURCE"),
         (["--objective", "x=brevity", "--objective", "x=brevity"], "given twice"),
         (["--objective", "x=implicit:dir:much"], "must be NAME=implicit:DIR:BETA"),
-        (["--temperature", "0"], "temperature must be greater than 0"),
+        (["--temperature", "-1"], "temperature must be at least 0"),
+        (["--temperature", "0"], "num_samples has no effect at temperature 0"),
+        (["--temperature", "0", "--num-samples", "1", "--top-p", "0.9"], "top_p has no effect at"),
+        (["--temperature", "0", "--num-samples", "1", "--seed", "3"], "seed has no effect at"),
+        (["--win-rate-against", "chosen"], "has no effect without --objective"),
         (["--top-p", "1.5"], "top_p must be in"),
         (["--num-samples", "0"], "it needs --reference"),
         (["--num-prompts", "0"], "num_prompts must be at least 1"),

@@ -19,21 +19,9 @@ with shown as (
   where if($run::uuid[] is null, not is_superseded, list_contains($run::uuid[], run_id))
 ),
 every_setting as (
-  select
-    run_id,
-    entry.key as setting,
-    entry.value->>'$' as value
-  from (select run_id, unnest(map_entries(config::json::map(varchar, json))) as entry from shown)
-  where entry.key not in (
-    'output_dir', 'run_name', 'resume', 'overwrite', 'device', 'keep', 'pair_set', 'reference',
-    'report_to', 'save_every', 'no_last_checkpoint'
-  )
-  union all
-  select run_id, 'pair_set', pair_set || '@' || left(pair_set_fingerprint, 12) from shown
-  union all
-  select run_id, 'reference', left(reference, 12) from shown
-  union all
-  select run_id, 'policy', left(policy, 12) from shown
+  select run_settings.*
+  from run_settings
+  join shown using (run_id)
 ),
 differing as (
   select setting
@@ -87,14 +75,7 @@ losses as (
     run_id,
     string_agg(setting || '=' || value, ' ' order by setting) as options
   from every_setting
-  where string_split(setting, '.')[-1] in (
-    'loss_type', 'loss_weights', 'loss_option', 'beta', 'label_smoothing', 'f_divergence_type',
-    'f_alpha_divergence_coef', 'ld_alpha', 'use_weighting', 'preference_weight', 'objective',
-    'ipo_reduction', 'simpo_gamma', 'gamma_beta_ratio', 'link', 'sft_weight', 'tdpo_alpha',
-    'rdpo_alpha', 'discopop_tau', 'orpo_lambda', 'cpo_lambda', 'cpo_reduction', 'slic_delta',
-    'slic_lambda', 'rrhf_lambda', 'kto_desirable_weight', 'kto_undesirable_weight',
-    'unlikelihood_alpha', 'mask'
-  )
+  where is_of_loss
   group by run_id
 ),
 axes as (

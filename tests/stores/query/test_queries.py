@@ -630,9 +630,12 @@ def test_axis_of_rewards_is_that_of_the_loss(store: Store, name: str) -> None:
     assert row["margin_axis"] == (beta + LOSSES[name].rewards if LOSSES[name].rewards else None)
 
 
-def test_compare_knows_every_option_of_a_loss() -> None:
-    question = read_question("compare").sql
-    assert [name for name in LOSS_SETTINGS if f"'{name}'" not in question] == []
+def test_every_option_of_a_loss_is_known_as_one(store: Store) -> None:
+    put_runs(store, "run", config=json.dumps(dict.fromkeys(LOSS_SETTINGS, 1)))
+
+    rows = ask(store, "select setting from run_settings where is_of_loss")
+
+    assert {row["setting"] for row in rows} >= set(LOSS_SETTINGS)
 
 
 def test_frontier_of_pairs_takes_held_out_margins_and_kls(store: Store) -> None:
