@@ -22,7 +22,7 @@ Q ?= runs
 ARGS ?=
 
 .PHONY: help install demo add score reward train sweep query report check lint types test faults test-gpu \
-	bench bench-gpu docs docs-test frontier pareto simpo-analysis clean
+	bench bench-gpu docs docs-test frontier pareto simpo-analysis baselines clean
 
 help:  ## List the commands and their variables
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,25 +133,28 @@ bench-gpu: install  ## Measure the kernels on a GPU, as shares of a copy and of 
 	$(BIN)/python benchmarks/kernels_gpu.py $(ARGS)
 
 SETTING ?= small
-STORIES ?=
+MOVIES ?=
 RECIPE = cd recipes && PYTHONSAFEPATH= OMP_NUM_THREADS=1 ../$(BIN)/python
-VADER = $(if $(STORIES),$(BIN)/python -m pip install --quiet --constraint constraints.txt --group recipes)
-WORLDS = --setting $(SETTING) $(if $(STORIES),--stories $(abspath $(STORIES)))
-FINDINGS = $(RECIPE) findings.py ../docs/findings ../docs
+RECIPES_NEED = $(BIN)/python -m pip install --quiet --constraint constraints.txt --group recipes
+RUN = --setting $(SETTING) $(ARGS)
+FINDINGS = $(if $(filter small,$(SETTING)),$(RECIPE) findings.py ../docs/findings ../docs,true)
+RESULTS = $(if $(filter small,$(SETTING)),../docs/findings,../.recipes/$(SETTING))
 
-frontier: install  ## Recipe: reward against KL of DPO, TDPO and baselines; SETTING=large, STORIES=model folder
-	@$(VADER)
-	$(RECIPE) frontier.py ../.recipes ../docs/findings/frontier.json $(WORLDS)
+frontier: install  ## Recipe: reward against KL of DPO, TDPO and baselines; SETTING=large, MOVIES=folder of reviews
+	$(RECIPE) frontier.py ../.recipes $(RESULTS)/frontier.json $(RUN) $(if $(MOVIES),--movies $(abspath $(MOVIES)))
 	@$(FINDINGS)
 
-pareto: install  ## Recipe: fronts of two objectives by MODPO, soups, loss weighting, best-of-n; likewise
-	@$(VADER)
-	$(RECIPE) pareto.py ../.recipes ../docs/findings/pareto.json $(WORLDS)
+pareto: install  ## Recipe: fronts of two objectives by MODPO, MORLHF, soups, loss weighting, best-of-n; likewise
+	$(RECIPE) pareto.py ../.recipes $(RESULTS)/pareto.json $(RUN)
 	@$(FINDINGS)
 
-simpo-analysis: install  ## Recipe: length, rank agreement and cost of SimPO and DPO; likewise
-	@$(VADER)
-	$(RECIPE) simpo_analysis.py ../.recipes ../docs/findings/simpo.json $(WORLDS)
+simpo-analysis: install  ## Recipe: SimPO, its ablations and its baselines: reward, length, rank agreement; likewise
+	$(RECIPE) simpo_analysis.py ../.recipes $(RESULTS)/simpo.json $(RUN)
+	@$(FINDINGS)
+
+baselines: install  ## Recipe: PPO, RLOO and over-optimisation beside DPO; likewise
+	@$(RECIPES_NEED)
+	$(RECIPE) baselines.py ../.recipes $(RESULTS)/baselines.json $(RUN)
 	@$(FINDINGS)
 
 clean:  ## Remove what the other commands made, but no store

@@ -9,6 +9,7 @@ pairs shows over-optimisation: what it thinks of the policies, and what they are
 """
 
 import json
+import zlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,19 @@ from typing import Any
 from claims import Claim, Rows, in_world, more_reward, negative
 from optimum import best
 from paired import difference
-from policies import Method, Row, evaluated, keep, measure_methods, run_all
-from reference import BETAS, possible_of, reference
-from reinforcement import PPO_STEPS, SAMPLES_PER_STEP, cost, ppo_policies, train_prompts
+from policies import Row, evaluated, keep, measure_methods, plan, run_all
+from reference import dpo, possible_of, reference
+from reinforcement import (
+    PPO_STEPS,
+    SAMPLES_PER_STEP,
+    cost,
+    ppo_plan,
+    ppo_policies,
+    train_prompts,
+)
 from reward_sources import RewardTerm
-from session import SETTINGS, arguments, write_results
-from worlds import World, small_world
+from session import SETTINGS, arguments, made, say_plan, world_folder, write_results
+from worlds import World, small_outline, small_world
 
 COMMAND = "make baselines"
 FEW_PAIRS = 400
@@ -46,10 +54,12 @@ def reward_model(world: World, name: str, pair_set: str, seed: int) -> Path:
 def few_pairs(world: World) -> str:
     """Add a small share of the pairs to the store; returns the pair set's name."""
     folder = world.session.folder
-    path = folder / "few.jsonl"
-    if not path.exists():
-        lines = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[:: max(1, len(lines) // FEW_PAIRS)]))
+    lines = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
+    text = "".join(lines[:: max(1, len(lines) // FEW_PAIRS)])
+    path = made(
+        folder / "few.jsonl", zlib.crc32(text.encode()),
+        partial(Path.write_text, data=text, encoding="utf-8"),
+    )  # fmt: skip
     world.session.offpref(
         "add", world.session.store, "--data", path, "--pair-set", "few", "--tokenizer",
         world.reference,
@@ -79,11 +89,7 @@ def rloo(world: World, beta: float, seed: int) -> Row:
 
 def measure(world: World) -> dict[str, Any]:
     """Train and measure every policy with every seed."""
-    methods = [
-        Method(name=f"dpo beta={beta}", options=("--beta", beta), tuned_as="dpo beta=1.0")
-        for beta in (1.0, *(each for each in BETAS if each != 1.0))
-    ]
-    found = measure_methods(world, methods)
+    found = measure_methods(world, dpo(world))
     policies: Rows = found["policies"]
     gold = {world.objective: world.judgement}
     for beta in PPO_BETAS:
@@ -180,7 +186,11 @@ def main() -> None:
     """Run the recipe."""
     given = arguments(__doc__)
     setting = SETTINGS[given.setting]
-    world = small_world(given.folder / "small", setting)
+    outline = small_outline(world_folder(given, "small"), setting)
+    num_ppo = 2 * len(PPO_BETAS) + len(PROXY_BETAS) + 1
+    if not say_plan(given, [plan(outline, dpo(outline)), ppo_plan(outline, num_ppo)]):
+        return
+    world = small_world(world_folder(given, "small"), setting)
     found = measure(world)
     sampled = possible_of(world)
     found["start"] = best(sampled, {}).rewards[world.objective]

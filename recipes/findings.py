@@ -25,14 +25,14 @@ Rows = Sequence[dict[str, Any]]
 
 HEAD = """# Findings: the papers' claims, tried where they can be judged
 
-All methods of a world have equal budgets and {num_seeds} seeds, and each has the learning rate of
-one grid that had the lowest held-out loss on a seed that no result has. A policy counts as
-converged if the last fifth of its steps moved its held-out loss by at most 2 % of what training
-moved, and its KL by at most 10 %; the tables say which are, and what twice the steps would have
-changed. An effect is a mean of paired differences, seed by seed, with a 95 % bootstrap interval.
-A claim *holds* if the interval lies above its bound and *does not hold* if it lies below;
-otherwise it *cannot be told*, and the table says how many seeds an effect of that size would
-need.
+All methods of a world have equal budgets and {num_seeds} seeds. Each has the smallest learning
+rate of one grid with the lowest held-out loss, within 2 % of what training changed, on a seed
+that no result has. A policy counts as converged if the last fifth of its steps moved its held-out
+loss by at most 2 % of what training moved, and its KL by at most 10 %; the tables say which are,
+and what twice the steps would have changed. An effect is a mean of paired differences, seed by
+seed, with a 95 % bootstrap interval. A claim *holds* if the interval lies above its bound and
+*does not hold* if it lies below; otherwise it *cannot be told*, and the table says how many seeds
+an effect of that size would need.
 
 The *grammar* world's true reward is the sentiment of an answer, and everything that its reference
 can say is known, so that there is a best possible policy to be held to ([Optima](optima.md)).
@@ -94,10 +94,11 @@ def tuning_table(tuning: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|--:|--:|--:|"
     for name, each in tuning.items():
         grid = ", ".join(f"{rate}: {show(loss, 4)}" for rate, loss in each["grid"].items())
-        loss, kl = (
+        longer = each.get("twice_the_steps")
+        loss, kl = (NONE, NONE) if longer is None else (
             f"{show(before, 4)} → {show(after, 4)}"
-            for before, after in (each["twice_the_steps"][key] for key in ("loss", "kl"))
-        )
+            for before, after in (longer[key] for key in ("loss", "kl"))
+        )  # fmt: skip
         yield f"| {name} | {grid} | {each['rate']:g} | {loss} | {kl} |"
 
 

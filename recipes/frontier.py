@@ -13,10 +13,10 @@ from typing import Any
 from claims import Claim, Rows, in_world, more_reward, negative, values
 from optimum import best, frontier
 from paired import at_kl, difference
-from policies import Method, evaluated, measure_methods
-from reference import BETAS, possible_of, reference
-from session import SETTINGS, arguments, write_results
-from worlds import World, movie_world, small_world
+from policies import Method, evaluated, measure_methods, plan
+from reference import BETAS, dpo, possible_of, reference
+from session import SETTINGS, arguments, say_plan, world_folder, write_results
+from worlds import World, movie_outline, movie_world, small_outline, small_world
 
 from offpref.pipeline.small_world import tdpo1_optimum
 
@@ -29,11 +29,7 @@ COMMAND = "make frontier"
 
 def methods(world: World) -> list[Method]:
     """Return the methods; every one is trained with every seed."""
-    found = [
-        _method("dpo", f"dpo beta={beta}", "--beta", beta,
-                *(("--kl-metrics",) if beta == world.beta else ()))
-        for beta in (world.beta, *(each for each in BETAS if each != world.beta))
-    ]  # fmt: skip
+    found = []
     at = ("--beta", world.beta)
     found.append(_method("tdpo1", "tdpo1", "--loss-type", "tdpo1", *at))
     found.append(_method("tdpo1", "tdpo1 beta=4.0", "--loss-type", "tdpo1", "--beta", 4.0))
@@ -50,7 +46,7 @@ def methods(world: World) -> list[Method]:
     found.append(_method("unlikelihood", "unlikelihood", "--loss-type", "unlikelihood"))
     tuned = {each.tuned_as for each in found}
     first = {name: next(each.name for each in found if each.tuned_as == name) for name in tuned}
-    return [
+    return dpo(world) + [
         Method(name=each.name, options=each.options, tuned_as=first[each.tuned_as])
         for each in found
     ]
@@ -133,7 +129,7 @@ def claims(world: World, found: dict[str, Any]) -> list[Claim]:
     rows: Rows = found["policies"]
     objective, where = world.objective, in_world(world)
     start = found["possible"]["start"]
-    dpo = f"dpo beta={world.beta}"
+    plain = f"dpo beta={world.beta}"
 
     def claim(text: str, source: str, measure: str, effect: Any, at_least: float = 0.0) -> Claim:
         return Claim(claim=text, source=source, world=where, measure=measure, effect=effect,
@@ -154,9 +150,9 @@ def claims(world: World, found: dict[str, Any]) -> list[Claim]:
         listed.append(claim(text, f"{tdpo_paper} (a)", "reward", gap))
     low, high = (f"tdpo2 alpha={alpha}" for alpha in (ALPHAS[0], ALPHAS[-1]))
     for text, ours, theirs in (
-        ("TDPO2 (alpha 0.5) keeps a smaller KL than DPO", dpo, "tdpo2 alpha=0.5"),
+        ("TDPO2 (alpha 0.5) keeps a smaller KL than DPO", plain, "tdpo2 alpha=0.5"),
         ("TDPO2's KL falls with alpha (0.1 to 0.7)", low, high),
-        ("TDPO1 keeps a smaller KL than DPO", dpo, "tdpo1"),
+        ("TDPO1 keeps a smaller KL than DPO", plain, "tdpo1"),
     ):
         for name, measure in (("on_policy_forward_kl", "sequence KL, nats"),):
             effect = difference(values(rows[ours], name), values(rows[theirs], name))
@@ -164,7 +160,7 @@ def claims(world: World, found: dict[str, Any]) -> list[Claim]:
     for ours in ("tdpo1", "tdpo2 alpha=0.5"):
         for text, name in (("is more accurate than DPO", "accuracy"),
                            ("has more entropy than DPO", "entropy")):  # fmt: skip
-            effect = difference(values(rows[ours], name), values(rows[dpo], name))
+            effect = difference(values(rows[ours], name), values(rows[plain], name))
             words = ours.replace(" alpha=0.5", "").upper()
             listed.append(claim(f"{words} {text}", "TDPO, Table 1", name, effect))
     if "f-dpo js_divergence" in rows:
@@ -224,9 +220,14 @@ def main() -> None:
     """Run the recipe."""
     given = arguments(__doc__)
     setting = SETTINGS[given.setting]
-    worlds = [small_world(given.folder / "small", setting)]
+    outlines = [small_outline(world_folder(given, "small"), setting)]
     if given.movies:
-        worlds.append(movie_world(given.folder / "movies", given.movies, setting))
+        outlines.append(movie_outline(world_folder(given, "movies"), setting))
+    if not say_plan(given, [plan(each, methods(each)) for each in outlines]):
+        return
+    worlds = [small_world(world_folder(given, "small"), setting)]
+    if given.movies:
+        worlds.append(movie_world(world_folder(given, "movies"), given.movies, setting))
     results = {world.name: whole(world) for world in worlds}
     write_results(given.results, results, given.setting)
 

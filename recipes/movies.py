@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FILES = ("movie_reviews.zip", "sentence_polarity.zip", "sst2_train.csv", "sst2_test.csv")
 NUM_WORDS = range(8, 25)  # of a sentence
 PROMPT_WORDS = range(1, 5)
 MODEL = {
@@ -58,6 +59,18 @@ def positive(prompts, completions):
 def brevity(prompts, completions):
     return [-float(len(text.split())) for text in completions]
 '''
+
+
+def files_of(data: Path) -> dict[str, int]:
+    """Return the files that are read, with their sizes.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    missing = [name for name in FILES if not (data / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"expected {', '.join(FILES)} in {data}, found no {missing[0]}")
+    return {name: (data / name).stat().st_size for name in FILES}
 
 
 def sentences(data: Path) -> Iterator[str]:

@@ -52,12 +52,14 @@ def best(prompts: Sequence[Sampled], tilts: dict[str, float]) -> Best:
     means: list[dict[str, float]] = []
     kls, sizes = [], []
     for each in prompts:
-        tilt = sum(value * each.rewards[name] for name, value in tilts.items())
+        tilt = np.zeros(len(each.weights))
+        for name, value in tilts.items():
+            tilt += value * each.rewards[name]
         logs = np.log(np.maximum(each.weights, 1e-300)) + tilt
         log_sum = np.logaddexp.reduce(logs)
         shares = np.exp(logs - log_sum)
         means.append({name: float(shares @ values) for name, values in each.rewards.items()})
-        kls.append(float(shares @ (np.asarray(tilt) - log_sum)))
+        kls.append(float(shares @ (tilt - log_sum)))
         sizes.append(1 / float((shares**2).sum()))
     return Best(
         rewards={name: float(np.mean([m[name] for m in means])) for name in means[0]},

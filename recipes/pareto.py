@@ -10,22 +10,25 @@ a noisy judge of each. MODPO's policy of weight w is the best one for w * sentim
 import json
 import math
 import random
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import Claim, Rows, in_world
 from optimum import Sampled, best
 from paired import difference, hypervolume
-from policies import Method, Row, evaluated, keep, measure_methods, trained
-from reference import possible_of, reference
-from reinforcement import ppo_policies
-from session import SETTINGS, TUNING_SEED, arguments, write_results
-from worlds import World, small_world
+from policies import Method, Row, evaluated, keep, measure_methods, plan, trained
+from reference import dpo, possible_of, reference
+from reinforcement import ppo_plan, ppo_policies
+from session import SETTINGS, TUNING_SEED, arguments, made, say_plan, world_folder, write_results
+from worlds import World, small_outline, small_world
 
 WEIGHTS = (0.25, 0.5, 0.75)
 JUDGEMENT = {"sentiment": 2.0, "brevity": 0.4}
 """How much a judge is moved, in log-odds: by a word of praise, by a word less."""
 COMMAND = "make pareto"
+DOUBLED = ("modpo w=0.5",)
 NAMES = ("sentiment", "brevity")
 METHODS = ("modpo", "morlhf", "soup", "loss weighting")
 
@@ -57,9 +60,11 @@ def prepare(world: World) -> None:
             row | {"weight": 2 * share} for own, share in both for row in own
         ]
     for name, found in sets.items():
-        path = folder / f"{name}.jsonl"
-        if not path.exists():
-            path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        text = "".join(json.dumps(row) + "\n" for row in found)
+        path = made(
+            folder / f"{name}.jsonl", zlib.crc32(text.encode()),
+            partial(Path.write_text, data=text, encoding="utf-8"),
+        )  # fmt: skip
         session.offpref(
             "score", session.store, "--data", path, "--pair-set", name, "--model",
             world.reference, "--eval-fraction", 0.25,
@@ -115,23 +120,28 @@ def soup(world: World, weight: float, seed: int, main: Path, other: Path) -> Row
     return dict(json.loads(row.read_text()))
 
 
+def ends_of(world: World) -> list[Method]:
+    """Return the methods of a front's ends: DPO on each objective's own pairs."""
+    name = "dpo brevity"
+    other = Method(name=name, options=("--beta", world.beta), tuned_as=name, pair_set="brevity")
+    return [dpo(world)[0], other]
+
+
 def measure(world: World) -> dict[str, Any]:
     """Train and measure every method with every seed."""
     prepare(world)
-    ends = [
-        Method(name="dpo sentiment", options=("--beta", world.beta), tuned_as="dpo sentiment"),
-        Method(name="dpo brevity", options=("--beta", world.beta), tuned_as="dpo brevity",
-               pair_set="brevity"),
-    ]  # fmt: skip
+    ends = ends_of(world)
+    sentiment = ends[0].name
     found = measure_methods(world, ends)
     rate = found["tuning"]["dpo brevity"]["rate"]
     shorter = {row["seed"]: Path(row["policy"]) for row in found["policies"]["dpo brevity"]}
     tuning_row = trained(world, ends[1], rate=rate, seed=TUNING_SEED)
     brevity_rewards(world, shorter | {TUNING_SEED: Path(tuning_row["policy"])})
     for methods in (modpo(world), loss_weighting(world)):
-        more = measure_methods(world, methods)
+        more = measure_methods(world, methods, doubled=DOUBLED)
         found = {name: found[name] | more[name] for name in found}
     policies: Rows = found["policies"]
+    policies["dpo sentiment"] = policies.pop(sentiment)
     for weight in WEIGHTS:
         policies[f"soup w={weight}"] = [
             soup(world, weight, row["seed"], Path(row["policy"]), shorter[row["seed"]])
@@ -290,7 +300,13 @@ def main() -> None:
     """Run the recipe."""
     given = arguments(__doc__)
     setting = SETTINGS[given.setting]
-    world = small_world(given.folder / "small", setting)
+    outline = small_outline(world_folder(given, "small"), setting)
+    trained_by = [plan(outline, ends_of(outline))] + [
+        plan(outline, each, doubled=DOUBLED) for each in (modpo(outline), loss_weighting(outline))
+    ]
+    if not say_plan(given, [*trained_by, ppo_plan(outline, len(WEIGHTS))]):
+        return
+    world = small_world(world_folder(given, "small"), setting)
     found = measure(world)
     sampled = possible_of(world)
     start = reference(world)

@@ -1,9 +1,9 @@
 """Policies trained to convergence: learning rates from a grid, seeds, and what was measured.
 
-Every method of a world has the same number of steps and of pairs. Its learning rate is the one of
-the world's grid with the lowest held-out loss of its own on a seed that no result has. At that rate
-it is trained once more with twice the steps, on that seed too: what this changes is reported, and
-says whether the policies of the results have converged.
+Every method of a world has the same number of steps and of pairs. Its learning rate is the
+smallest one of the world's grid with the lowest held-out loss of its own, within a tolerance, on a
+seed that no result has. At that rate it is trained once more with twice the steps, on that seed
+too: what this changes is reported beside whether the policies of the results have converged.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,9 +47,18 @@ class Method:
 Row = dict[str, Any]
 
 
-def measure_methods(world: World, methods: Sequence[Method]) -> dict[str, Any]:
-    """Tune, train and measure methods; rows of every seed by method, and how rates were chosen."""
-    tuned = tune(world, [method for method in methods if method.tuned_as == method.name])
+def measure_methods(
+    world: World, methods: Sequence[Method], *, doubled: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Tune, train and measure methods; rows of every seed by method, and how rates were chosen.
+
+    Args:
+        world: Where.
+        methods: What to train.
+        doubled: Tuned methods that are trained with twice the steps, too; None for all.
+    """
+    own = [method for method in methods if method.tuned_as == method.name]
+    tuned = tune(world, own, doubled={each.name for each in own} if doubled is None else doubled)
     seeds = range(world.setting.num_seeds)
     jobs = [
         partial(trained, world, method, rate=tuned[method.tuned_as]["rate"], seed=seed)
@@ -63,7 +72,26 @@ def measure_methods(world: World, methods: Sequence[Method]) -> dict[str, Any]:
     return {"tuning": tuned, "policies": by_method}
 
 
-def tune(world: World, methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
+def plan(world: World, methods: Sequence[Method], *, doubled: Collection[str] | None = None) -> str:
+    """Return what measuring these methods would do, in a line, before anything is done."""
+    tuned = [method.name for method in methods if method.tuned_as == method.name]
+    twice = len(tuned) if doubled is None else len(set(tuned) & set(doubled))
+    policies = len(methods) * world.setting.num_seeds
+    trainings = policies + len(tuned) * len(world.learning_rates) + 2 * twice
+    steps = trainings * world.num_steps
+    pairs = steps * world.setting.pairs_per_step
+    return (
+        f"{world.name}: {len(methods)} methods x {world.setting.num_seeds} seeds = {policies} "
+        f"policies, and {trainings - policies} trainings' worth to choose "
+        f"{len(tuned)} learning rates from {world.learning_rates}: {steps:,} steps, "
+        f"{2 * pairs:,} sequences forward and backward; {world.setting.num_samples} samples of "
+        "each held-out prompt for each"
+    )
+
+
+def tune(
+    world: World, methods: Sequence[Method], *, doubled: Collection[str]
+) -> dict[str, dict[str, Any]]:
     """Return for each method its learning rate and what the others of the grid had."""
     grid = [(method, rate) for method in methods for rate in world.learning_rates]
     jobs = [partial(trained, world, method, rate=rate, seed=TUNING_SEED) for method, rate in grid]
@@ -71,7 +99,7 @@ def tune(world: World, methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for method in methods:
         own = [row for (each, _), row in zip(grid, rows, strict=True) if each is method]
-        best = min(own, key=lambda row: row["held_out_loss"])
+        best = chosen_rate(own)
         found[method.name] = {
             "rate": best["learning_rate"],
             "grid": {str(row["learning_rate"]): row["held_out_loss"] for row in own},
@@ -82,8 +110,10 @@ def tune(world: World, methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
             rate=found[method.name]["rate"], seed=TUNING_SEED,
         )
         for method in methods
+        if method.name in doubled
     ]  # fmt: skip
-    for method, longer in zip(methods, run_all(world, jobs), strict=True):
+    longer_ones = [method for method in methods if method.name in doubled]
+    for method, longer in zip(longer_ones, run_all(world, jobs), strict=True):
         own = next(
             row for (each, rate), row in zip(grid, rows, strict=True)
             if each is method and rate == found[method.name]["rate"]
@@ -94,6 +124,19 @@ def tune(world: World, methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
             "reward": [own["rewards"][world.objective], longer["rewards"][world.objective]],
         }
     return found
+
+
+def chosen_rate(rows: Sequence[Row]) -> Row:
+    """Return the row of the smallest learning rate that is as good as the best one.
+
+    As good: its held-out loss is higher by at most the share of what training changed that also
+    counts as converged. Of rates that a loss cannot tell apart the larger one moves the policy
+    farther where no pair says where to.
+    """
+    best = min(row["held_out_loss"] for row in rows)
+    room = MOST_LOSS_CHANGE * abs(rows[0]["curve"][0]["loss"] - best)
+    good = [row for row in rows if row["held_out_loss"] <= best + room]
+    return min(good, key=lambda row: float(row["learning_rate"]))
 
 
 def trained(world: World, method: Method, *, rate: float, seed: int) -> Row:
@@ -215,16 +258,16 @@ def run_all(world: World, jobs: Iterable[Callable[[], Row]]) -> list[Row]:
         return [job() for job in jobs]
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     paths = (str(world.session.folder), *sys.path)
-    with ProcessPoolExecutor(num_workers(), spawn, _begin, (paths,)) as pool:
+    with ProcessPoolExecutor(num_workers(), spawn, _begin, (paths, os.getpid())) as pool:
         return list(pool.map(_call, jobs))
 
 
-def _begin(paths: Sequence[str]) -> None:
+def _begin(paths: Sequence[str], parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    sys.path[:] = list(dict.fromkeys(paths))
     import torch
 
-    sys.path[:] = list(dict.fromkeys(paths))
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

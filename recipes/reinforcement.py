@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 from policies import Row, evaluated, keep, run_all
 from ppo import PPOSettings, train_ppo
@@ -11,6 +10,16 @@ from worlds import World
 
 PPO_STEPS = 60
 SAMPLES_PER_STEP = 192
+
+
+def ppo_plan(world: World, num_methods: int) -> str:
+    """Return what training so many methods by reinforcement would do, in a line."""
+    policies = num_methods * world.setting.num_seeds
+    steps = min(PPO_STEPS, world.num_steps)
+    return (
+        f"{world.name}: {num_methods} methods by reinforcement x {world.setting.num_seeds} seeds = "
+        f"{policies} policies of {steps} steps: {policies * steps * SAMPLES_PER_STEP:,} samples"
+    )
 
 
 def ppo_policies(
@@ -71,8 +80,3 @@ def cost(record: Row) -> Row:
             {"step": each["step"], "kl": each["kl"]} for each in steps if each["step"] % 8 == 0
         ],
     }
-
-
-def folder_of(row: Row) -> Path:
-    """Return the folder of a row's policy."""
-    return Path(row["policy"])

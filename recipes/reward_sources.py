@@ -46,12 +46,12 @@ class RewardTerm:
 
     @classmethod
     def parse(cls, text: str) -> "RewardTerm":
-        """Return what a text like ``short=python:vader:brevity*0.5`` says.
+        """Return what a text like ``short=python:offpref.pipeline.small_world:brevity*0.5`` says.
 
         Raises:
             ValueError: If it is not NAME=SOURCE[*WEIGHT].
 
-        >>> RewardTerm.parse("short=python:vader:brevity*0.5").weight
+        >>> RewardTerm.parse("short=python:offpref.pipeline.small_world:brevity*0.5").weight
         0.5
         """
         name, equals, rest = text.partition("=")

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ SETTINGS = {
         movie_prompts=500, movie_steps=80,
     ),
     "large": Setting(
-        num_seeds=5, samples_per_prompt=2144, num_samples=512, num_steps=500, pairs_per_step=128,
-        movie_prompts=2400, movie_steps=240,
+        num_seeds=5, samples_per_prompt=2144, num_samples=256, num_steps=240, pairs_per_step=256,
+        movie_prompts=2000, movie_steps=160,
     ),
     "tiny": Setting(
         num_seeds=2, samples_per_prompt=8, num_samples=8, num_steps=4, pairs_per_step=8,
@@ -60,7 +60,6 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self.store = folder / "store"
 
     def offpref(self, *arguments: object) -> str:
@@ -83,6 +82,25 @@ class Session:
         given = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
         printed = self.offpref("query", self.store, question, *given, "--format", "json")
         return list(json.loads(printed))
+
+
+def made(path: Path, made_from: object, write: Callable[[Path], None]) -> Path:
+    """Return a file that is written whole, and again if what it is made from has changed.
+
+    Args:
+        path: The file.
+        made_from: What its content depends on, as JSON; kept beside it.
+        write: Writes it to the path it is given.
+    """
+    note, wanted = path.with_name(f"{path.name}.made"), json.dumps(made_from)
+    if not path.exists() or not note.exists() or note.read_text(encoding="utf-8") != wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        note.unlink(missing_ok=True)
+        unfinished = path.with_name(f"{path.name}.tmp")
+        write(unfinished)
+        unfinished.replace(path)
+        note.write_text(wanted, encoding="utf-8")
+    return path
 
 
 def num_workers() -> int:
@@ -109,6 +127,20 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): rounded(each) for key, each in value.items()}
     return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def world_folder(given: argparse.Namespace, name: str) -> Path:
+    """Return the folder of a world; settings that differ have folders that differ."""
+    own = name if given.setting == "small" else f"{name}-{given.setting}"
+    return Path(given.folder) / own
+
+
+def say_plan(given: argparse.Namespace, plans: Sequence[str]) -> bool:
+    """Print what a recipe will do; returns whether it shall do it."""
+    print(f"setting {given.setting}; what was done in {given.folder} is not repeated")
+    for each in plans:
+        print(f"- {each}")
+    return not given.dry_run
 
 
 def arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:

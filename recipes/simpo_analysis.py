@@ -13,11 +13,13 @@ from typing import Any
 
 from claims import Claim, Rows, in_world, values
 from paired import difference
-from policies import Method, measure_methods
-from session import SETTINGS, arguments, write_results
-from worlds import World, small_world
+from policies import Method, measure_methods, plan
+from reference import dpo
+from session import SETTINGS, arguments, say_plan, world_folder, write_results
+from worlds import World, small_outline, small_world
 
 COMMAND = "make simpo-analysis"
+DOUBLED = ("simpo",)
 
 
 def methods(world: World) -> list[Method]:
@@ -33,7 +35,6 @@ def methods(world: World) -> list[Method]:
         ),
         "rrhf": ("--loss-type", "rrhf"),
         "slic": ("--loss-type", "slic"),
-        "dpo": at,
         "ipo": ("--loss-type", "ipo", *at),
         "cpo": ("--loss-type", "cpo"),
         "kto": ("--loss-type", "kto", *at),
@@ -41,14 +42,15 @@ def methods(world: World) -> list[Method]:
         "rdpo": ("--loss-type", "rdpo", *at),
     }  # fmt: skip
     return [
-        Method(name=name, options=(*given, "--log-tokens", "eval"), tuned_as=name)
-        for name, given in options.items()
+        dpo(world)[0],
+        *(Method(name=name, options=given, tuned_as=name) for name, given in options.items()),
     ]
 
 
 def measure(world: World) -> dict[str, Any]:
     """Train, evaluate and ask."""
-    found = measure_methods(world, methods(world))
+    found = measure_methods(world, methods(world), doubled=DOUBLED)
+    found["policies"]["dpo"] = found["policies"].pop(dpo(world)[0].name)
     for rows in found["policies"].values():
         for row in rows:
             run = Path(row["policy"]).name
@@ -115,7 +117,10 @@ def main() -> None:
     """Run the recipe."""
     given = arguments(__doc__)
     setting = SETTINGS[given.setting]
-    world = small_world(given.folder / "small", setting)
+    outline = small_outline(world_folder(given, "small"), setting)
+    if not say_plan(given, [plan(outline, methods(outline), doubled=DOUBLED)]):
+        return
+    world = small_world(world_folder(given, "small"), setting)
     write_results(given.results, {"small": measure(world)}, given.setting)
 
 

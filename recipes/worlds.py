@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import movies
-from session import Session, Setting
+from session import Session, Setting, made
 
 from offpref.pipeline.evaluation.sampling import Sampler
 from offpref.pipeline.evaluation.settings import SampleSettings
@@ -60,29 +60,37 @@ def small_world(folder: Path, setting: Setting) -> World:
     session = Session(folder)
     base, sft = folder / "base", folder / "sft"
     if not (base / "model.safetensors").exists():
-        base.mkdir(exist_ok=True)
+        base.mkdir(parents=True, exist_ok=True)
         write_model(base, vocab_size=write_tokenizer(base), seed=0)
-    demonstrations = folder / "demonstrations.jsonl"
-    if not demonstrations.exists():
-        write_demonstrations(demonstrations, num_rows=8000, seed=0)
+    demonstrations = made(
+        folder / "demonstrations.jsonl", ["grammar", 8000, 0],
+        lambda path: write_demonstrations(path, num_rows=8000, seed=0),
+    )  # fmt: skip
     session.offpref(
         "sft", session.store, "--data", demonstrations, "--pair-set", "demonstrations",
         "--model", base, "--output-dir", sft, "--num-epochs", 3, "--learning-rate", 3e-3,
         "--pairs-per-step", 32, "--resume",
     )  # fmt: skip
-    pairs = folder / "pairs.jsonl"
-    if not pairs.exists():
+
+    def write_pairs(path: Path) -> None:
         drawn = draw(sft, prompts(), setting.samples_per_prompt, max_new_tokens=40, seed=1)
-        write_sampled_pairs(pairs, dict(zip(prompts(), drawn, strict=True)), seed=1)
+        write_sampled_pairs(path, dict(zip(prompts(), drawn, strict=True)), seed=1)
+
+    pairs = made(folder / "pairs.jsonl", ["samples", setting.samples_per_prompt, 1], write_pairs)
     session.offpref(
         "score", session.store, "--data", pairs, "--pair-set", "reviews", "--model", sft,
         "--eval-fraction", EVAL_FRACTION, "--tier", "hidden", "--kl-pairs",
     )  # fmt: skip
+    return small_outline(folder, setting)
+
+
+def small_outline(folder: Path, setting: Setting) -> World:
+    """Return the demo's world as it would be; nothing is done."""
     module = "python:offpref.pipeline.small_world"
     return World(
-        name="small", session=session, setting=setting, reference=sft, pair_set="reviews",
-        objective="sentiment", judgement=JUDGEMENT, max_new_tokens=40, beta=1.0,
-        sources={name: f"{module}:{name}" for name in ("sentiment", "brevity")},
+        name="small", session=Session(folder), setting=setting, reference=folder / "sft",
+        pair_set="reviews", objective="sentiment", judgement=JUDGEMENT, max_new_tokens=40,
+        beta=1.0, sources={name: f"{module}:{name}" for name in ("sentiment", "brevity")},
         num_steps=setting.num_steps, learning_rates=(5e-4, 1e-3, 2e-3),
     )  # fmt: skip
 
@@ -97,10 +105,12 @@ def movie_world(folder: Path, data: Path, setting: Setting) -> World:
     movies.write_judge(folder, data)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))  # for python:judge:positive
-    demonstrations, config = folder / "demonstrations.jsonl", folder / "config.json"
-    if not config.exists():
-        movies.write_demonstrations(demonstrations, data)
-        config.write_text(json.dumps(movies.MODEL, indent=1) + "\n", encoding="utf-8")
+    demonstrations = made(
+        folder / "demonstrations.jsonl", movies.files_of(data),
+        lambda path: movies.write_demonstrations(path, data),
+    )  # fmt: skip
+    model = json.dumps(movies.MODEL, indent=1) + "\n"
+    config = made(folder / "config.json", movies.MODEL, lambda path: _write(path, model))
     reference = folder / "sft"
     session.offpref(
         "sft", session.store, "--data", demonstrations, "--pair-set", "demonstrations",
@@ -109,18 +119,26 @@ def movie_world(folder: Path, data: Path, setting: Setting) -> World:
         "--learning-rate", 2e-3, "--pairs-per-step", 64, "--warmup-steps", 100,
         "--lr-scheduler-type", "cosine", "--save-every", 200, "--resume",
     )  # fmt: skip
-    pairs = folder / "pairs.jsonl"
-    if not pairs.exists():
-        _write_movie_pairs(pairs, reference, movies.openings(data, setting.movie_prompts))
+    openings = movies.openings(data, setting.movie_prompts)
+    pairs = made(
+        folder / "pairs.jsonl", ["samples", openings],
+        lambda path: _write_movie_pairs(path, reference, openings),
+    )  # fmt: skip
     session.offpref(
         "score", session.store, "--data", pairs, "--pair-set", "reviews", "--model", reference,
         "--eval-fraction", EVAL_FRACTION, "--tier", "hidden",
     )  # fmt: skip
+    return movie_outline(folder, setting)
+
+
+def movie_outline(folder: Path, setting: Setting) -> World:
+    """Return the world of movie reviews as it would be; nothing is done."""
     return World(
-        name="movies", session=session, setting=setting, reference=reference, pair_set="reviews",
-        objective="positive", judgement=MOVIE_JUDGEMENT, max_new_tokens=40, beta=0.5,
+        name="movies", session=Session(folder), setting=setting, reference=folder / "sft",
+        pair_set="reviews", objective="positive", judgement=MOVIE_JUDGEMENT, max_new_tokens=40,
+        beta=1.0, num_prompts=32,
         sources={"positive": "python:judge:positive", "brevity": "python:judge:brevity"},
-        num_steps=setting.movie_steps, learning_rates=(5e-4, 1e-3), num_prompts=32,
+        num_steps=setting.movie_steps, learning_rates=(5e-4, 1e-3),
     )  # fmt: skip
 
 
@@ -132,6 +150,10 @@ def draw(
         num_samples=num_samples, max_new_tokens=max_new_tokens, seed=seed, batch_size=256
     )
     return Sampler(model, settings).texts(prompts)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _write_movie_pairs(path: Path, model: Path, openings: Sequence[str]) -> None:

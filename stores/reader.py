@@ -122,7 +122,13 @@ class RowReader:
         with clear_read_errors(shard):
             file = self._file(shard)
             size = file.metadata.row_group(0).num_rows  # all groups but the last are this long
-            for group in np.unique(positions // size):
+            groups = np.unique(positions // size)
+            if self._table.is_read_singly and len(groups) > 1:
+                # One call for all of them: a group's own costs more than what it reads.
+                rows = to_memory(read_groups(file, shard.path, groups.tolist(), columns))
+                inside = np.searchsorted(groups, positions // size) * size + positions % size
+                return rows.take(to_arrow(inside))
+            for group in groups:
                 inside = positions[positions // size == group] - group * size
                 rows = to_memory(read_groups(file, shard.path, [int(group)], columns))
                 # A row that is a group of its own is large: it is not copied again.

@@ -2,6 +2,7 @@
 
 A row has a row group of its own, is read from the mapped file by one of a few threads, and is
 copied once, to its place in the batch's buffer: page-locked memory if the batch goes to a GPU.
+Small rows, of small models or a few tokens, are read together.
 
 Letters in shape comments: T completion tokens, H hidden size.
 """
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,10 +27,8 @@ from offpref.stores.schema import HIDDEN
 from offpref.stores.store import Store
 
 NUM_THREADS = 2
-MOST_KEPT_BYTES = 256 * 2**20
-MOST_KEPT_ROW_BYTES = 16 * 2**10
-"""Finding a small row and checking its hash takes longer than a small model's step does with it; so
-rows of a few tokens and columns stay in memory, copied, until that much is kept."""
+SMALL_ROW_BYTES = 16 * 2**10
+"""Reading a row of its own takes longer than copying so much; rows no larger are read together."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -62,8 +62,6 @@ class HiddenReader:
         self._hidden_size = hidden_size
         self._rows = RowReader(store, HIDDEN.name, scorer, columns=["dtype", "num_rows", "hidden"])
         self._pool = ThreadPoolExecutor(NUM_THREADS, "hidden")
-        self._kept: dict[bytes, tuple[NDArray[np.uint8], str]] = {}
-        self._room = MOST_KEPT_BYTES
 
     def read(self, keys: Keys, lengths: Sequence[int], *, is_pinned: bool) -> Tensor:  # [T, H]
         """Return the hidden states of some sequences, one after the other.
@@ -84,9 +82,15 @@ class HiddenReader:
         buffer = _buffer(shape, DTYPES[dtype], is_pinned=is_pinned)
         target = buffer.view(torch.uint8).numpy()
         ends = np.cumsum(lengths)
+        width = self._hidden_size * DTYPES[dtype].itemsize
+        is_small = max(lengths, default=0) * width <= SMALL_ROW_BYTES
+        together = _values(self._rows.rows(key_array(keys))) if is_small else None
 
         def copy(i: int) -> None:
-            values, found = self._row(keys[i : i + 1]) if i else first
+            if together is not None:
+                values, found = together[i]
+            else:
+                values, found = self._row(keys[i : i + 1]) if i else first
             place = target[ends[i] - lengths[i] : ends[i]]
             if found != dtype or len(values) != place.size:
                 raise StoreError(
@@ -96,21 +100,25 @@ class HiddenReader:
                 )
             place.reshape(-1)[:] = values
 
-        list(self._pool.map(copy, range(len(keys))))
+        if is_small:
+            for i in range(len(keys)):
+                copy(i)
+        else:
+            list(self._pool.map(copy, range(len(keys))))
         return buffer
 
     def _row(self, key: Keys) -> tuple[NDArray[np.uint8], str]:
         """Return the bytes of a row, as a view of what was read, and their dtype."""
-        name = key.tobytes()
-        if name in self._kept:
-            return self._kept[name]
-        rows = self._rows.rows(key_array(key))
-        buffer: Any = rows["hidden"].chunk(0)[0].as_buffer()
-        values, dtype = np.frombuffer(buffer, np.uint8), rows["dtype"][0].as_py()
-        if len(values) <= min(MOST_KEPT_ROW_BYTES, self._room):
-            self._room -= len(values)
-            self._kept[name] = values.copy(), dtype
-        return values, dtype
+        return _values(self._rows.rows(key_array(key)))[0]
+
+
+def _values(rows: pa.Table) -> list[tuple[NDArray[np.uint8], str]]:
+    """Return the bytes of each row, as a view of what was read, and their dtype."""
+    found: list[Any] = [each.as_buffer() for chunk in rows["hidden"].chunks for each in chunk]
+    return [
+        (np.frombuffer(each, np.uint8), dtype)
+        for each, dtype in zip(found, rows["dtype"].to_pylist(), strict=True)
+    ]
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype, *, is_pinned: bool) -> Tensor:
