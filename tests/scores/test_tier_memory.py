@@ -1,4 +1,7 @@
-"""Hidden states are streamed: what a process holds of them does not grow with the store."""
+"""Hidden states are streamed: what a process holds of them does not grow with the store.
+
+Small rows are read together, large ones singly, with the same result.
+"""
 
 import json
 import subprocess
@@ -9,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from offpref.pipeline.scores import hidden_states
+from offpref.stores.errors import StoreError
 from offpref.stores.schema import HIDDEN
 from offpref.stores.store import Store
 
@@ -68,3 +73,38 @@ def test_anonymous_memory_stays_flat_over_a_store_ten_times_the_limit(store: Sto
     assert seen["bytes"] >= 10 * LIMIT_BYTES
     assert seen["rows"] == NUM_SEQUENCES  # each its own
     assert seen["most"] - seen["first"] < LIMIT_BYTES
+
+
+def write_small_rows(store: Store) -> tuple[np.ndarray, list[int], dict[int, np.ndarray]]:
+    """Rows of 1 to 7 tokens and 8 columns in two shards; keys, lengths and values by number."""
+    chance = np.random.default_rng(0)
+    values = {n: chance.normal(size=(1 + n % 7, 8)).astype(np.float32) for n in range(1, 41)}
+    for numbers in (range(1, 25), range(25, 41)):
+        rows = pa.table(
+            [[n.to_bytes(16, "big") for n in numbers], ["float32"] * len(numbers),
+             pa.array([len(values[n]) for n in numbers], pa.int32()),
+             pa.array([values[n].tobytes() for n in numbers], pa.large_binary())],
+            schema=HIDDEN.schema,
+        )  # fmt: skip
+        with store.batch() as batch:
+            batch.add("hidden", "fp", rows)
+    order = [*chance.permutation(np.arange(1, 41)).tolist(), 5, 5]  # one that is asked for thrice
+    keys = np.array([n.to_bytes(16, "big") for n in order], "S16")
+    return keys, [len(values[n]) for n in order], dict(enumerate(values[n] for n in order))
+
+
+@pytest.mark.parametrize("limit", [0, hidden_states.SMALL_ROW_BYTES], ids=["singly", "together"])
+def test_rows_are_the_same_singly_and_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(hidden_states, "SMALL_ROW_BYTES", limit)
+    keys, lengths, values = write_small_rows(store)
+    reader = hidden_states.HiddenReader(Store.open(store.path), "fp", 8)
+
+    found = reader.read(keys, lengths, is_pinned=False)
+
+    assert found.numpy().tobytes() == b"".join(each.tobytes() for each in values.values())
+    with pytest.raises(StoreError, match="expected 9 x 8 of float32, found"):
+        reader.read(keys[:2], [lengths[0], 9], is_pinned=False)
+    with pytest.raises(StoreError, match="has no row of 1 of"):
+        reader.read(np.array([keys[0], b"\xff" * 16], "S16"), [lengths[0], 1], is_pinned=False)
