@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -50,12 +51,17 @@ def by_family(policies: Mapping[str, Any]) -> dict[str, list[list[dict[str, Any]
 def draw_frontier(
     world: dict[str, Any], path: Path, *, reward: str, others: Mapping[str, Any] | None = None
 ) -> None:
-    """Draw reward against KL, a small point a seed, a line through a method's means."""
+    """Draw reward against KL, a small point a seed, a line through a method's means.
+
+    The axis is linear in the root of KL, in which a frontier starts as a straight line. Policies
+    whose KL is beyond what any reward is worth are named in the legend alone.
+    """
     figure, axes = _figure()
-    policies = {**world["policies"], **(others or {})}
     objective = world["objective"]
-    most = max(row["kl"] for rows in policies.values() for row in rows)
-    line = [each for each in world["optimum"] if each["kl"] <= 1.15 * most]
+    most = world["optimum"][-1]["kl"]
+    every = {**world["policies"], **(others or {})}
+    policies = {name: rows for name, rows in every.items() if _mean(rows, "kl") <= most}
+    line = world["optimum"]
     axes.fill_between(
         [each["kl"] for each in line], [each["low"] for each in line],
         [each["high"] for each in line], color="0.85", linewidth=0,
@@ -64,7 +70,7 @@ def draw_frontier(
               linewidth=1.2, label="best possible")  # fmt: skip
     if "tdpo1_optimum" in world:
         axes.plot(*zip(*world["tdpo1_optimum"], strict=True), color=STYLES["tdpo1"][0],
-                  linewidth=0.9, linestyle=":", label="TDPO1's optimum")  # fmt: skip
+                  linewidth=0.9, linestyle=":", label="TDPO1's optimum (grammar)")  # fmt: skip
     for name, groups in by_family(policies).items():
         colour, marker, style = STYLES[name]
         for rows in groups:
@@ -79,13 +85,16 @@ def draw_frontier(
                   markersize=5, linewidth=1.1, label=_label(name))  # fmt: skip
     axes.plot([0], [line[0]["reward"]], color="black", marker="*", markersize=9, linestyle="",
               label="reference")  # fmt: skip
-    axes.set(xlabel="KL(policy || reference), nats", ylabel=reward)
+    for name in every.keys() - policies.keys():
+        axes.plot([], [], linestyle="", label=f"{_label(name)}: KL {_mean(every[name], 'kl'):.0f}")
+    axes.set_xscale("function", functions=(_root, _square))
+    axes.set(xlabel="KL(policy || reference), nats", ylabel=reward, xlim=(0, 1.02 * most))
     _save(figure, axes, path)
 
 
 def draw_curves(world: dict[str, Any], path: Path, *, beta: float) -> None:
     """Draw TDPO's Figure 3 (b) to (d): sequence KL of chosen and rejected, and their difference."""
-    figure, three = plt.subplots(1, 3, figsize=(7.2, 2.7), layout="constrained")
+    figure, three = plt.subplots(1, 3, figsize=(7.2, 3.0), layout="constrained")
     named = [f"dpo beta={beta}", "tdpo1", *(f"tdpo2 alpha={a}" for a in (0.1, 0.3, 0.5, 0.7))]
     for number, name in enumerate(named):
         points = world["policies"][name][0]["steps"]
@@ -104,7 +113,8 @@ def draw_curves(world: dict[str, Any], path: Path, *, beta: float) -> None:
         axes.set_title(title, fontsize=9)
         _plain(axes)
     three[0].set(ylabel="sequence KL, nats")
-    three[0].legend(frameon=False, fontsize=7)
+    figure.legend(*three[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3,
+                  loc="outside lower center")  # fmt: skip
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -187,6 +197,14 @@ def _means_by_beta(
         for own in groups.values()
     )  # fmt: skip
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _root(values: Any) -> Any:
+    return np.sqrt(np.maximum(values, 0.0))
+
+
+def _square(values: Any) -> Any:
+    return np.square(values)
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
