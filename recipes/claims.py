@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from paired import Difference, at_kl, difference, verdict
+from paired import Difference, at_kl, difference, seeds_needed, verdict
 from worlds import World
 
 
@@ -23,8 +23,11 @@ class Claim:
     command: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields by name, with the verdict."""
-        return asdict(self) | {"verdict": verdict(self.effect, at_least=self.at_least)}
+        """Return the fields by name, with the verdict and the seeds that would give one."""
+        return asdict(self) | {
+            "verdict": verdict(self.effect, at_least=self.at_least),
+            "seeds_needed": seeds_needed(self.effect.mean - self.at_least, self.effect.spread),
+        }
 
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -76,8 +79,8 @@ def more_reward(
 def negative(found: Difference) -> Difference:
     """Return the difference the other way round."""
     return Difference(
-        mean=-found.mean, low=-found.high, high=-found.low, num_seeds=found.num_seeds,
-        seeds_needed=found.seeds_needed,
+        mean=-found.mean, low=-found.high, high=-found.low, spread=found.spread,
+        num_seeds=found.num_seeds,
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def claims_table(results: dict[str, Results]) -> Iterator[str]:
             for each in results.get(name, {}).get(world, {}).get("claims", ()):
                 effect = each["effect"]
                 bound = f", at least {show(each['at_least'])}" if each["at_least"] else ""
-                needed = NONE if "told" not in each["verdict"] else str(effect["seeds_needed"])
+                needed = NONE if "told" not in each["verdict"] else str(each["seeds_needed"])
                 yield (
                     f"| {each['claim']} | {each['source']} | {each['world']} | "
                     f"{show(effect['mean'])} ({each['measure']}{bound}) | "

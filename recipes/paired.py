@@ -20,9 +20,9 @@ class Difference:
     mean: float
     low: float
     high: float
+    spread: float
+    """Standard deviation of a seed's difference."""
     num_seeds: int
-    seeds_needed: int | None
-    """Seeds with which an effect of this size would show; None if it is 0."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -60,8 +60,8 @@ def difference(ours: Sequence[float], theirs: Sequence[float] | None = None) -> 
     share = normal_below(-math.sqrt(n / (n - 1)) * student_quantile(n - 1))
     low, high = np.quantile(means, (share, 1 - share))
     return Difference(
-        mean=float(values.mean()), low=float(low), high=float(high), num_seeds=n,
-        seeds_needed=seeds_needed(float(values.mean()), float(values.std(ddof=1))),
+        mean=float(values.mean()), low=float(low), high=float(high),
+        spread=float(values.std(ddof=1)), num_seeds=n,
     )  # fmt: skip
 
 

@@ -44,6 +44,9 @@ class Method:
     pairs_per_step: int | None = None
 
 
+MOST_COMMITS = 500
+"""Each evaluation adds some; reading more of them takes longer than a small policy's steps."""
+
 Row = dict[str, Any]
 
 
@@ -254,6 +257,9 @@ def convergence(curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def run_all(world: World, jobs: Iterable[Callable[[], Row]]) -> list[Row]:
     """Do jobs, several at a time; each is its own process's and resumes by itself."""
     jobs = list(jobs)
+    commits = world.session.store / "commits"
+    if commits.exists() and len(list(commits.iterdir())) > MOST_COMMITS:
+        world.session.offpref("store", "compact", world.session.store)
     if num_workers() == 1 or len(jobs) == 1:
         return [job() for job in jobs]
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork

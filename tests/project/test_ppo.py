@@ -265,7 +265,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in given.prompts))
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    environment = os.environ | {"PPO_TEST_KILL": "1", "PYTHONPATH": str(recipes.folder)}
+    paths = os.pathsep.join(map(str, (recipes.folder, RECIPES)))  # `make test` has safe paths on
+    environment = os.environ | {"PPO_TEST_KILL": "1", "PYTHONPATH": paths}
     command = [
         sys.executable, RECIPES / "ppo.py", reference, killed, "--prompts", prompts,
         "--reward", "score=python:ppo_test_rewards:killed_in_step_4", "--beta", "1",

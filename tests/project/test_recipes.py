@@ -63,6 +63,10 @@ def test_verdicts_of_the_page_are_those_of_its_numbers() -> None:
                 assert claim["verdict"] == paired.verdict(effect, at_least=claim["at_least"])
                 assert effect.low <= effect.mean <= effect.high
                 assert effect.num_seeds == results["num_seeds"]
+                distance = effect.mean - claim["at_least"]
+                # The page's numbers have six digits.
+                needed = paired.seeds_needed(distance, effect.spread)
+                assert claim["seeds_needed"] == pytest.approx(needed, rel=1e-3, abs=1)
                 seen += 1
     assert seen > 10
 
@@ -135,7 +139,7 @@ def test_an_interval_holds_what_it_promises_with_five_seeds() -> None:
 )
 def test_a_verdict_follows_from_the_interval(low: float, high: float, words: str) -> None:
     paired = recipe("paired")
-    found = paired.Difference(mean=0.1, low=low, high=high, num_seeds=5, seeds_needed=9)
+    found = paired.Difference(mean=0.1, low=low, high=high, spread=0.4, num_seeds=5)
 
     assert paired.verdict(found, at_least=0.1) == words
 
