@@ -78,7 +78,7 @@ def rloo(world: World, beta: float, seed: int) -> Row:
         prompts = train_prompts(world)
         settings = RLOOSettings(
             model=world.reference, prompts=prompts, beta=beta, seed=seed,
-            rewards=(RewardTerm(name, world.sources[name], world.judgement),),
+            rewards=(RewardTerm(name=name, source=world.sources[name], weight=world.judgement),),
             num_steps=min(PPO_STEPS, world.num_steps), samples_per_step=SAMPLES_PER_STEP,
             max_new_tokens=world.max_new_tokens,
         )  # fmt: skip

@@ -52,7 +52,8 @@ def _ppo_policy(
             model=world.reference, prompts=train_prompts(world), beta=beta, seed=seed,
             num_steps=min(PPO_STEPS, world.num_steps), samples_per_step=SAMPLES_PER_STEP,
             max_new_tokens=world.max_new_tokens,
-            rewards=tuple(RewardTerm(each, found[each], value) for each, value in weights.items()),
+            rewards=tuple(RewardTerm(name=each, source=found[each], weight=value)
+                for each, value in weights.items()),
         )  # fmt: skip
         print(f"PPO: {output.name}", flush=True)
         record = train_ppo(settings, output)
