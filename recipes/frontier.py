@@ -10,6 +10,7 @@ can be held to them. With --movies, likewise on movie reviews: Figure 2 of the D
 from pathlib import Path
 from typing import Any
 
+import movies
 from claims import Claim, Rows, in_world, more_reward, negative, values
 from optimum import best, frontier
 from paired import at_kl, difference
@@ -154,9 +155,9 @@ def claims(world: World, found: dict[str, Any]) -> list[Claim]:
         ("TDPO2's KL falls with alpha (0.1 to 0.7)", low, high),
         ("TDPO1 keeps a smaller KL than DPO", plain, "tdpo1"),
     ):
-        for name, measure in (("on_policy_forward_kl", "sequence KL, nats"),):
-            effect = difference(values(rows[ours], name), values(rows[theirs], name))
-            listed.append(claim(text, f"{tdpo_paper} (b), (c)", measure, effect))
+        name = "on_policy_forward_kl"
+        effect = difference(values(rows[ours], name), values(rows[theirs], name))
+        listed.append(claim(text, f"{tdpo_paper} (b), (c)", "sequence KL, nats", effect))
     for ours in ("tdpo1", "tdpo2 alpha=0.5"):
         for text, name in (("is more accurate than DPO", "accuracy"),
                            ("has more entropy than DPO", "entropy")):  # fmt: skip
@@ -222,6 +223,7 @@ def main() -> None:
     setting = SETTINGS[given.setting]
     outlines = [small_outline(world_folder(given, "small"), setting)]
     if given.movies:
+        movies.check_files(given.movies)
         outlines.append(movie_outline(world_folder(given, "movies"), setting))
     if not say_plan(given, [plan(each, methods(each)) for each in outlines]):
         return

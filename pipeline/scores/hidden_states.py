@@ -29,6 +29,7 @@ from offpref.stores.store import Store
 NUM_THREADS = 2
 SMALL_ROW_BYTES = 16 * 2**10
 """Reading a row of its own takes longer than copying so much; rows no larger are read together."""
+WIDEST = 8  # bytes of a float64
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -74,23 +75,18 @@ class HiddenReader:
         Raises:
             StoreError: If a row is missing, or is not of its sequence's length and head's size.
         """
-        first = self._row(keys[:1])
-        dtype = first[1]
+        is_small = max(lengths, default=0) * self._hidden_size * WIDEST <= SMALL_ROW_BYTES
+        known = _values(self._rows.rows(key_array(keys if is_small else keys[:1])))
+        dtype = known[0][1]
         if dtype not in DTYPES:
             raise StoreError(f"expected hidden states as {', '.join(DTYPES)}, found {dtype!r}")
         shape = (sum(lengths), self._hidden_size)
         buffer = _buffer(shape, DTYPES[dtype], is_pinned=is_pinned)
         target = buffer.view(torch.uint8).numpy()
         ends = np.cumsum(lengths)
-        width = self._hidden_size * DTYPES[dtype].itemsize
-        is_small = max(lengths, default=0) * width <= SMALL_ROW_BYTES
-        together = _values(self._rows.rows(key_array(keys))) if is_small else None
 
         def copy(i: int) -> None:
-            if together is not None:
-                values, found = together[i]
-            else:
-                values, found = self._row(keys[i : i + 1]) if i else first
+            values, found = known[i] if i < len(known) else self._row(keys[i : i + 1])
             place = target[ends[i] - lengths[i] : ends[i]]
             if found != dtype or len(values) != place.size:
                 raise StoreError(
@@ -100,11 +96,7 @@ class HiddenReader:
                 )
             place.reshape(-1)[:] = values
 
-        if is_small:
-            for i in range(len(keys)):
-                copy(i)
-        else:
-            list(self._pool.map(copy, range(len(keys))))
+        list((map if is_small else self._pool.map)(copy, range(len(keys))))
         return buffer
 
     def _row(self, key: Keys) -> tuple[NDArray[np.uint8], str]:

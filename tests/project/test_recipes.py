@@ -286,8 +286,8 @@ def test_movie_reviews_are_read_where_they_lie_and_judged(tmp_path: Path) -> Non
     low, high = judge.positive(["an awful film", "a lovely film"])
     assert 0 < low < 0.5 < high < 1
     (data / "sst2_test.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"found no sst2_test\.csv"):
-        movies.files_of(data)
+    with pytest.raises(SystemExit, match=r"found no sst2_test\.csv"):
+        movies.check_files(data)
 
 
 def test_a_judge_whose_weights_were_exchanged_is_refused(tmp_path: Path) -> None:
